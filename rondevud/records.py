@@ -70,12 +70,12 @@ class Stamp:
 
 
 class Removal(NamedTuple):
-    """Numbers ``first … next - 1`` will not come; `count` is how many messages that were, None where nobody knows."""
+    """Numbers ``first … next - 1`` will not come; `messages` is how many messages that were, None where nobody knows."""
 
     first: int
     next: int
     reason: Reason
-    count: int | None
+    messages: int | None
 
 
 class OutMessage(NamedTuple):
@@ -87,12 +87,12 @@ OutItem: TypeAlias = OutMessage | Removal
 
 
 class ProducerRange(NamedTuple):
-    """Numbers ``first … last`` of one producer (its own numbers), `count` messages of them."""
+    """Numbers ``first … last`` of one producer (its own numbers), `messages` messages of them."""
 
     producer: int
     first: int
     last: int
-    count: int
+    messages: int
 
 
 class Removed(NamedTuple):
@@ -101,7 +101,7 @@ class Removed(NamedTuple):
     first: int
     next: int
     reason: Reason
-    count: int
+    messages: int
     size: int
     """Payload bytes."""
     producers: tuple[ProducerRange, ...]
@@ -353,7 +353,7 @@ class Put(Operation[PutResult]):
 class Acknowledged(NamedTuple):
     acked: int
     """The channel's ``acked`` now; less than asked for when `more`."""
-    count: int
+    messages: int
     size: int
     producers: tuple[ProducerRange, ...]
     more: bool
@@ -490,14 +490,14 @@ class ReadIn(Operation[InPage]):
 
 
 class InRemoved(NamedTuple):
-    count: int
+    messages: int
     size: int
     more: bool
 
 
 @dataclass(frozen=True, slots=True)
 class AckIn(Operation[InRemoved]):
-    """Delete the inbox's rows below `upto_row`; `count` and `size` are what left the counts of the channel."""
+    """Delete the inbox's rows below `upto_row`; `messages` and `size` are what left the counts of the channel."""
 
     channel: int
     upto_row: int
