@@ -1,0 +1,690 @@
+"""The configuration: one model per section of the TOML file, defaults in the models, unknown keys refused.
+
+Durations are seconds, sizes bytes. A *limit* is a number from 1 on (or a positive number of seconds); ``0`` and
+``"unlimited"`` lift it and stand in the models as `math.inf`, so that `None` can mean "not set". The resolved records
+(`Limits`, `InboxLimits`, `Reconnect`) have no unset values any more; there `None` means unlimited, as in the store.
+
+`load` reads a file; `connection_options`, `service_options` and `channel_options` judge by the same rules what a program
+sends over the socket. All of them raise `ConfigError`, whose text has one line per mistake.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    Strict,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from rondevud.config_text import Location, Problem, near_miss, render, shown
+from rondevud.errors import ConfigError
+from rondevud.records import Durability
+
+MAX_MESSAGE = 16 * 1024 * 1024
+"""Bytes of one message, unless configured (design: the link's rule 8)."""
+
+MAX_QUEUE_BYTES = 256 * 1024 * 1024
+"""Bytes of an outbox, unless configured. Also in memory, where the seed had no bound but the machine."""
+
+_SECRETS = frozenset({"credential"})
+
+
+# --- values --------------------------------------------------------------------------------------------------------
+
+
+def _refuse(text: str) -> PydanticCustomError:
+    # The braces of a value are not a template of pydantic's.
+    return PydanticCustomError("expected", "{text}", {"text": text})
+
+
+def _count_limit(value: Any) -> int | float:
+    if value in ("unlimited", math.inf) or (type(value) is int and value == 0):
+        return math.inf
+    if type(value) is not int or value < 0:
+        raise _refuse('expected a whole number from 1 on, or 0 or "unlimited" for no limit')
+    return value
+
+
+def _seconds_limit(value: Any) -> float:
+    if value in ("unlimited", math.inf):
+        return math.inf
+    if type(value) not in {int, float} or not value >= 0:
+        raise _refuse('expected a positive number of seconds, or 0 or "unlimited" for no limit')
+    return float(value) or math.inf
+
+
+def _seconds(value: Any) -> float:
+    if type(value) not in {int, float} or not 0 < value < math.inf:
+        raise _refuse("expected a positive number of seconds")
+    return float(value)
+
+
+def _not_yet(what: str = "") -> BeforeValidator:
+    """For keys that a later version will know: any value is refused by name."""
+
+    def check(value: Any) -> Any:
+        if value is not None:
+            raise _refuse(f"{what or 'this key'} is not in this version")
+        return value
+
+    return BeforeValidator(check)
+
+
+def _without(*values: str) -> BeforeValidator:
+    """For values that a later version will know: they are refused by name."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, str) and value in values:
+            raise _refuse(f'"{value}" is not in this version')
+        return value
+
+    return BeforeValidator(check)
+
+
+def _matching(pattern: str, expectation: str) -> AfterValidator:
+    compiled = re.compile(pattern)
+
+    def check(value: str) -> str:
+        if not compiled.fullmatch(value):
+            raise _refuse(f"expected {expectation}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _ordered(value: Any) -> Any:
+    if value is False:
+        raise _refuse("an unordered channel is not in this version")
+    return value
+
+
+def _path(value: Any) -> Path:
+    if isinstance(value, str) and value and "\0" not in value:
+        path = Path(value)
+        try:
+            path = path.expanduser()
+        except RuntimeError as error:
+            raise _refuse(f"no home directory known for {shown(value)}") from error
+        if path.is_absolute():
+            return path
+    raise _refuse("expected an absolute path, or one that begins with ~/")
+
+
+def _octal_mode(value: Any) -> int:
+    if isinstance(value, str) and re.fullmatch(r"0?[0-7]{3}", value):
+        return int(value, 8)
+    raise _refuse('expected the mode as octal text, such as "0660"')
+
+
+def _label(value: str) -> str:
+    if not 1 <= len(value.encode("utf-8", "surrogatepass")) <= 255:
+        raise _refuse("expected a label of 1 to 255 bytes of UTF-8")
+    if value.startswith("rondevu"):
+        raise _refuse('labels that begin with "rondevu" are reserved')
+    return value
+
+
+def _connection_name(value: str) -> str:
+    if not 1 <= len(value) <= 255 or not value.isprintable():
+        raise _refuse("expected a name of 1 to 255 printable characters")
+    if re.fullmatch(r"conn-[0-9a-f]{16}", value):
+        raise _refuse("expected a name that does not look like a connection id (conn- and 16 hex digits)")
+    if value.startswith("service:"):
+        raise _refuse('expected a name that does not begin with "service:", which names services')
+    return value
+
+
+def _json_value(value: Any) -> Any:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise _refuse("expected a value that JSON can carry (no dates, no nan)") from error
+    return value
+
+
+def _url(value: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", value):
+        raise _refuse("expected a URL such as https://signalling.example.org")
+    return value.rstrip("/")
+
+
+def _listen(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    if not host or not re.fullmatch(r"\d{1,5}", port) or int(port) > 65535:
+        raise _refuse('expected HOST:PORT such as "127.0.0.1:3000" or "[::1]:3000"')
+    return value
+
+
+def _rendezvous_store(value: str) -> str:
+    if value.startswith(("postgresql:", "postgres:")):
+        raise _refuse("a postgresql: store is not in this version")
+    if value not in {"sqlite", "memory"} and not re.fullmatch(r"sqlite:.+", value):
+        raise _refuse('expected "sqlite" (a file in the state directory), "sqlite:PATH" or "memory"')
+    return value
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _table_of(key: str) -> BeforeValidator:
+    """A text in place of a table stands for the table's one necessary key."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+
+
+Text: TypeAlias = Annotated[str, Strict()]
+Flag: TypeAlias = Annotated[bool, Strict()]
+Number: TypeAlias = Annotated[float, Strict()]
+Whole: TypeAlias = Annotated[int, Strict()]
+Seconds: TypeAlias = Annotated[float, PlainValidator(_seconds)]
+CountLimit: TypeAlias = Annotated[int | float, PlainValidator(_count_limit)]
+SecondsLimit: TypeAlias = Annotated[float, PlainValidator(_seconds_limit)]
+AbsolutePath: TypeAlias = Annotated[Path, PlainValidator(_path)]
+Label: TypeAlias = Annotated[Text, AfterValidator(_label)]
+Peer: TypeAlias = Annotated[Literal["auto", "link"], _without("plain")]
+Overflow: TypeAlias = Literal["drop_oldest", "reject", "block"]
+Username: TypeAlias = Annotated[
+    Text,
+    _matching(
+        r"[a-z0-9][a-z0-9-]{1,30}[a-z0-9]",
+        "a user name: 3 to 32 of a-z, 0-9 and dashes, with no dash at either end",
+    ),
+]
+Fqn: TypeAlias = Annotated[
+    Text,
+    _matching(
+        r"(?=[^@]{3,128}@)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)+"
+        r"@[0-9]+\.[0-9]+\.[0-9]+(-[a-z0-9.-]+)?",
+        "NAME@VERSION such as com.example.chat@1.0.0 (a name of two labels at least, a version of three numbers)",
+    ),
+]
+Uuid: TypeAlias = Annotated[
+    Text,
+    AfterValidator(str.lower),
+    _matching(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "a UUID such as 5f0c1b9e-7f3f-4a77-9a44-2f9d4fbd9c1d"),
+]
+
+
+# --- sections ------------------------------------------------------------------------------------------------------
+
+
+class Section(BaseModel):
+    """Base of all sections: unchangeable, and strict about its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class DaemonConfig(Section):
+    """``[daemon]``. Paths that are not set follow `default_paths`."""
+
+    state_dir: AbsolutePath | None = None
+    socket: AbsolutePath | None = None
+    socket_mode: Annotated[int, PlainValidator(_octal_mode)] = 0o600
+    socket_group: Text | None = None
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    max_message: Annotated[Whole, Field(ge=1024, le=256 * 1024 * 1024)] = MAX_MESSAGE
+
+
+class SignallingConfig(Section):
+    """``[signalling]``. Without `url` only the embedded server can be meant."""
+
+    url: Annotated[Text, AfterValidator(_url)] | None = None
+    protocol: Annotated[Literal["auto", "rest"], _without("rpc")] = "auto"
+    request_timeout: Seconds = 10.0
+
+
+class RendezvousConfig(Section):
+    """``[rendezvous]``: the embedded signalling server."""
+
+    enabled: Flag = False
+    listen: Annotated[Text, AfterValidator(_listen)] = "127.0.0.1:3000"
+    store: Annotated[Text, AfterValidator(_rendezvous_store)] = "sqlite"
+
+
+class IceServerConfig(Section):
+    """A STUN or TURN server; the credential appears in no text about it."""
+
+    urls: Annotated[
+        tuple[
+            Annotated[Text, _matching(r"(stuns?|turns?):[^\s@]+", "a URL such as stun:HOST:PORT or turn:HOST:PORT")],
+            ...,
+        ],
+        BeforeValidator(_as_list),
+        Field(min_length=1),
+    ]
+    username: Text | None = None
+    credential: Annotated[Text | None, Field(repr=False)] = None
+
+    @model_validator(mode="after")
+    def _turn_needs_credentials(self) -> IceServerConfig:
+        if any(url.startswith("turn") for url in self.urls) and not (self.username and self.credential):
+            raise _refuse('a turn: server needs "username" and "credential"')
+        return self
+
+
+class TransportConfig(Section):
+    """``[transport]``. No STUN server is asked unless `ice_servers` names one."""
+
+    engine: Annotated[Literal["auto", "aiortc"], _without("libdatachannel")] = "auto"
+    ice_servers: tuple[Annotated[IceServerConfig, _table_of("urls")], ...] = ()
+    port_range: Annotated[None, _not_yet("a port range (the engine aiortc has none)")] = None
+
+
+class QueueConfig(Section):
+    """``[queue]``, and the `queue` table of a service or connection. `None`: the default of the channel's kind."""
+
+    durability: Durability = Durability.DISK
+    max_queue_size: CountLimit | None = None
+    max_queue_bytes: CountLimit | None = None
+    max_message_age: SecondsLimit | None = None
+    overflow: Overflow | None = None
+    inbox_size: CountLimit = 10_000
+    inbox_bytes: CountLimit = math.inf
+    inbox_max_age: SecondsLimit = math.inf
+
+
+class ReconnectConfig(Section):
+    """``[reconnect]``, and the `reconnect` table of a service or connection."""
+
+    max_attempts: CountLimit | None = None
+    """`None`: see `resolve_reconnect`."""
+    backoff_base: Seconds = 1.0
+    backoff_max: Seconds = 30.0
+    jitter: Annotated[Number, Field(ge=0, le=1)] = 0.2
+    connection_timeout: Seconds = 30.0
+    heartbeat: Seconds = 1.0
+
+
+class AccessConfig(Section):
+    """``[access]``. Now: the daemon's own user and root may do everything, nobody else anything."""
+
+    rules: Annotated[None, _not_yet("access rules")] = None
+
+
+class MetricsConfig(Section):
+    """``[metrics]``."""
+
+    listen: Annotated[None, _not_yet("metrics over HTTP")] = None
+
+
+class ChannelOptions(QueueConfig):
+    """Options of one channel: its reliability and the keys of ``[queue]``."""
+
+    ordered: Annotated[Flag, BeforeValidator(_ordered)] = True
+    max_retransmits: Annotated[None, _not_yet("an unreliable channel")] = None
+    max_packet_life_time: Annotated[None, _not_yet("an unreliable channel")] = None
+
+
+class ChannelConfig(ChannelOptions):
+    """An entry of `channels`: a label, or a table with the label and its options."""
+
+    label: Label
+
+
+class ConnectionOptions(Section):
+    """What may be said about a connection besides its name and target."""
+
+    peer: Peer = "auto"
+    channels: tuple[Annotated[ChannelConfig, _table_of("label")], ...] = ()
+    queue: QueueConfig = QueueConfig()
+    reconnect: ReconnectConfig = ReconnectConfig()
+
+
+class ConnectionConfig(ConnectionOptions):
+    """``[[connection]]``. `name` is USER/FQN or uuid/UUID when it was not given."""
+
+    name: Annotated[Text, AfterValidator(_connection_name)]
+    username: Username | None = None
+    fqn: Fqn | None = None
+    uuid: Uuid | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_unnamed(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or data.get("name") is not None:
+            return data
+        target = f"uuid/{data['uuid']}" if "uuid" in data else f"{data.get('username')}/{data.get('fqn')}"
+        return {**data, "name": target.lower()}
+
+    @model_validator(mode="after")
+    def _one_target(self) -> ConnectionConfig:
+        by_name = (self.username is not None, self.fqn is not None)
+        if any(by_name) == (self.uuid is not None) or any(by_name) != all(by_name):
+            raise _refuse('expected either "username" and "fqn", or "uuid"')
+        return self
+
+
+class ServiceOptions(Section):
+    """What may be said about a service besides its name."""
+
+    public: Flag = False
+    metadata: Annotated[Any, AfterValidator(_json_value)] = None
+    ttl: Seconds = 300.0
+    ttl_refresh_margin: Annotated[Number, Field(gt=0, lt=1)] = 0.2
+    """Share of the TTL that is left when it is refreshed: 0.2 refreshes at 80 %."""
+    pool_size: Annotated[Whole, Field(ge=1, le=100)] = 1
+    """A signalling server takes at most 100 offers in one request."""
+    polling_interval: Seconds = 2.0
+    session_expiry: SecondsLimit = 7 * 24 * 3600.0
+    peer: Peer = "auto"
+    max_connections: CountLimit = 100
+    max_sessions: CountLimit = 1_000
+    max_channels: CountLimit = 64
+    queue: QueueConfig = QueueConfig()
+    reconnect: ReconnectConfig = ReconnectConfig()
+
+
+class ServiceConfig(ServiceOptions):
+    """``[[service]]``."""
+
+    username: Username
+    fqn: Fqn
+
+    @property
+    def name(self) -> str:
+        return f"{self.username}/{self.fqn}"
+
+
+class Config(Section):
+    """The whole file."""
+
+    daemon: DaemonConfig = DaemonConfig()
+    signalling: SignallingConfig = SignallingConfig()
+    rendezvous: RendezvousConfig = RendezvousConfig()
+    transport: TransportConfig = TransportConfig()
+    queue: QueueConfig = QueueConfig()
+    reconnect: ReconnectConfig = ReconnectConfig()
+    access: AccessConfig = AccessConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    services: Annotated[tuple[ServiceConfig, ...], Field(alias="service")] = ()
+    connections: Annotated[tuple[ConnectionConfig, ...], Field(alias="connection")] = ()
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+Model = TypeVar("Model", bound=Section)
+
+
+def load(path: Path | None) -> Config:
+    """The configuration in that file; without one, the defaults. Raises `ConfigError` with all that is wrong."""
+    if path is None:
+        return Config()
+    try:
+        text = path.read_bytes().decode()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    return parse(text, str(path))
+
+
+def parse(text: str, source: str) -> Config:
+    """The configuration in that TOML text; `source` names it in the `ConfigError`."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        what, line = _syntax_error(str(error), text)
+        raise ConfigError(f"{source}:{line}: not valid TOML: {what}") from error
+    config = _validate(Config, data, source, text)
+    if problems := _judge_whole(config):
+        raise ConfigError(render(problems, source, text))
+    return config
+
+
+def connection_options(data: Mapping[str, Any]) -> ConnectionOptions:
+    return _validate(ConnectionOptions, data, "options")
+
+
+def service_options(data: Mapping[str, Any]) -> ServiceOptions:
+    return _validate(ServiceOptions, data, "options")
+
+
+def channel_options(data: Mapping[str, Any]) -> ChannelOptions:
+    return _validate(ChannelOptions, data, "options")
+
+
+def connection_declaration(data: Mapping[str, Any]) -> ConnectionConfig:
+    """A whole ``[[connection]]`` from a map: options, target and perhaps the name."""
+    return _validate(ConnectionConfig, data, "connection")
+
+
+def service_declaration(data: Mapping[str, Any]) -> ServiceConfig:
+    """A whole ``[[service]]`` from a map."""
+    return _validate(ServiceConfig, data, "service")
+
+
+def _validate(model: type[Model], data: Mapping[str, Any], source: str, toml: str = "") -> Model:
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        problems = [_problem(model, details) for details in error.errors(include_url=False)]
+        raise ConfigError(render(problems, source, toml)) from None
+
+
+def _syntax_error(message: str, text: str) -> tuple[str, int]:
+    """Text and line of a message of tomllib's, which ends in ``(at line L, column C)`` or ``(at end of document)``."""
+    place = re.search(r" \(at line (\d+), column (\d+)\)", message)
+    if place is None:
+        return message, text.count("\n") + 1
+    return message.replace(place[0], f" (column {place[2]})"), int(place[1])
+
+
+def _judge_whole(config: Config) -> list[Problem]:
+    """What no section can see by itself."""
+    problems: list[Problem] = []
+    for kind, names in (
+        ("service", [service.name for service in config.services]),
+        ("connection", [connection.name for connection in config.connections]),
+    ):
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                text = f"{shown(name)} stands in the file twice, first as {kind}[{names.index(name)}]"
+                problems.append(Problem((kind, index), text))
+    for index, connection in enumerate(config.connections):
+        labels = [channel.label for channel in connection.channels]
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        place = ("connection", index, "channels")
+        problems.extend(Problem(place, f"the label {shown(label)} stands here twice") for label in twice)
+    if (config.services or config.connections) and config.signalling.url is None and not config.rendezvous.enabled:
+        text = "missing: services and connections need a signalling server ([rendezvous] enabled = true embeds one)"
+        problems.append(Problem(("signalling", "url"), text))
+    return problems
+
+
+# --- mistakes in words ---------------------------------------------------------------------------------------------
+
+_KINDS = {
+    "bool_type": "true or false",
+    "string_type": "text",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "model_type": "a table",
+    "model_attributes_type": "a table",
+    "tuple_type": "a list",
+    "greater_than": "a number above {gt}",
+    "greater_than_equal": "a number from {ge} on",
+    "less_than": "a number below {lt}",
+    "less_than_equal": "a number up to {le}",
+    "too_short": "a list of {min_length} at least",
+}
+
+
+def _problem(model: type[Section], details: ErrorDetails) -> Problem:
+    location: Location = details["loc"]
+    kind, context, value = details["type"], details.get("ctx", {}), details["input"]
+    if kind == "extra_forbidden":
+        return Problem(location, "unknown key" + near_miss(str(location[-1]), _keys_at(model, location[:-1])))
+    if kind == "missing":
+        return Problem(location, "missing")
+    if kind == "expected":
+        text = details["msg"]
+    elif kind in {"literal_error", "enum"}:
+        text = "expected " + context["expected"].replace("'", '"')
+    elif kind in _KINDS:
+        text = "expected " + _KINDS[kind].format(**context)
+    else:
+        text = details["msg"]
+    secret = bool(_SECRETS.intersection(location))
+    # A mistake of a whole table speaks for itself: nothing to show but "a table".
+    found = "" if secret or (kind == "expected" and isinstance(value, Mapping)) else f", found {shown(value)}"
+    return Problem(location, text + (found if text.startswith("expected") else ""))
+
+
+def _keys_at(model: type[Section], location: Location) -> list[str]:
+    """The keys that the table at `location` may have."""
+    current: type[Section] | None = model
+    for part in location:
+        if isinstance(part, int) or current is None:
+            continue
+        fields = {field.alias or name: field for name, field in current.model_fields.items()}
+        current = _section_in(fields[part].annotation) if part in fields else None
+    return [] if current is None else [field.alias or name for name, field in current.model_fields.items()]
+
+
+def _section_in(annotation: Any) -> type[Section] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section_in(part)) is not None), None)
+
+
+# --- what holds in the end -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits of one outbox; `None` = unlimited."""
+
+    max_count: int | None
+    max_bytes: int | None
+    max_age: float | None
+    overflow: Overflow
+
+
+@dataclass(frozen=True, slots=True)
+class InboxLimits:
+    """Limits of one inbox; `None` = unlimited."""
+
+    max_count: int | None
+    max_bytes: int | None
+    max_age: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reconnect:
+    """How a connection comes back. `None` attempts = it never gives up."""
+
+    attempts_until_contact: int | None
+    attempts: int | None
+    backoff_base: float
+    backoff_max: float
+    jitter: float
+    connection_timeout: float
+    heartbeat: float
+
+
+Table = TypeVar("Table", QueueConfig, ReconnectConfig)
+
+
+def merge(table: Table, *overrides: Table) -> Table:
+    """`table` with the keys that were given in the overrides, the last one winning. Other keys of theirs are ignored."""
+    known = type(table).model_fields
+    given = {key: getattr(other, key) for other in overrides for key in other.model_fields_set if key in known}
+    return table.model_copy(update=given)
+
+
+def queue_limits(
+    queue: QueueConfig, *overrides: QueueConfig, durability: Durability | None = None, plain: bool = False
+) -> Limits:
+    """The limits of an outbox under the global table and its overrides (service or connection, then channel).
+
+    Limits that nobody set are those of the kind: on a link with durability `disk` only the bytes are limited and what
+    does not fit is rejected; with `memory`, and towards `plain` peers, 1,000 messages of at most 60 s, oldest dropped.
+    `durability` is the channel's own; `None` takes it from the tables.
+    """
+    merged = merge(queue, *overrides)
+    on_disk = (durability or merged.durability) is Durability.DISK and not plain
+    count = merged.max_queue_size or (math.inf if on_disk else 1_000)
+    age = merged.max_message_age or (math.inf if on_disk else 60.0)
+    return Limits(
+        max_count=_whole(count),
+        max_bytes=_whole(merged.max_queue_bytes or MAX_QUEUE_BYTES),
+        max_age=None if age == math.inf else age,
+        overflow=merged.overflow or ("reject" if on_disk else "drop_oldest"),
+    )
+
+
+def inbox_limits(queue: QueueConfig, *overrides: QueueConfig) -> InboxLimits:
+    """The limits of an inbox of a link. (A plain peer's inbox has the limits of its queue: `queue_limits`.)"""
+    merged = merge(queue, *overrides)
+    age = merged.inbox_max_age
+    return InboxLimits(_whole(merged.inbox_size), _whole(merged.inbox_bytes), None if age == math.inf else age)
+
+
+def resolve_reconnect(reconnect: ReconnectConfig, *overrides: ReconnectConfig, in_file: bool) -> Reconnect:
+    """How a connection comes back under the global table and its own.
+
+    Attempts that nobody set: without end once there has been a session, and from the beginning for a connection that
+    stands in the file; ten until the first contact for one made over the socket (a wrong name must fail).
+    """
+    merged = merge(reconnect, *overrides)
+    attempts = _whole(merged.max_attempts or math.inf)
+    first = 10 if merged.max_attempts is None and not in_file else attempts
+    return Reconnect(
+        attempts_until_contact=first,
+        attempts=attempts,
+        backoff_base=merged.backoff_base,
+        backoff_max=merged.backoff_max,
+        jitter=merged.jitter,
+        connection_timeout=merged.connection_timeout,
+        heartbeat=merged.heartbeat,
+    )
+
+
+def _whole(limit: float) -> int | None:
+    return None if limit == math.inf else int(limit)
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Where a daemon looks without options."""
+
+    config: Path
+    state_dir: Path
+    socket: Path
+
+
+def default_paths(environ: Mapping[str, str], uid: int) -> Paths:
+    """The paths for that environment and user. Relative XDG directories count as not set, as their specification says."""
+    root = uid == 0
+    home = Path(environ.get("HOME") or "/nonexistent")
+
+    def directory(variable: str, default: Path) -> Path:
+        value = Path(environ.get(variable, ""))
+        return value if value.is_absolute() else default
+
+    config = Path("/etc") if root else directory("XDG_CONFIG_HOME", home / ".config")
+    state = Path("/var/lib") if root else directory("XDG_STATE_HOME", home / ".local/state")
+    runtime = Path("/run/rondevud") if root else directory("XDG_RUNTIME_DIR", Path(f"/run/user/{uid}"))
+    given = environ.get("STATE_DIRECTORY", "").split(":")[0]  # systemd separates several by colons
+    return Paths(
+        config=config / "rondevud" / "config.toml",
+        state_dir=Path(given) if given else state / "rondevud",
+        socket=runtime / "rondevud.sock",
+    )
