@@ -20,7 +20,6 @@ from rondevud.events import EventBus, Scope
 
 Data: TypeAlias = dict[str, Any]
 """A map that goes over the socket: text keys, values that msgpack can carry."""
-
 Payload: TypeAlias = str | bytes
 
 ReceiveMode: TypeAlias = Literal["exclusive", "observe"]
@@ -70,7 +69,14 @@ class Producer(Protocol):
 
         Never blocks and never raises. Numbers may jump, and numbers that were decided before are answered again in the
         same way and not stored again. Payloads are within `Channel.max_message`, `max_age` is positive seconds or None;
-        the listener may be called from within.
+        the listener may be called from within. The window is the socket's business, not the producer's.
+        """
+
+    def reject(self, first_seq: int, count: int, code: str, message: str) -> None:
+        """The socket refuses these numbers (beyond the window, a bad option, too large): they are spent.
+
+        In their place among what was sent: the listener hears `rejected` for each and an `accepted` that passes them, and
+        they are kept like the producer's own rejections, so that a client that lost its socket learns of them.
         """
 
     def close(self) -> None:
@@ -225,7 +231,8 @@ class House(Protocol):
 
     async def close_channel(self, target: str, label: str) -> Data: ...
 
-    async def queue(self, target: str, label: str) -> Data: ...
+    async def queue(self, target: str, label: str) -> Data:
+        """At least ``queue_size``, ``queue_bytes``, ``buffered_amount`` (sending), ``waiting``, ``waiting_bytes`` (inbox)."""
 
     async def purge(self, target: str, label: str, direction: Direction) -> Data: ...
 
