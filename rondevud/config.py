@@ -10,7 +10,6 @@ sends over the socket. All of them raise `ConfigError`, whose text has one line 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import tomllib
@@ -30,9 +29,9 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError
 
-from rondevud.config_text import Location, Problem, near_miss, render, shown
+from rondevud import config_values as values
+from rondevud.config_text import Location, Problem, problem_of, render, shown
 from rondevud.errors import ConfigError
 from rondevud.records import Durability
 
@@ -42,183 +41,24 @@ MAX_MESSAGE = 16 * 1024 * 1024
 MAX_QUEUE_BYTES = 256 * 1024 * 1024
 """Bytes of an outbox, unless configured. Also in memory, where the seed had no bound but the machine."""
 
-_SECRETS = frozenset({"credential"})
-
 
 # --- values --------------------------------------------------------------------------------------------------------
-
-
-def _refuse(text: str) -> PydanticCustomError:
-    # The braces of a value are not a template of pydantic's.
-    return PydanticCustomError("expected", "{text}", {"text": text})
-
-
-def _count_limit(value: Any) -> int | float:
-    if value in ("unlimited", math.inf) or (type(value) is int and value == 0):
-        return math.inf
-    if type(value) is not int or value < 0:
-        raise _refuse('expected a whole number from 1 on, or 0 or "unlimited" for no limit')
-    return value
-
-
-def _seconds_limit(value: Any) -> float:
-    if value in ("unlimited", math.inf):
-        return math.inf
-    if type(value) not in {int, float} or not value >= 0:
-        raise _refuse('expected a positive number of seconds, or 0 or "unlimited" for no limit')
-    return float(value) or math.inf
-
-
-def _seconds(value: Any) -> float:
-    if type(value) not in {int, float} or not 0 < value < math.inf:
-        raise _refuse("expected a positive number of seconds")
-    return float(value)
-
-
-def _not_yet(what: str = "") -> BeforeValidator:
-    """For keys that a later version will know: any value is refused by name."""
-
-    def check(value: Any) -> Any:
-        if value is not None:
-            raise _refuse(f"{what or 'this key'} is not in this version")
-        return value
-
-    return BeforeValidator(check)
-
-
-def _without(*values: str) -> BeforeValidator:
-    """For values that a later version will know: they are refused by name."""
-
-    def check(value: Any) -> Any:
-        if isinstance(value, str) and value in values:
-            raise _refuse(f'"{value}" is not in this version')
-        return value
-
-    return BeforeValidator(check)
-
-
-def _matching(pattern: str, expectation: str) -> AfterValidator:
-    compiled = re.compile(pattern)
-
-    def check(value: str) -> str:
-        if not compiled.fullmatch(value):
-            raise _refuse(f"expected {expectation}")
-        return value
-
-    return AfterValidator(check)
-
-
-def _ordered(value: Any) -> Any:
-    if value is False:
-        raise _refuse("an unordered channel is not in this version")
-    return value
-
-
-def _path(value: Any) -> Path:
-    if isinstance(value, str) and value and "\0" not in value:
-        path = Path(value)
-        try:
-            path = path.expanduser()
-        except RuntimeError as error:
-            raise _refuse(f"no home directory known for {shown(value)}") from error
-        if path.is_absolute():
-            return path
-    raise _refuse("expected an absolute path, or one that begins with ~/")
-
-
-def _octal_mode(value: Any) -> int:
-    if isinstance(value, str) and re.fullmatch(r"0?[0-7]{3}", value):
-        return int(value, 8)
-    raise _refuse('expected the mode as octal text, such as "0660"')
-
-
-def _label(value: str) -> str:
-    if not 1 <= len(value.encode("utf-8", "surrogatepass")) <= 255:
-        raise _refuse("expected a label of 1 to 255 bytes of UTF-8")
-    if value.startswith("rondevu"):
-        raise _refuse('labels that begin with "rondevu" are reserved')
-    return value
-
-
-def _connection_name(value: str) -> str:
-    if not 1 <= len(value) <= 255 or not value.isprintable():
-        raise _refuse("expected a name of 1 to 255 printable characters")
-    if re.fullmatch(r"conn-[0-9a-f]{16}", value):
-        raise _refuse("expected a name that does not look like a connection id (conn- and 16 hex digits)")
-    if value.startswith("service:"):
-        raise _refuse('expected a name that does not begin with "service:", which names services')
-    return value
-
-
-def _json_value(value: Any) -> Any:
-    try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise _refuse("expected a value that JSON can carry (no dates, no nan)") from error
-    return value
-
-
-def _url(value: str) -> str:
-    if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", value):
-        raise _refuse("expected a URL such as https://signalling.example.org")
-    return value.rstrip("/")
-
-
-def _listen(value: str) -> str:
-    host, _, port = value.rpartition(":")
-    if not host or not re.fullmatch(r"\d{1,5}", port) or int(port) > 65535:
-        raise _refuse('expected HOST:PORT such as "127.0.0.1:3000" or "[::1]:3000"')
-    return value
-
-
-def _rendezvous_store(value: str) -> str:
-    if value.startswith(("postgresql:", "postgres:")):
-        raise _refuse("a postgresql: store is not in this version")
-    if value not in {"sqlite", "memory"} and not re.fullmatch(r"sqlite:.+", value):
-        raise _refuse('expected "sqlite" (a file in the state directory), "sqlite:PATH" or "memory"')
-    return value
-
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-def _table_of(key: str) -> BeforeValidator:
-    """A text in place of a table stands for the table's one necessary key."""
-    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
-
 
 Text: TypeAlias = Annotated[str, Strict()]
 Flag: TypeAlias = Annotated[bool, Strict()]
 Number: TypeAlias = Annotated[float, Strict()]
 Whole: TypeAlias = Annotated[int, Strict()]
-Seconds: TypeAlias = Annotated[float, PlainValidator(_seconds)]
-CountLimit: TypeAlias = Annotated[int | float, PlainValidator(_count_limit)]
-SecondsLimit: TypeAlias = Annotated[float, PlainValidator(_seconds_limit)]
-AbsolutePath: TypeAlias = Annotated[Path, PlainValidator(_path)]
-Label: TypeAlias = Annotated[Text, AfterValidator(_label)]
-Peer: TypeAlias = Annotated[Literal["auto", "link"], _without("plain")]
+Seconds: TypeAlias = Annotated[float, PlainValidator(values.seconds)]
+CountLimit: TypeAlias = Annotated[int | float, PlainValidator(values.count_limit)]
+SecondsLimit: TypeAlias = Annotated[float, PlainValidator(values.seconds_limit)]
+AbsolutePath: TypeAlias = Annotated[Path, PlainValidator(values.absolute_path)]
+Label: TypeAlias = Annotated[Text, AfterValidator(values.label)]
+Peer: TypeAlias = Annotated[Literal["auto", "link"], BeforeValidator(values.without("plain"))]
 Overflow: TypeAlias = Literal["drop_oldest", "reject", "block"]
-Username: TypeAlias = Annotated[
-    Text,
-    _matching(
-        r"[a-z0-9][a-z0-9-]{1,30}[a-z0-9]",
-        "a user name: 3 to 32 of a-z, 0-9 and dashes, with no dash at either end",
-    ),
-]
-Fqn: TypeAlias = Annotated[
-    Text,
-    _matching(
-        r"(?=[^@]{3,128}@)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)+"
-        r"@[0-9]+\.[0-9]+\.[0-9]+(-[a-z0-9.-]+)?",
-        "NAME@VERSION such as com.example.chat@1.0.0 (a name of two labels at least, a version of three numbers)",
-    ),
-]
-Uuid: TypeAlias = Annotated[
-    Text,
-    AfterValidator(str.lower),
-    _matching(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "a UUID such as 5f0c1b9e-7f3f-4a77-9a44-2f9d4fbd9c1d"),
-]
+Username: TypeAlias = Annotated[Text, AfterValidator(values.username)]
+Fqn: TypeAlias = Annotated[Text, AfterValidator(values.fqn)]
+Uuid: TypeAlias = Annotated[Text, AfterValidator(str.lower), AfterValidator(values.uuid)]
+IceUrl: TypeAlias = Annotated[Text, AfterValidator(values.ice_url)]
 
 
 # --- sections ------------------------------------------------------------------------------------------------------
@@ -235,7 +75,7 @@ class DaemonConfig(Section):
 
     state_dir: AbsolutePath | None = None
     socket: AbsolutePath | None = None
-    socket_mode: Annotated[int, PlainValidator(_octal_mode)] = 0o600
+    socket_mode: Annotated[int, PlainValidator(values.octal_mode)] = 0o600
     socket_group: Text | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     max_message: Annotated[Whole, Field(ge=1024, le=256 * 1024 * 1024)] = MAX_MESSAGE
@@ -244,8 +84,8 @@ class DaemonConfig(Section):
 class SignallingConfig(Section):
     """``[signalling]``. Without `url` only the embedded server can be meant."""
 
-    url: Annotated[Text, AfterValidator(_url)] | None = None
-    protocol: Annotated[Literal["auto", "rest"], _without("rpc")] = "auto"
+    url: Annotated[Text, AfterValidator(values.url)] | None = None
+    protocol: Annotated[Literal["auto", "rest"], BeforeValidator(values.without("rpc"))] = "auto"
     request_timeout: Seconds = 10.0
 
 
@@ -253,37 +93,30 @@ class RendezvousConfig(Section):
     """``[rendezvous]``: the embedded signalling server."""
 
     enabled: Flag = False
-    listen: Annotated[Text, AfterValidator(_listen)] = "127.0.0.1:3000"
-    store: Annotated[Text, AfterValidator(_rendezvous_store)] = "sqlite"
+    listen: Annotated[Text, AfterValidator(values.listen)] = "127.0.0.1:3000"
+    store: Annotated[Text, AfterValidator(values.rendezvous_store)] = "sqlite"
 
 
 class IceServerConfig(Section):
     """A STUN or TURN server; the credential appears in no text about it."""
 
-    urls: Annotated[
-        tuple[
-            Annotated[Text, _matching(r"(stuns?|turns?):[^\s@]+", "a URL such as stun:HOST:PORT or turn:HOST:PORT")],
-            ...,
-        ],
-        BeforeValidator(_as_list),
-        Field(min_length=1),
-    ]
+    urls: Annotated[tuple[IceUrl, ...], BeforeValidator(values.listed), Field(min_length=1)]
     username: Text | None = None
     credential: Annotated[Text | None, Field(repr=False)] = None
 
     @model_validator(mode="after")
     def _turn_needs_credentials(self) -> IceServerConfig:
         if any(url.startswith("turn") for url in self.urls) and not (self.username and self.credential):
-            raise _refuse('a turn: server needs "username" and "credential"')
+            raise ValueError('a turn: server needs "username" and "credential"')
         return self
 
 
 class TransportConfig(Section):
     """``[transport]``. No STUN server is asked unless `ice_servers` names one."""
 
-    engine: Annotated[Literal["auto", "aiortc"], _without("libdatachannel")] = "auto"
-    ice_servers: tuple[Annotated[IceServerConfig, _table_of("urls")], ...] = ()
-    port_range: Annotated[None, _not_yet("a port range (the engine aiortc has none)")] = None
+    engine: Annotated[Literal["auto", "aiortc"], BeforeValidator(values.without("libdatachannel"))] = "auto"
+    ice_servers: tuple[Annotated[IceServerConfig, BeforeValidator(values.table_of("urls"))], ...] = ()
+    port_range: Annotated[None, BeforeValidator(values.not_yet("a range of ports"))] = None
 
 
 class QueueConfig(Section):
@@ -314,21 +147,21 @@ class ReconnectConfig(Section):
 class AccessConfig(Section):
     """``[access]``. Now: the daemon's own user and root may do everything, nobody else anything."""
 
-    rules: Annotated[None, _not_yet("access rules")] = None
+    rules: Annotated[None, BeforeValidator(values.not_yet("access control by rules"))] = None
 
 
 class MetricsConfig(Section):
     """``[metrics]``."""
 
-    listen: Annotated[None, _not_yet("metrics over HTTP")] = None
+    listen: Annotated[None, BeforeValidator(values.not_yet("serving metrics"))] = None
 
 
 class ChannelOptions(QueueConfig):
     """Options of one channel: its reliability and the keys of ``[queue]``."""
 
-    ordered: Annotated[Flag, BeforeValidator(_ordered)] = True
-    max_retransmits: Annotated[None, _not_yet("an unreliable channel")] = None
-    max_packet_life_time: Annotated[None, _not_yet("an unreliable channel")] = None
+    ordered: Annotated[Flag, BeforeValidator(values.ordered_only)] = True
+    max_retransmits: Annotated[None, BeforeValidator(values.not_yet("an unreliable channel"))] = None
+    max_packet_life_time: Annotated[None, BeforeValidator(values.not_yet("an unreliable channel"))] = None
 
 
 class ChannelConfig(ChannelOptions):
@@ -341,7 +174,7 @@ class ConnectionOptions(Section):
     """What may be said about a connection besides its name and target."""
 
     peer: Peer = "auto"
-    channels: tuple[Annotated[ChannelConfig, _table_of("label")], ...] = ()
+    channels: tuple[Annotated[ChannelConfig, BeforeValidator(values.table_of("label"))], ...] = ()
     queue: QueueConfig = QueueConfig()
     reconnect: ReconnectConfig = ReconnectConfig()
 
@@ -349,7 +182,7 @@ class ConnectionOptions(Section):
 class ConnectionConfig(ConnectionOptions):
     """``[[connection]]``. `name` is USER/FQN or uuid/UUID when it was not given."""
 
-    name: Annotated[Text, AfterValidator(_connection_name)]
+    name: Annotated[Text, AfterValidator(values.connection_name)]
     username: Username | None = None
     fqn: Fqn | None = None
     uuid: Uuid | None = None
@@ -366,7 +199,7 @@ class ConnectionConfig(ConnectionOptions):
     def _one_target(self) -> ConnectionConfig:
         by_name = (self.username is not None, self.fqn is not None)
         if any(by_name) == (self.uuid is not None) or any(by_name) != all(by_name):
-            raise _refuse('expected either "username" and "fqn", or "uuid"')
+            raise ValueError('expected either "username" and "fqn", or "uuid"')
         return self
 
 
@@ -374,7 +207,7 @@ class ServiceOptions(Section):
     """What may be said about a service besides its name."""
 
     public: Flag = False
-    metadata: Annotated[Any, AfterValidator(_json_value)] = None
+    metadata: Annotated[Any, AfterValidator(values.json_value)] = None
     ttl: Seconds = 300.0
     ttl_refresh_margin: Annotated[Number, Field(gt=0, lt=1)] = 0.2
     """Share of the TTL that is left when it is refreshed: 0.2 refreshes at 80 %."""
@@ -473,7 +306,8 @@ def _validate(model: type[Model], data: Mapping[str, Any], source: str, toml: st
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        problems = [_problem(model, details) for details in error.errors(include_url=False)]
+        found = error.errors(include_url=False)
+        problems = [problem_of(details, _keys_at(model, details["loc"][:-1])) for details in found]
         raise ConfigError(render(problems, source, toml)) from None
 
 
@@ -505,46 +339,6 @@ def _judge_whole(config: Config) -> list[Problem]:
         text = "missing: services and connections need a signalling server ([rendezvous] enabled = true embeds one)"
         problems.append(Problem(("signalling", "url"), text))
     return problems
-
-
-# --- mistakes in words ---------------------------------------------------------------------------------------------
-
-_KINDS = {
-    "bool_type": "true or false",
-    "string_type": "text",
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "model_type": "a table",
-    "model_attributes_type": "a table",
-    "tuple_type": "a list",
-    "greater_than": "a number above {gt}",
-    "greater_than_equal": "a number from {ge} on",
-    "less_than": "a number below {lt}",
-    "less_than_equal": "a number up to {le}",
-    "too_short": "a list of {min_length} at least",
-}
-
-
-def _problem(model: type[Section], details: ErrorDetails) -> Problem:
-    location: Location = details["loc"]
-    kind, context, value = details["type"], details.get("ctx", {}), details["input"]
-    if kind == "extra_forbidden":
-        return Problem(location, "unknown key" + near_miss(str(location[-1]), _keys_at(model, location[:-1])))
-    if kind == "missing":
-        return Problem(location, "missing")
-    if kind == "expected":
-        text = details["msg"]
-    elif kind in {"literal_error", "enum"}:
-        text = "expected " + context["expected"].replace("'", '"')
-    elif kind in _KINDS:
-        text = "expected " + _KINDS[kind].format(**context)
-    else:
-        text = details["msg"]
-    secret = bool(_SECRETS.intersection(location))
-    # A mistake of a whole table speaks for itself: nothing to show but "a table".
-    found = "" if secret or (kind == "expected" and isinstance(value, Mapping)) else f", found {shown(value)}"
-    return Problem(location, text + (found if text.startswith("expected") else ""))
 
 
 def _keys_at(model: type[Section], location: Location) -> list[str]:

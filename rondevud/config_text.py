@@ -18,6 +18,21 @@ _DOTTED = rf"{_KEY}(?:\s*\.\s*{_KEY})*"
 _HEADER = re.compile(rf"\s*(\[\[?)\s*({_DOTTED})\s*\]")
 _ASSIGNMENT = re.compile(rf"\s*({_DOTTED})\s*=")
 _LONGEST_VALUE = 60
+_SECRETS = frozenset({"credential"})
+_KINDS = {
+    "bool_type": "true or false",
+    "string_type": "text",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "model_type": "a table",
+    "tuple_type": "a list",
+    "greater_than": "a number above {gt}",
+    "greater_than_equal": "a number from {ge} on",
+    "less_than": "a number below {lt}",
+    "less_than_equal": "a number up to {le}",
+    "too_short": "at least {min_length}",
+}
 
 
 class Problem(NamedTuple):
@@ -43,6 +58,27 @@ def shown(value: Any) -> str:
         return "binary"
     text = json.dumps(value, ensure_ascii=False) if isinstance(value, (str, bool)) else str(value)
     return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 1] + "…"
+
+
+def problem_of(details: Mapping[str, Any], known: Iterable[str]) -> Problem:
+    """The words for one entry of pydantic's ``errors()``; `known` are the keys of the table the key stands in."""
+    location: Location = details["loc"]
+    kind, context, value = details["type"], details.get("ctx", {}), details["input"]
+    if kind == "extra_forbidden":
+        return Problem(location, "unknown key" + near_miss(str(location[-1]), known))
+    if kind == "missing":
+        return Problem(location, "missing")
+    if kind == "value_error":
+        text = str(context["error"])
+    elif kind in {"literal_error", "enum"}:
+        text = "expected " + context["expected"].replace("'", '"')
+    elif kind in _KINDS:
+        text = "expected " + _KINDS[kind].format(**context)
+    else:
+        text = details["msg"]
+    # A mistake of a whole table speaks for itself: there is nothing to show but "a table".
+    hidden = _SECRETS.intersection(location) or (kind == "value_error" and isinstance(value, Mapping))
+    return Problem(location, text if hidden or not text.startswith("expected") else f"{text}, found {shown(value)}")
 
 
 def near_miss(key: str, known: Iterable[str]) -> str:
