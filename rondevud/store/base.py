@@ -1,0 +1,166 @@
+"""What both stores share: their interface, their limits, and the rules that need no table.
+
+Rules that `rondevud.records` leaves to the stores:
+
+- A closing message (payload None) is a message in every count, of size 0; it neither expires nor is it trimmed.
+- ``in_count`` counts the rows of the inbox, gaps included, so that it says whether something waits.
+- A message has expired when its age is at least its ``max_age``.
+- `ProducerRange`s stand in the order of the producers' ids; sessions in that of their connection ids, channels of ids.
+- A range of removed numbers that is cut keeps its count, unless each of its numbers was a message.
+- `SetEpoch` with a `floor` above ``next`` writes the `restart` removal that `Put` would write.
+- `ForgetProducers` forgets `SLICE` producers at most; an answer of that many says that there may be more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar
+
+from rondevud.errors import StoreConflict, StoreError, StoreFailed
+from rondevud.records import (
+    PAGE_BYTES,
+    PAGE_MESSAGES,
+    REJECTED_KEPT,
+    SLICE,
+    Operation,
+    Payload,
+    ProducerRange,
+    Reason,
+    Removal,
+    Removed,
+)
+
+Result = TypeVar("Result")
+
+#: Called with the result of an operation, or with the error that kept it from being done.
+Done: TypeAlias = Callable[[Result | StoreError], None]
+
+
+class Store(Protocol):
+    """A store in use: `SqliteStore` or `MemoryStore`. All methods belong to the event loop's thread."""
+
+    @property
+    def failing(self) -> StoreFailed | None:
+        """Why commits fail at present; None while they do not."""
+
+    def submit(self, operation: Operation[Result], done: Done[Result] | None = None) -> None:
+        """Queue an operation. Never blocks and never calls `done` before it returns.
+
+        `done` is called in the order of submission, after the commit that made the operation durable. Errors are values:
+        `StoreConflict` for an operation that does not fit what is stored, `StoreFailed` for one that could not be
+        committed.
+        """
+
+    async def execute(self, operation: Operation[Result]) -> Result:
+        """Submit an operation and wait for its result. Raises `StoreError`."""
+
+    def alive(self) -> float:
+        """Seconds since the store last made progress while it has work; 0.0 when it has none."""
+
+    async def close(self) -> None:
+        """Commit everything submitted, within a bounded time, and release the store. Idempotent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one operation; see the constants of `rondevud.records`."""
+
+    slice_rows: int = SLICE
+    page_messages: int = PAGE_MESSAGES
+    page_bytes: int = PAGE_BYTES
+
+
+class Taken(NamedTuple):
+    """What is told of a message that leaves the outbox."""
+
+    seq: int
+    size: int
+    producer: int
+    producer_seq: int
+
+
+def payload_size(payload: Payload) -> int:
+    """Bytes a payload counts: UTF-8 length of text, 0 for a closing message."""
+    if payload is None:
+        return 0
+    if isinstance(payload, str) and not payload.isascii():
+        return len(encode_text(payload))
+    return len(payload)
+
+
+def encode_text(text: str) -> bytes:
+    """Raises `StoreConflict` for text that UTF-8 cannot carry (a lone surrogate)."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise StoreConflict(f"text that is not valid Unicode: {error.reason} at {error.start}") from None
+
+
+def check_closing(payloads: tuple[Payload, ...]) -> None:
+    """Raises `StoreConflict` when a closing message is not the last one."""
+    if None in payloads[:-1]:
+        raise StoreConflict("a closing message with messages behind it")
+
+
+def expiry(moment: float, max_age: float) -> float:
+    """The time on the clock of `moment` from which a message stored at it has expired."""
+    return moment + max_age if max_age > 0 else float("-inf")
+
+
+def cut_removal(removal: Removal, first: int) -> Removal:
+    """The part of a removal from `first` on; its count is exact if each number was a message, else that of the whole."""
+    if first <= removal.first:
+        return removal
+    messages = removal.messages
+    if messages is not None:
+        messages = min(messages, removal.next - first)
+    return removal._replace(first=first, messages=messages)
+
+
+def join_removals(left: Removal, right: Removal) -> Removal | None:
+    """Both as one removal if they are neighbours with one reason."""
+    if left.next != right.first or left.reason is not right.reason:
+        return None
+    known = left.messages is not None and right.messages is not None
+    messages = (left.messages or 0) + (right.messages or 0) if known else None
+    return Removal(left.first, right.next, left.reason, messages)
+
+
+def producer_ranges(rows: Iterable[Taken]) -> tuple[ProducerRange, ...]:
+    """The producers' view of messages that leave together."""
+    ranges: dict[int, ProducerRange] = {}
+    for row in rows:
+        if not row.producer:
+            continue
+        number = row.producer_seq
+        old = ranges.get(row.producer)
+        if old is None:
+            ranges[row.producer] = ProducerRange(row.producer, number, number, 1)
+        else:
+            first, last = min(old.first, number), max(old.last, number)
+            ranges[row.producer] = ProducerRange(row.producer, first, last, old.messages + 1)
+    return tuple(ranges[producer] for producer in sorted(ranges))
+
+
+def group_removed(rows: Iterable[Taken], reason: Reason) -> list[Removed]:
+    """Messages in the order of their numbers as ranges of consecutive ones."""
+    runs: list[list[Taken]] = []
+    for row in rows:
+        if runs and runs[-1][-1].seq + 1 == row.seq:
+            runs[-1].append(row)
+        else:
+            runs.append([row])
+    return [
+        Removed(run[0].seq, run[-1].seq + 1, reason, len(run), sum(row.size for row in run), producer_ranges(run))
+        for run in runs
+    ]
+
+
+def merge_rejected(
+    known: tuple[tuple[int, str], ...], added: tuple[tuple[int, str], ...], last_seq: int
+) -> tuple[tuple[int, str], ...]:
+    """Rejections among the last `REJECTED_KEPT` numbers, in their order; a later word on a number replaces an older one."""
+    merged = dict(known)
+    merged.update(added)
+    return tuple(sorted(item for item in merged.items() if item[0] > last_seq - REJECTED_KEPT))[-REJECTED_KEPT:]
