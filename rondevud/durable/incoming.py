@@ -1,0 +1,261 @@
+"""The receiving half of a channel on a link (sans-I/O).
+
+    frames ──► batch ──Receive──► inbox in the store ──► [11]
+
+Rules of ``rondevu.link.1`` that live here: 3 (exactly the next number), 4 (stored, then acknowledged), 7 (the room that is
+offered), 8 (a half-received message dies with its link). Duplicates are judged by what has been *received*; what is said to
+the peer is what has been *committed*.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from rondevud.durable import frames
+from rondevud.durable.outgoing import Direction, Verdict, VerdictKind
+from rondevud.errors import PeerError
+from rondevud.records import (
+    ChannelRecord,
+    OutItem,
+    OutMessage,
+    Payload,
+    Reason,
+    Receive,
+    ReceiveResult,
+    Removal,
+    Stamp,
+)
+
+ROOM = 4 * 1024 * 1024
+"""Bytes of payload a receiver takes beyond what it has acknowledged."""
+
+ROOM_PER_MESSAGE = 64
+"""Bytes of room that one free place of a counted inbox is worth: with smaller messages an inbox can get fuller than its
+``inbox_size``, by what fits into the room that was offered."""
+
+
+@dataclass(frozen=True, slots=True)
+class InboxLimits:
+    """None = no limit."""
+
+    max_count: int | None = None
+    max_bytes: int | None = None
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What one transaction will store: items of one epoch, in order."""
+
+    epoch: bytes
+    next: int
+    items: list[OutItem] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Assembly:
+    """A large message of which pieces have come."""
+
+    seq: int
+    total: int
+    text: bool
+    data: bytearray = field(default_factory=bytearray)
+
+
+class Incoming:
+    """What of the peer's numbers has been received and stored."""
+
+    def __init__(self, record: ChannelRecord, limits: InboxLimits) -> None:
+        self.channel = record.id
+        self.limits = limits
+        # committed
+        self.epoch = record.peer_epoch
+        self.recv_next = record.recv_next
+        self.recv_count = record.recv_count
+        self.in_count = record.in_count
+        self.in_bytes = record.in_bytes
+        self.closed = record.in_closed
+        """Whether the peer's closing message has been stored."""
+        # received
+        self.received_epoch = record.peer_epoch
+        self._received_next = record.recv_next
+        self.received_closed = record.in_closed
+        self._batches: deque[_Batch] = deque()
+        self._storing: Receive | None = None
+        # this link
+        self.flowing = False
+        self._assembly: _Assembly | None = None
+        self._told = (0, 0)
+        """(recv_next, room) as the peer last heard them on this link."""
+        self.duplicates = 0
+
+    # --- links -----------------------------------------------------------------------------------------------------
+
+    def link_lost(self) -> None:
+        """The current link is gone, and with it what was half received."""
+        self.flowing = False
+        self._assembly = None
+        self._told = (0, 0)
+
+    def peer_channel(self, frame: frames.Channel) -> Verdict | None:
+        """The peer's [8] of this link: whether its numbers go on (rule 10). None = a repetition that changes nothing.
+
+        A new epoch is stored at once: what is said of it later (a gap, a closed channel) must outlive this process.
+        """
+        repeated, self.flowing = self.flowing, True
+        if frame.epoch == self.received_epoch:
+            return None if repeated else Verdict(Direction.IN, VerdictKind.RESUMED)
+        known, closed = self.received_epoch, self.received_closed
+        self.received_epoch, self._received_next, self.received_closed = frame.epoch, 0, False
+        self._assembly = None
+        gap = bool(known) and not closed
+        self._batches.append(_Batch(frame.epoch, 0, [Removal(0, 0, Reason.LOST, None)] if gap else []))
+        return Verdict(Direction.IN, VerdictKind.GAP, messages=None) if gap else Verdict(Direction.IN, VerdictKind.NEW)
+
+    # --- frames ----------------------------------------------------------------------------------------------------
+
+    def data(self, frame: frames.Data) -> None:
+        """The peer's [9]. Raises `PeerError` for a number out of order."""
+        payloads = frame.payloads
+        duplicates = self._expect(frame.seq, len(payloads))
+        self.duplicates += duplicates
+        for seq, payload in enumerate(payloads[duplicates:], frame.seq + duplicates):
+            self._take(seq, payload)
+
+    def skip(self, frame: frames.Skip) -> None:
+        """The peer's [12]."""
+        self._must_flow()
+        if self._received_next and frame.next <= self._received_next:
+            return
+        self._add(Removal(self._received_next, frame.next, frame.reason, frame.messages), frame.next)
+        self._assembly = None
+
+    def piece(self, frame: frames.Piece, max_message: int) -> None:
+        """The peer's [10]. Raises `PeerError` for a number or an offset out of order, or a message over `max_message`."""
+        if self._expect(frame.seq, 1):
+            self.duplicates += frame.offset == 0
+            return
+        if frame.total > max_message:
+            raise PeerError(f"a message of {frame.total} bytes; {max_message} were announced as the maximum")
+        assembly = self._assembly
+        if frame.offset == 0:
+            assembly = self._assembly = _Assembly(frame.seq, frame.total, frame.text)
+        if (
+            assembly is None
+            or (frame.seq, frame.total, frame.text) != (assembly.seq, assembly.total, assembly.text)
+            or frame.offset != len(assembly.data)
+        ):
+            raise PeerError(f"a piece at offset {frame.offset} of message {frame.seq} that does not fit the one before")
+        assembly.data += frame.chunk
+        if len(assembly.data) == assembly.total:
+            self._assembly = None
+            self._take(frame.seq, _payload(assembly))
+
+    def _must_flow(self) -> None:
+        if not self.flowing:
+            raise PeerError("a message before the channel was opened on this link")
+
+    def _expect(self, seq: int, count: int) -> int:
+        """How many of `count` numbers from `seq` on are duplicates."""
+        self._must_flow()
+        if not self._received_next:
+            return 0
+        if seq > self._received_next:
+            raise PeerError(f"number {seq} where {self._received_next} was expected")
+        return min(count, self._received_next - seq)
+
+    def _take(self, seq: int, payload: Payload) -> None:
+        if self._assembly is not None:
+            raise PeerError(f"message {seq} in the middle of the pieces of {self._assembly.seq}")
+        if self.received_closed:
+            raise PeerError(f"message {seq} behind the one that closed the channel")
+        self._add(OutMessage(seq, payload), seq + 1)
+        self.received_closed = payload is None
+
+    def _add(self, item: OutItem, next_seq: int) -> None:
+        self._received_next = next_seq
+        if not self._batches or self._batches[-1].epoch != self.received_epoch:
+            self._batches.append(_Batch(self.received_epoch, next_seq))
+        batch = self._batches[-1]
+        batch.items.append(item)
+        batch.next = next_seq
+
+    # --- the store -------------------------------------------------------------------------------------------------
+
+    def wanted(self, stamp: Stamp) -> Receive | None:
+        """The next batch to store, when the one before has been; None = nothing to do."""
+        if self._storing is not None or not self._batches:
+            return None
+        batch = self._batches.popleft()
+        self._storing = Receive(
+            self.channel, self.epoch, self.recv_next, batch.epoch, batch.next, tuple(batch.items), stamp
+        )
+        return self._storing
+
+    def stored(self, result: ReceiveResult | None) -> Receive | None:
+        """The batch has been committed: it is answered. None = that failed: the same batch is asked for again."""
+        operation = self._storing
+        if operation is None:
+            raise RuntimeError("nothing is being stored")
+        self._storing = None
+        if result is None:
+            self._batches.appendleft(_Batch(operation.epoch, operation.recv_next, list(operation.items)))
+            return None
+        if operation.epoch != self.epoch:
+            self.recv_count = 0
+            self.closed = False
+        self.epoch, self.recv_next = operation.epoch, operation.recv_next
+        for item in operation.items:
+            if isinstance(item, OutMessage):
+                self.recv_count += 1
+                self.closed = item.payload is None
+            elif item.reason is Reason.LOST:
+                self.recv_count += item.messages or 0
+        self.in_count += result.rows
+        self.in_bytes += result.size
+        return operation
+
+    def taken(self, count: int, size: int) -> None:
+        """The application acknowledged rows of the inbox, or they were purged."""
+        self.in_count -= count
+        self.in_bytes -= size
+
+    # --- what the peer is told -------------------------------------------------------------------------------------
+
+    @property
+    def room(self) -> int:
+        """Bytes of payload that are welcome beyond `recv_next`; 0 = the inbox is full."""
+        room = ROOM
+        if self.limits.max_bytes is not None:
+            room = min(room, self.limits.max_bytes - self.in_bytes)
+        if self.limits.max_count is not None:
+            room = min(room, (self.limits.max_count - self.in_count) * ROOM_PER_MESSAGE)
+        return max(0, room)
+
+    def told(self) -> None:
+        """[8] has been sent on this link, with what `_now` says."""
+        self._told = self._now()
+
+    def _now(self) -> tuple[int, int]:
+        return (self.recv_next if self.epoch == self.received_epoch else 0, self.room)
+
+    def ack(self) -> tuple[int, int] | None:
+        """(recv_next, room) for an [11] if the peer should have one now: it has stored more, or room has returned."""
+        if not self.flowing:
+            return None
+        now = self._now()
+        told_next, told_room = self._told
+        grown = now[1] - told_room
+        if now[0] == told_next and not (grown > 0 and (told_room == 0 or grown >= ROOM // 4)):
+            return None
+        self._told = now
+        return now
+
+
+def _payload(assembly: _Assembly) -> Payload:
+    if not assembly.text:
+        return bytes(assembly.data)
+    try:
+        return assembly.data.decode()
+    except UnicodeDecodeError:
+        raise PeerError(f"text message {assembly.seq} is not UTF-8") from None

@@ -1,0 +1,747 @@
+"""One session of ``rondevu.link.1`` (sans-I/O): its links, which come and go, and its channels, which stay.
+
+    frames, outcomes of the store, time ──► Session ──► effects: frames, store operations, events
+
+The owner feeds `open_link`/`accept_link`, `receive`, `completed`, `tick`, …, then calls `flush` once and carries out what
+it returns, in order. Nothing here waits, reads a clock or knows what a socket is.
+
+Rules that live here: 2 (nothing flows before both [8] of this link), 9 (closing), 10 (verdicts), the hello, links that
+supersede each other, liveness. The rest lives in `outgoing` and `incoming`. Of several links of a session the one with
+the highest number is current; from its welcome on, older ones are ignored.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from rondevud.durable import frames
+from rondevud.durable.effects import (
+    ChannelClosed,
+    ChannelOpened,
+    ChannelResumed,
+    CloseLink,
+    CreateLabel,
+    Effect,
+    Execute,
+    LabelRefused,
+    LinkDown,
+    LinkKey,
+    LinkUp,
+    Recovered,
+    SessionFailed,
+    Suspect,
+    Transmit,
+)
+from rondevud.durable.frames import GoodbyeCode, RefuseCode
+from rondevud.durable.handshake import Fingerprints, is_proof, prove
+from rondevud.durable.incoming import InboxLimits, Incoming
+from rondevud.durable.outgoing import Outgoing
+from rondevud.durable.states import LINK_TRANSITIONS, LinkState, check
+from rondevud.errors import PeerError, StoreConflict, StoreError
+from rondevud.records import (
+    Acknowledge,
+    ChannelRecord,
+    Durability,
+    Expire,
+    Operation,
+    Payload,
+    Put,
+    ReadOut,
+    Receive,
+    Remove,
+    Role,
+    SaveSession,
+    SessionRecord,
+    SetEpoch,
+    Stamp,
+    Trim,
+)
+
+HELLO_TIMEOUT = 10.0
+"""Seconds from the opening of the data channel to the welcome."""
+
+SUSPECT_AFTER = 4.0
+"""Seconds of silence. Silences over 4 s come 0.2 to 0.5 times an hour at 5 % loss with heartbeats of 1 s (measured)."""
+
+DEAD_AFTER = 15.0
+"""Seconds of silence after which a link is given up even if no other has taken over."""
+
+GOODBYE_TIMEOUT = 1.0
+"""Seconds to wait for the answer to a goodbye: aiortc never transmits what was sent right before ``close()``."""
+
+LATE = 1.0
+"""Seconds by which a timer may fire late before that time counts as one in which this process did not run."""
+
+BUFFER_LEAST = 32 * 1024
+BUFFER_MOST = 256 * 1024
+"""Bounds of what is left in the engine's buffer: a ping behind 256 KiB at 1 % loss took 1 to 4 s, behind 16 MiB 5 to 9 s."""
+
+CONFLICTS = 3
+CONFLICT_WINDOW = 600.0
+"""Superseded so often within so many seconds by hellos of somebody else: two copies of one state directory are running."""
+
+HELLOS = 5
+"""Hellos on one link at most (unknown sessions, older links)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSettings:
+    """What a session needs to know. Durations are seconds, sizes bytes."""
+
+    name: str = ""
+    """The connection's name, as the other side shows it."""
+    daemon: str = "rondevud"
+    max_message: int = 16 * 1024 * 1024
+    heartbeat: float = 1.0
+    session_expiry: float | None = 7 * 86_400.0
+    max_channels: int = 64
+
+
+@dataclass(slots=True)
+class _Link:
+    key: LinkKey
+    number: int
+    fingerprints: Fingerprints
+    now: float
+    state: LinkState = LinkState.GREETING
+    greeted: bool = False
+    hellos: int = 0
+    peer_max: int = 0
+    deadline: float | None = None
+    heard: float = 0.0
+    said: float = 0.0
+    suspect: bool = False
+    buffered: int = 0
+    pings: int = 0
+    pinged: dict[int, float] = field(default_factory=dict)
+    round_trip: float | None = None
+    confirmed: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        self.heard = self.said = self.now
+        self.deadline = self.now + HELLO_TIMEOUT
+
+    def enter(self, state: LinkState) -> None:
+        check(LINK_TRANSITIONS, self.state, state)
+        self.state = state
+
+
+@dataclass(slots=True)
+class Lane:
+    """A channel of the session: both halves, and where its [8] stands on the current link."""
+
+    label: str
+    durability: Durability
+    out: Outgoing
+    incoming: Incoming
+    announced: bool = False
+    answer_due: bool = False
+    drawing: bool = False
+    closing: bool = False
+    closed: bool = False
+
+
+class Session:
+    """The machine. `channels` are those of the store; `clock_us` is microseconds since 1970 at the daemon's start."""
+
+    def __init__(
+        self,
+        record: SessionRecord,
+        channels: Iterable[tuple[ChannelRecord, InboxLimits]],
+        settings: LinkSettings,
+        *,
+        clock_us: int,
+        random: Callable[[int], bytes],
+    ) -> None:
+        self.record = record
+        self.settings = settings
+        self.counters: dict[str, int] = {}
+        self.lanes: dict[str, Lane] = {}
+        self._by_id: dict[int, Lane] = {}
+        self._clock_us = clock_us
+        self._random = random
+        self._links: dict[LinkKey, _Link] = {}
+        self._current: _Link | None = None
+        self._effects: list[Effect] = []
+        self._turn: deque[Lane] = deque()
+        self._waiting: dict[str, frames.Channel] = {}
+        self._conflicts: deque[float] = deque()
+        self._now = 0.0
+        self._wake: float | None = None
+        for channel, limits in channels:
+            self._add_lane(channel, limits)
+
+    # --- links -----------------------------------------------------------------------------------------------------
+
+    @property
+    def current(self) -> LinkKey | None:
+        """The link that carries the session; None while there is none."""
+        return self._current.key if self._current else None
+
+    @property
+    def round_trip(self) -> float | None:
+        """Seconds of the last ping on the current link; None when there was none."""
+        return self._current.round_trip if self._current else None
+
+    def silence(self, now: float) -> float | None:
+        """Seconds since something was heard on the current link."""
+        return now - self._current.heard if self._current else None
+
+    def open_link(self, key: LinkKey, fingerprints: Fingerprints, now: float, wall_us: int) -> None:
+        """Connecting side: a data channel is open. Hello goes out when its link number has been stored."""
+        self._now = now
+        if not self.record.session:
+            self._draw_session()
+        number = max(self.record.link + 1, wall_us)
+        self._links[key] = _Link(key, number, fingerprints, now)
+        self._save(link=number)
+
+    def accept_link(
+        self, key: LinkKey, hello: frames.Hello, fingerprints: Fingerprints, now: float, *, resumed: bool
+    ) -> None:
+        """Service side: `hello`, which `handshake.judge_hello` found good, has come on a link of this session."""
+        self._now = now
+        link = _Link(key, hello.link, fingerprints, now, peer_max=hello.max_message)
+        self._links[key] = link
+        self._save(link=hello.link, contacted=True, peer_name=hello.name[:255])
+        proof = prove("welcome", self.record.token, self.record.session, hello.link, fingerprints) if resumed else None
+        settings = self.settings
+        welcome = frames.Welcome(
+            resumed,
+            hello.link,
+            proof,
+            settings.daemon,
+            settings.max_message,
+            settings.heartbeat,
+            settings.session_expiry,
+        )
+        self._transmit(link, frames.encode(welcome))
+        self._up(link, resumed=resumed)
+
+    def link_lost(self, key: LinkKey, now: float, reason: str = "the connection broke") -> None:
+        """The WebRTC connection of a link has ended."""
+        self._now = now
+        link = self._links.get(key)
+        if link is not None:
+            self._end(link, "transport", reason)
+            self._remove(link)
+
+    def drop_link(self, key: LinkKey, now: float) -> None:
+        """Give up a link that has not been welcomed yet (the suspect one was heard again)."""
+        self._now = now
+        link = self._links.get(key)
+        if link is not None and link.state is LinkState.GREETING and not link.greeted:
+            self._remove(link)
+            self._effects.append(CloseLink(key))
+
+    def say_goodbye(self, code: GoodbyeCode, reason: str, now: float) -> None:
+        """End all links with a goodbye; `CloseLink` follows when it was answered or `GOODBYE_TIMEOUT` has passed."""
+        self._now = now
+        for link in list(self._links.values()):
+            if link.state in {LinkState.GREETING, LinkState.UP}:
+                self._goodbye(link, code, reason)
+
+    @property
+    def links(self) -> int:
+        """Links that have not been closed yet, goodbyes under way included."""
+        return len(self._links)
+
+    def _up(self, link: _Link, *, resumed: bool) -> None:
+        older = self._current
+        link.enter(LinkState.UP)
+        link.deadline = None
+        self._detach_lanes()
+        self._current = link
+        for other in list(self._links.values()):
+            if other is not link and other.number < link.number and other.state in {LinkState.UP, LinkState.GREETING}:
+                self._supersede(other)
+        self._effects.append(LinkUp(link.key, resumed, older is not None))
+
+    def _supersede(self, link: _Link) -> None:
+        self._effects.append(LinkDown(link.key, False, GoodbyeCode.SUPERSEDED, "a newer link took over"))
+        link.enter(LinkState.OLD)
+        self._transmit(link, frames.encode(frames.Goodbye(GoodbyeCode.SUPERSEDED, "a newer link took over")))
+        link.deadline = self._now + GOODBYE_TIMEOUT
+
+    def _goodbye(self, link: _Link, code: GoodbyeCode, reason: str) -> None:
+        self._transmit(link, frames.encode(frames.Goodbye(code, reason[:500])))
+        self._end(link, code, reason)
+        link.enter(LinkState.CLOSING)
+        link.deadline = self._now + GOODBYE_TIMEOUT
+
+    def _end(self, link: _Link, code: str, reason: str) -> None:
+        """The link stops serving the session (its connection may live on for the goodbye)."""
+        current = link is self._current
+        if current:
+            self._current = None
+            self._detach_lanes()
+        if link.state in {LinkState.GREETING, LinkState.UP}:
+            self._effects.append(LinkDown(link.key, current, code, reason))
+
+    def _remove(self, link: _Link) -> None:
+        link.enter(LinkState.CLOSED)
+        del self._links[link.key]
+
+    def _close(self, link: _Link) -> None:
+        self._remove(link)
+        self._effects.append(CloseLink(link.key))
+
+    def _detach_lanes(self) -> None:
+        self._waiting.clear()
+        for lane in self.lanes.values():
+            lane.announced = lane.answer_due = False
+            lane.out.link_lost()
+            lane.incoming.link_lost()
+
+    # --- the record ------------------------------------------------------------------------------------------------
+
+    def _draw_session(self) -> None:
+        self.record = replace(
+            self.record,
+            session=self._random(frames.SESSION_BYTES),
+            token=self._random(frames.TOKEN_BYTES),
+            welcomed=False,
+        )
+
+    def _save(self, **changes: Any) -> None:
+        self.record = replace(self.record, **changes)
+        self._effects.append(Execute(SaveSession(self.record)))
+
+    def _saved(self, record: SessionRecord) -> None:
+        for link in self._links.values():
+            fits = record.session == self.record.session and record.link >= link.number
+            if self.record.role is Role.CONNECTING and link.state is LinkState.GREETING and not link.greeted and fits:
+                self._hello(link)
+
+    def _hello(self, link: _Link) -> None:
+        record, settings = self.record, self.settings
+        link.greeted = True
+        link.hellos += 1
+        proof = None
+        if record.welcomed:
+            proof = prove("hello", record.token, record.session, link.number, link.fingerprints)
+        hello = frames.Hello(
+            record.session,
+            link.number,
+            None if proof else record.token,
+            proof,
+            settings.name,
+            settings.daemon,
+            settings.max_message,
+            settings.heartbeat,
+        )
+        self._transmit(link, frames.encode(hello))
+
+    # --- frames ----------------------------------------------------------------------------------------------------
+
+    def receive(self, key: LinkKey, data: bytes | str, now: float) -> None:
+        """One message of the data channel of a link."""
+        self._now = now
+        link = self._links.get(key)
+        if link is None:
+            return
+        self._heard(link, now)
+        try:
+            frame = frames.decode(data)
+            if isinstance(frame, frames.Goodbye):
+                self._on_goodbye(link, frame)
+            elif link.state is LinkState.GREETING:
+                self._on_greeting(link, frame)
+            elif link is self._current:
+                self._on_frame(link, frame)
+        except PeerError as error:
+            self._count("protocol_errors")
+            if link.state in {LinkState.GREETING, LinkState.UP}:
+                self._goodbye(link, GoodbyeCode.PROTOCOL, str(error))
+
+    def _on_goodbye(self, link: _Link, frame: frames.Goodbye) -> None:
+        if link.state in {LinkState.OLD, LinkState.CLOSING}:
+            self._close(link)
+            return
+        if frame.code is GoodbyeCode.SUPERSEDED and link is self._current and self.record.role is Role.CONNECTING:
+            self._superseded_by_stranger()
+        self._goodbye(link, frame.code, frame.reason)
+
+    def _superseded_by_stranger(self) -> None:
+        self._conflicts.append(self._now)
+        while self._conflicts[0] < self._now - CONFLICT_WINDOW:
+            self._conflicts.popleft()
+        if len(self._conflicts) >= CONFLICTS:
+            reason = "another daemon speaks for this session: two copies of one state directory are running"
+            self._effects.append(SessionFailed("session_conflict", reason))
+
+    def _on_greeting(self, link: _Link, frame: frames.Frame) -> None:
+        if isinstance(frame, frames.Welcome):
+            self._on_welcome(link, frame)
+        elif isinstance(frame, frames.Refuse):
+            self._on_refuse(link, frame)
+        else:
+            raise PeerError(f"{type(frame).__name__} instead of a welcome")
+
+    def _on_welcome(self, link: _Link, frame: frames.Welcome) -> None:
+        if not link.greeted or frame.link != link.number:
+            raise PeerError("a welcome to another hello")
+        if self.record.welcomed and not (
+            frame.resumed and is_proof(frame.proof, "welcome", self.record, link.number, link.fingerprints)
+        ):
+            self._count("impostors")
+            raise PeerError("a welcome without proof that this is the other side of the session")
+        link.peer_max = frame.max_message
+        if self._current is not None and self._current.number > link.number:
+            self._supersede(link)
+            return
+        self._save(welcomed=True, contacted=True)
+        self._up(link, resumed=frame.resumed)
+
+    def _on_refuse(self, link: _Link, frame: frames.Refuse) -> None:
+        again = link.hellos < HELLOS
+        if frame.code is RefuseCode.UNKNOWN_SESSION and again:
+            self._count("sessions_forgotten")
+            self._draw_session()
+            self._hello_again(link)
+        elif frame.code is RefuseCode.OLDER_LINK and again and not self._has_newer(link):
+            link.number = max(self.record.link, frame.link) + 1
+            self._hello_again(link)
+        else:
+            if frame.code is RefuseCode.DENIED:
+                self._effects.append(SessionFailed("denied", frame.reason))
+            self._end(link, frame.code, frame.reason)
+            self._close(link)
+
+    def _hello_again(self, link: _Link) -> None:
+        link.greeted = False
+        self._save(link=max(self.record.link, link.number))
+
+    def _has_newer(self, link: _Link) -> bool:
+        return any(other.number > link.number for other in self._links.values())
+
+    def _on_frame(self, link: _Link, frame: frames.Frame) -> None:
+        match frame:
+            case frames.Data():
+                self._lane(frame.label).incoming.data(frame)
+            case frames.Piece():
+                self._lane(frame.label).incoming.piece(frame, self.settings.max_message)
+            case frames.Ack():
+                confirmed = self._lane(frame.label).out.ack(frame.recv_next, frame.room)
+                if confirmed:
+                    link.confirmed.append((self._now, confirmed))
+            case frames.Skip():
+                self._lane(frame.label).incoming.skip(frame)
+            case frames.Channel():
+                self._on_channel(link, frame)
+            case frames.Ping():
+                self._transmit(link, frames.encode(frames.Pong(frame.n)))
+            case frames.Pong():
+                sent = link.pinged.pop(frame.n, None)
+                if sent is not None:
+                    link.round_trip = self._now - sent
+            case _:
+                raise PeerError(f"{type(frame).__name__} on a link that is up")
+
+    def _lane(self, label: str) -> Lane:
+        lane = self.lanes.get(label)
+        if lane is None:
+            raise PeerError("a frame for a label that was not opened on this link")
+        return lane
+
+    # --- channels --------------------------------------------------------------------------------------------------
+
+    def add_channel(self, record: ChannelRecord, limits: InboxLimits) -> Lane:
+        """A channel that has been made in the store; it is announced on the current link."""
+        lane = self._add_lane(record, limits)
+        waiting = self._waiting.pop(record.label, None)
+        if waiting is not None and self._current is not None:
+            self._on_channel(self._current, waiting)
+        return lane
+
+    def _add_lane(self, record: ChannelRecord, limits: InboxLimits) -> Lane:
+        lane = Lane(record.label, record.durability, Outgoing(record, self._clock_us), Incoming(record, limits))
+        lane.closed = lane.incoming.closed and lane.out.close_confirmed
+        self.lanes[record.label] = self._by_id[record.id] = lane
+        self._turn.append(lane)
+        return lane
+
+    def remove_channel(self, label: str) -> None:
+        """Forget a channel that has been deleted from the store."""
+        lane = self.lanes.pop(label)
+        del self._by_id[lane.out.channel]
+        self._turn.remove(lane)
+
+    def put(
+        self,
+        label: str,
+        payloads: tuple[Payload, ...],
+        stamp: Stamp,
+        *,
+        max_age: float | None = None,
+        producer: int = 0,
+        first_seq: int = 0,
+        rejected: tuple[tuple[int, str], ...] = (),
+    ) -> Put:
+        """The operation that stores and numbers messages of a channel (rule 1). Submit it, then call `completed`."""
+        channel = self.lanes[label].out.channel
+        return Put(channel, payloads, stamp, self._clock_us, max_age, producer, first_seq, rejected)
+
+    def close_channel(self, label: str, stamp: Stamp) -> Put | None:
+        """The operation that stores this side's closing message; None when it has been asked for already."""
+        lane = self.lanes[label]
+        if lane.closing or lane.out.closed:
+            return None
+        lane.closing = True
+        return self.put(label, (None,), stamp)
+
+    def reopen_channel(self, label: str) -> None:
+        """Open a closed channel anew, under a new epoch (rule 9). The effect is an operation; idempotent."""
+        lane = self.lanes[label]
+        if lane.closed and not lane.drawing:
+            self._draw_epoch(lane, reopen=True)
+
+    def inbox_taken(self, label: str, count: int, size: int) -> None:
+        """The application acknowledged `count` rows of `size` bytes: room returns."""
+        self.lanes[label].incoming.taken(count, size)
+
+    def _on_channel(self, link: _Link, frame: frames.Channel) -> None:
+        lane = self.lanes.get(frame.label)
+        if lane is None:
+            self._on_new_label(frame)
+            return
+        if not frame.epoch:
+            self._effects.append(LabelRefused(frame.label, "unreliable channels are not in this version"))
+            return
+        opened = lane.out.flowing or lane.out.needs_epoch
+        known = lane.incoming.received_epoch
+        out = lane.out.peer_channel(frame, link.peer_max)
+        incoming = lane.incoming.peer_channel(frame)
+        for verdict in (out, incoming):
+            if verdict is not None:
+                self._effects.append(ChannelResumed(frame.label, verdict))
+        lane.answer_due |= opened and incoming is not None
+        if lane.out.needs_epoch:
+            self._draw_epoch(lane, reopen=False)
+        elif known not in {b"", frame.epoch} and lane.out.close_confirmed:
+            self._draw_epoch(lane, reopen=True)
+        if not opened:
+            self._effects.append(ChannelOpened(frame.label, frame.durability))
+
+    def _on_new_label(self, frame: frames.Channel) -> None:
+        if frame.label.startswith("rondevu"):
+            raise PeerError(f"label {frame.label!r:.40} is reserved")
+        if frame.label in self._waiting:
+            self._waiting[frame.label] = frame
+        elif not frame.epoch:
+            self._effects.append(LabelRefused(frame.label, "unreliable channels are not in this version"))
+        elif len(self.lanes) + len(self._waiting) >= self.settings.max_channels:
+            self._effects.append(LabelRefused(frame.label, f"more than {self.settings.max_channels} channels"))
+        else:
+            self._waiting[frame.label] = frame
+            self._effects.append(CreateLabel(frame.label, frame.durability))
+
+    def _draw_epoch(self, lane: Lane, *, reopen: bool) -> None:
+        if lane.drawing:
+            return
+        lane.drawing = True
+        epoch = self._random(frames.EPOCH_BYTES)
+        self._effects.append(Execute(SetEpoch(lane.out.channel, epoch, max(lane.out.next, self._clock_us), reopen)))
+
+    # --- outcomes of the store -------------------------------------------------------------------------------------
+
+    def completed(self, operation: Operation[Any], outcome: Any) -> int:
+        """The outcome of an operation of this session: its result, or a `StoreError`.
+
+        Operations come back in the order in which they were submitted. Answers how many removed messages are in doubt.
+        """
+        if isinstance(operation, SaveSession):
+            if isinstance(outcome, StoreError):
+                self._effects.append(Execute(SaveSession(self.record)))
+            else:
+                self._saved(operation.session)
+            return 0
+        lane = self._by_id.get(operation.channel)  # type: ignore[attr-defined]
+        if lane is None:
+            return 0
+        if isinstance(outcome, StoreConflict):
+            self._effects.append(SessionFailed("store_conflict", str(outcome)))
+            return 0
+        return self._lane_completed(lane, operation, None if isinstance(outcome, StoreError) else outcome)
+
+    def _lane_completed(self, lane: Lane, operation: Operation[Any], result: Any) -> int:
+        in_doubt = 0
+        match operation:
+            case Put():
+                if result is not None:
+                    lane.out.stored(result, operation.payloads)
+                elif operation.payloads[-1] is None:
+                    lane.closing = False
+            case Acknowledge():
+                lane.out.acknowledged(result)
+            case ReadOut():
+                lane.out.page_read(result)
+            case Remove() | Expire() | Trim():
+                in_doubt = lane.out.removed(result.removed) if result is not None else 0
+            case Receive():
+                lane.incoming.stored(result)
+            case SetEpoch():
+                self._epoch_set(lane, operation, result is not None)
+        return in_doubt
+
+    def _epoch_set(self, lane: Lane, operation: SetEpoch, done: bool) -> None:
+        lane.drawing = False
+        if not done:
+            self._draw_epoch(lane, reopen=operation.reopen)
+            return
+        lane.out.new_epoch(operation.epoch, reopened=operation.reopen)
+        if operation.reopen:
+            lane.closing = lane.closed = False
+        lane.announced = False
+
+    def _settle(self, lane: Lane, stamp: Stamp) -> None:
+        """Rule 9: answer the peer's closing message; notice that both are acknowledged."""
+        if lane.incoming.closed and not lane.drawing and not lane.closing:
+            operation = self.close_channel(lane.label, stamp)
+            if operation is not None:
+                self._effects.append(Execute(operation))
+        done = lane.incoming.closed and lane.out.close_confirmed
+        if done and not lane.closed:
+            self._effects.append(ChannelClosed(lane.label))
+        lane.closed = done
+
+    # --- time ------------------------------------------------------------------------------------------------------
+
+    def next_wakeup(self) -> float | None:
+        """When `tick` is due, in the time of `now`; None while nothing is."""
+        due = [link.deadline for link in self._links.values() if link.deadline is not None]
+        if self._current is not None:
+            link = self._current
+            due.append(link.said + self.settings.heartbeat)
+            due.append(link.heard + (DEAD_AFTER if link.suspect else SUSPECT_AFTER))
+        self._wake = min(due, default=None)
+        return self._wake
+
+    def tick(self, now: float) -> None:
+        """Time has passed: heartbeats, silence, goodbyes and hellos that were not answered."""
+        self._now = now
+        if self._wake is not None and now > self._wake + LATE:
+            self._forgive(now - self._wake)
+        for link in list(self._links.values()):
+            if link.deadline is not None and now >= link.deadline:
+                self._overdue(link)
+            elif link is self._current:
+                self._check_liveness(link)
+
+    def _forgive(self, seconds: float) -> None:
+        """Time in which this process did not run is not silence of the peer."""
+        for link in self._links.values():
+            link.heard = min(self._now, link.heard + seconds)
+            if link.deadline is not None:
+                link.deadline += seconds
+
+    def _overdue(self, link: _Link) -> None:
+        if link.state is LinkState.GREETING:
+            self._goodbye(link, GoodbyeCode.TIMEOUT, "no welcome in time")
+        else:
+            self._close(link)
+
+    def _check_liveness(self, link: _Link) -> None:
+        silence = self._now - link.heard
+        if silence >= DEAD_AFTER:
+            self._goodbye(link, GoodbyeCode.TIMEOUT, f"nothing heard for {silence:.0f} s")
+            return
+        if silence >= SUSPECT_AFTER and not link.suspect:
+            link.suspect = True
+            self._effects.append(Suspect(link.key, silence))
+        if self._now >= link.said + self.settings.heartbeat:
+            link.pings += 1
+            link.pinged = {link.pings: self._now}
+            self._transmit(link, frames.encode(frames.Ping(link.pings)))
+
+    def _heard(self, link: _Link, now: float) -> None:
+        link.heard = now
+        if link.suspect:
+            link.suspect = False
+            self._effects.append(Recovered(link.key))
+
+    # --- output ----------------------------------------------------------------------------------------------------
+
+    def buffered(self, key: LinkKey, amount: int) -> None:
+        """What the engine's buffer of a link holds, in bytes; to be told before `flush`."""
+        link = self._links.get(key)
+        if link is not None:
+            link.buffered = amount
+
+    def flush(self, now: float, stamp: Stamp) -> list[Effect]:
+        """Everything to be done now, in order."""
+        self._now = now
+        link = self._current
+        if link is not None:
+            self._announce(link)
+        for lane in self.lanes.values():
+            self._settle(lane, stamp)
+            receive = lane.incoming.wanted(stamp)
+            if receive is not None:
+                self._effects.append(Execute(receive))
+        if link is not None:
+            self._acknowledge(link)
+            self._pump(link)
+        for lane in self.lanes.values():
+            if not lane.drawing:  # an acknowledgement of the old epoch must not count in the new one
+                self._effects.extend(Execute(operation) for operation in lane.out.wanted())
+        effects, self._effects = self._effects, []
+        return effects
+
+    def _announce(self, link: _Link) -> None:
+        for lane in self.lanes.values():
+            incoming = lane.incoming
+            settled = lane.answer_due and incoming.epoch == incoming.received_epoch
+            if lane.drawing or (lane.announced and not settled) or (lane.closed and not incoming.flowing):
+                continue
+            lane.announced = True
+            lane.answer_due = lane.answer_due and not settled
+            frame = frames.Channel(
+                lane.label,
+                lane.out.epoch,
+                incoming.epoch,
+                incoming.recv_next,
+                incoming.recv_count,
+                incoming.room,
+                lane.durability,
+            )
+            incoming.told()
+            self._transmit(link, frames.encode(frame))
+
+    def _acknowledge(self, link: _Link) -> None:
+        for lane in self.lanes.values():
+            now = lane.incoming.ack() if lane.announced else None
+            if now is not None:
+                self._transmit(link, frames.encode(frames.Ack(lane.label, *now)))
+
+    def _pump(self, link: _Link) -> None:
+        """Round robin over the labels, a frame each, while the engine's buffer may take more."""
+        limit = self._buffer_limit(link)
+        silent = 0
+        while link.buffered < limit and silent < len(self._turn):
+            lane = self._turn[0]
+            self._turn.rotate(-1)
+            data = lane.out.frame() if lane.announced and not lane.drawing else None
+            if data is None:
+                silent += 1
+            else:
+                silent = 0
+                self._transmit(link, data)
+
+    def _buffer_limit(self, link: _Link) -> int:
+        """Bytes: what the peer confirmed within the last second, within bounds."""
+        while link.confirmed and link.confirmed[0][0] < self._now - 1.0:
+            link.confirmed.popleft()
+        recent = sum(size for _, size in link.confirmed)
+        return min(BUFFER_MOST, max(BUFFER_LEAST, recent))
+
+    def _transmit(self, link: _Link, data: bytes) -> None:
+        link.said = self._now
+        link.buffered += len(data)
+        self._effects.append(Transmit(link.key, data))
+
+    def _count(self, counter: str) -> None:
+        self.counters[counter] = self.counters.get(counter, 0) + 1

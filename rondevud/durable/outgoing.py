@@ -1,0 +1,380 @@
+"""The sending half of a channel on a link (sans-I/O).
+
+    outbox in the store ──ReadOut──► loaded ──frames──► in flight ──[11]──► Acknowledge ──► gone
+
+Rules of ``rondevu.link.1`` that live here: 1 (numbers never given twice), 3 (every number that will not be sent is
+announced), 5 (where to go on from after the peer's [8]), 6 (removals), 7 (the peer's room), 8 (large messages start again
+on a new link). Numbers are given by the store; this half only learns of them. Messages freshly stored are kept in memory
+when they fit behind what is loaded, so that a channel without backlog reads nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import NamedTuple
+
+from rondevud.durable import frames
+from rondevud.errors import PeerError
+from rondevud.records import (
+    Acknowledge,
+    Acknowledged,
+    ChannelRecord,
+    OutItem,
+    OutMessage,
+    OutPage,
+    Payload,
+    PutResult,
+    ReadOut,
+    Reason,
+    Removal,
+    Remove,
+    Removed,
+)
+
+LOADED_MESSAGES = 1_024
+LOADED_BYTES = 1024 * 1024
+"""Bounds of what is kept in memory for sending; the rest stays in the store."""
+
+READ_AHEAD = 64
+"""Messages loaded below which the next page is asked for."""
+
+IN_FLIGHT_FRAMES = 2_048
+"""Frames without acknowledgement at most, whatever the peer's room: bounds memory when messages are tiny."""
+
+
+class Direction(StrEnum):
+    IN = "in"
+    OUT = "out"
+
+
+class VerdictKind(StrEnum):
+    NEW = "new"
+    RESUMED = "resumed"
+    GAP = "gap"
+
+
+class Verdict(NamedTuple):
+    """What became of one direction of a channel on a new link (rule 10)."""
+
+    direction: Direction
+    kind: VerdictKind
+    first: int = 0
+    next: int = 0
+    messages: int | None = 0
+
+
+class _Large(NamedTuple):
+    """A message that goes in pieces."""
+
+    seq: int
+    text: bool
+    data: bytes
+
+
+class Outgoing:
+    """What of one channel's outbox goes out on the current link.
+
+    Between links (`flowing` false) it only follows the numbers. The owner asks `wanted` for store operations, hands their
+    results to `page_read`, `acknowledged` and `removed`, and takes frames from `frame`.
+    """
+
+    def __init__(self, record: ChannelRecord, floor: int) -> None:
+        self.channel = record.id
+        self.label = record.label
+        self.epoch = record.epoch
+        self.next = max(record.next, floor)
+        self.stored_next = record.next
+        self.acked = record.acked
+        self.acked_count = record.acked_count
+        self.closed = record.out_closed
+        self.sent_high = record.next if record.acked or record.peer_epoch else 0
+        """Numbers below may have been handed to a link; after a start: all of them, if there was one."""
+        self.needs_epoch = False
+        """Whether a new epoch has to be drawn and stored (`new_epoch`) before anything is sent."""
+        self._stale_reads = 0
+        self._reading = False
+        self._acknowledging = False
+        self._detach()
+
+    def _detach(self) -> None:
+        self._stale_reads += self._reading
+        self._reading = False
+        self.flowing = False
+        self._loaded: deque[OutItem] = deque()
+        self._loaded_bytes = 0
+        self._loaded_next = 0
+        self._in_flight: deque[tuple[int, int]] = deque()
+        self._in_flight_bytes = 0
+        self._large: _Large | None = None
+        self._offset = 0
+        self._room = 0
+        self._peer_next = 0
+        self._peer_max = 0
+        self._too_large = 0
+        self._removing = False
+        self._awaiting_epoch = False
+
+    # --- links -----------------------------------------------------------------------------------------------------
+
+    def link_lost(self) -> None:
+        """The current link is gone; what was in flight will be sent again."""
+        self._detach()
+        self.needs_epoch = False
+
+    def peer_channel(self, frame: frames.Channel, peer_max_message: int) -> Verdict | None:
+        """The peer's [8] of this link: decide where to go on from (rule 5). None = a repetition that changes nothing."""
+        if self.flowing:
+            if frame.peer_epoch == self.epoch:
+                self._awaiting_epoch = False
+                self._confirm(frame.recv_next, frame.room)
+            return None
+        self._peer_max = peer_max_message
+        self._room = frame.room
+        if frame.peer_epoch == self.epoch and frame.recv_next:
+            return self._resume(frame.recv_next, frame.recv_count)
+        self.flowing = True
+        if self.acked:
+            return self._peer_lost(0, frame.recv_count if frame.peer_epoch == self.epoch else 0)
+        self._peer_next = self._loaded_next = 0
+        return Verdict(Direction.OUT, VerdictKind.NEW)
+
+    def _resume(self, recv_next: int, recv_count: int) -> Verdict:
+        if recv_next > self.next:
+            return self._went_back()
+        self.flowing = True
+        if recv_next < self.acked:
+            return self._peer_lost(recv_next, recv_count)
+        self._peer_next = self._loaded_next = recv_next
+        if recv_next > max(self.stored_next, self.acked):
+            return self._forgot(recv_next)
+        return Verdict(Direction.OUT, VerdictKind.RESUMED)
+
+    def _peer_lost(self, recv_next: int, recv_count: int) -> Verdict:
+        """The peer has less than it acknowledged: say which numbers it will never get from us."""
+        messages = max(0, self.acked_count - recv_count)
+        self._loaded.append(Removal(recv_next, self.acked, Reason.LOST, messages))
+        self._peer_next = recv_next
+        self._loaded_next = self.acked
+        return Verdict(Direction.OUT, VerdictKind.GAP, recv_next, self.acked, messages)
+
+    def _forgot(self, recv_next: int) -> Verdict:
+        """The peer has numbers of ours that our store does not know: it went back, and the clock did not.
+
+        Numbers from `recv_next` up to this start's first may have held messages too; nobody can tell.
+        """
+        self._loaded.append(Removal(recv_next, self.next, Reason.LOST, None))
+        self._loaded_next = self.next
+        return Verdict(Direction.OUT, VerdictKind.GAP, recv_next, self.next, None)
+
+    def _went_back(self) -> Verdict:
+        """The peer has numbers that we have yet to give: store and clock went back. A new epoch is needed."""
+        self.needs_epoch = True
+        return Verdict(Direction.OUT, VerdictKind.GAP, self.next, self.next, None)
+
+    def new_epoch(self, epoch: bytes, *, reopened: bool) -> None:
+        """A new epoch has been stored: nothing is acknowledged in it, and everything held is sent again.
+
+        Acknowledgements that arrive before the peer has answered the new [8] belong to the epoch before.
+        """
+        answered, room, peer_max = self.flowing or self.needs_epoch, self._room, self._peer_max
+        self._detach()
+        self.needs_epoch = False
+        self.epoch = epoch
+        self.acked = self.acked_count = 0
+        if reopened:
+            self.closed = 0
+        self.flowing = self._awaiting_epoch = answered
+        self._room, self._peer_max = room, peer_max
+
+    @property
+    def close_confirmed(self) -> bool:
+        """Whether this side's closing message has been acknowledged."""
+        return 0 < self.closed < max(self.acked, self._peer_next)
+
+    # --- the store -------------------------------------------------------------------------------------------------
+
+    def stored(self, result: PutResult, payloads: Sequence[Payload]) -> None:
+        """Messages have been committed to the outbox."""
+        contiguous = (
+            self.flowing
+            and not self._reading
+            and not result.jumped
+            and self._loaded_next == result.first
+            and len(self._loaded) + len(payloads) <= LOADED_MESSAGES
+            and self._loaded_bytes + result.size <= LOADED_BYTES
+        )
+        if contiguous:
+            self._loaded.extend(OutMessage(seq, payload) for seq, payload in enumerate(payloads, result.first))
+            self._loaded_bytes += result.size
+            self._loaded_next = result.next
+        self.next = self.stored_next = result.next
+        if payloads[-1] is None:
+            self.closed = result.next - 1
+
+    def wanted(self) -> list[Acknowledge | ReadOut | Remove]:
+        """Store operations that are due; each is asked for once until its result has come."""
+        operations: list[Acknowledge | ReadOut | Remove] = []
+        if self._peer_next > self.acked and not self._acknowledging:
+            self._acknowledging = True
+            operations.append(Acknowledge(self.channel, self._peer_next))
+        if self._too_large and not self._removing:
+            self._removing = True
+            operations.append(Remove(self.channel, self._too_large, self._too_large + 1, Reason.TOO_LARGE))
+        more = self._loaded_next < self.stored_next
+        if self.flowing and more and not self._reading and len(self._loaded) < READ_AHEAD:
+            self._reading = True
+            operations.append(ReadOut(self.channel, self._loaded_next))
+        return operations
+
+    def page_read(self, page: OutPage | None) -> None:
+        """A page has been read; None = reading failed and is to be tried again."""
+        if self._stale_reads:
+            self._stale_reads -= 1
+            return
+        self._reading = False
+        if page is None:
+            return
+        for item in page.items:
+            if item.next > self._loaded_next if isinstance(item, Removal) else True:
+                self._loaded.append(item)
+        self._loaded_bytes += sum(frames.payload_size(i.payload) for i in page.items if isinstance(i, OutMessage))
+        self._loaded_next = page.next
+
+    def acknowledged(self, result: Acknowledged | None) -> None:
+        """An acknowledgement has been committed; None = it failed and is to be tried again."""
+        self._acknowledging = False
+        if result is not None:
+            self.acked = max(self.acked, result.acked)
+            self.acked_count += result.messages
+
+    def removed(self, removed: Sequence[Removed]) -> int:
+        """Messages have been taken out of the outbox; answers how many of them may have been sent already."""
+        in_doubt = 0
+        for gone in removed:
+            in_doubt += max(0, min(gone.next, self.sent_high) - gone.first)
+            if gone.first <= self._too_large < gone.next:
+                self._too_large = 0
+                self._removing = False
+            self._drop_loaded(gone)
+        return in_doubt
+
+    def _drop_loaded(self, gone: Removed) -> None:
+        kept: deque[OutItem] = deque()
+        said = False
+        for item in self._loaded:
+            if isinstance(item, OutMessage) and gone.first <= item.seq < gone.next:
+                self._loaded_bytes -= frames.payload_size(item.payload)
+                if not said:
+                    kept.append(Removal(item.seq, gone.next, gone.reason, gone.next - item.seq))
+                    said = True
+            else:
+                kept.append(item)
+        self._loaded = kept
+        if said:
+            self._loaded_next = max(self._loaded_next, gone.next)
+
+    # --- the link --------------------------------------------------------------------------------------------------
+
+    def ack(self, recv_next: int, room: int) -> int:
+        """The peer's [11]: answers how many bytes it confirmed. Raises `PeerError`."""
+        if not self.flowing:
+            raise PeerError("an acknowledgement before the channel was opened on this link")
+        if self._awaiting_epoch:
+            return 0
+        if recv_next > max(self.sent_high, self._peer_next):
+            raise PeerError(f"an acknowledgement up to {recv_next}, which has not been sent")
+        if recv_next < self._peer_next:
+            raise PeerError(f"an acknowledgement up to {recv_next} after one up to {self._peer_next}")
+        return self._confirm(recv_next, room)
+
+    def _confirm(self, recv_next: int, room: int) -> int:
+        self._peer_next = max(self._peer_next, recv_next)
+        self._room = room
+        confirmed = 0
+        while self._in_flight and self._in_flight[0][0] <= recv_next:
+            confirmed += self._in_flight.popleft()[1]
+        self._in_flight_bytes -= confirmed
+        return confirmed
+
+    def _sendable(self) -> bool:
+        if not self._loaded or len(self._in_flight) >= IN_FLIGHT_FRAMES:
+            return False
+        head = self._loaded[0]
+        if isinstance(head, Removal):
+            return True
+        if self._too_large:
+            return False
+        return self._fits(frames.payload_size(head.payload))
+
+    def _fits(self, size: int) -> bool:
+        """Rule 7: within the room, or the one message that may always be under way while there is any."""
+        if self._room <= 0:
+            return False
+        return not self._in_flight or self._in_flight_bytes + size <= self._room
+
+    def frame(self) -> bytes | None:
+        """The next frame of this channel; None when there is none that may go now."""
+        if not self.flowing:
+            return None
+        if self._large is not None:
+            return self._piece(self._large)
+        if not self._sendable():
+            return None
+        head = self._loaded[0]
+        if isinstance(head, Removal):
+            return self._skip(head)
+        size = frames.payload_size(head.payload)
+        if size > self._peer_max:
+            self._too_large = head.seq
+            return None
+        if size > frames.PACK:
+            return self._start_large(head, size)
+        return self._pack(head.seq)
+
+    def _sent(self, next_seq: int, size: int) -> None:
+        self._in_flight.append((next_seq, size))
+        self._in_flight_bytes += size
+        self.sent_high = max(self.sent_high, next_seq)
+
+    def _skip(self, head: Removal) -> bytes:
+        self._loaded.popleft()
+        self._sent(head.next, 0)
+        return frames.encode(frames.Skip(self.label, head.next, head.reason, head.messages))
+
+    def _pack(self, seq: int) -> bytes:
+        """As many of the loaded messages as one frame and the peer's room take; at least one."""
+        payloads: list[Payload] = []
+        total = 0
+        while self._loaded:
+            head = self._loaded[0]
+            if isinstance(head, Removal) or head.seq != seq + len(payloads):
+                break
+            size = frames.payload_size(head.payload)
+            if payloads and (total + size + 5 * len(payloads) > frames.PACK or not self._fits(total + size)):
+                break
+            payloads.append(head.payload)
+            total += size
+            self._loaded.popleft()
+        self._loaded_bytes -= total
+        self._sent(seq + len(payloads), total)
+        return frames.data_frame(self.label, seq, payloads)
+
+    def _start_large(self, head: OutMessage, size: int) -> bytes:
+        self._loaded.popleft()
+        self._loaded_bytes -= size
+        text = isinstance(head.payload, str)
+        data = head.payload.encode() if isinstance(head.payload, str) else head.payload or b""
+        self._large = _Large(head.seq, text, data)
+        self._offset = 0
+        self._sent(head.seq + 1, size)
+        return self._piece(self._large)
+
+    def _piece(self, large: _Large) -> bytes:
+        offset = self._offset
+        chunk = large.data[offset : offset + frames.PACK]
+        self._offset += len(chunk)
+        if self._offset == len(large.data):
+            self._large = None
+        return frames.encode(frames.Piece(self.label, large.seq, offset, len(large.data), large.text, chunk))

@@ -1,0 +1,38 @@
+"""The few words of SDP that two daemons exchange: the link mark and the certificate fingerprints.
+
+Everything is read from the text that signalling carried: WebRTC engines drop attributes they do not know (aiortc and
+Chromium drop ``x-rondevu-link``).
+"""
+
+from __future__ import annotations
+
+import re
+
+from rondevud.durable.frames import VERSION
+from rondevud.errors import TransportError
+
+_MARK = re.compile(r"^a=x-rondevu-link:([0-9 ]+?)[ \t]*\r?$", re.MULTILINE)
+_FINGERPRINT = re.compile(
+    r"^a=fingerprint:sha-256[ \t]+([0-9a-f]{2}(?::[0-9a-f]{2}){31})[ \t]*\r?$", re.MULTILINE | re.IGNORECASE
+)
+
+
+def mark(sdp: str, version: int = VERSION) -> str:
+    """`sdp` with the session-level line that offers, or chooses, the link protocol."""
+    head, separator, media = sdp.partition("\r\nm=")
+    return f"{head.rstrip()}\r\na=x-rondevu-link:{version}{separator}{media}" + ("" if separator else "\r\n")
+
+
+def link_versions(sdp: str) -> frozenset[int]:
+    """The versions of the link protocol that the writer of `sdp` speaks; empty = a plain peer."""
+    head = re.split(r"^m=", sdp, maxsplit=1, flags=re.MULTILINE)[0]
+    found = _MARK.search(head)
+    return frozenset(int(word) for word in found[1].split()[:16] if len(word) < 10) if found else frozenset()
+
+
+def fingerprint(sdp: str) -> bytes:
+    """The SHA-256 fingerprint of the writer's certificate, 32 bytes. Raises `TransportError` when there is none."""
+    found = _FINGERPRINT.search(sdp)
+    if found is None:
+        raise TransportError("the SDP has no a=fingerprint:sha-256 line")
+    return bytes.fromhex(found[1].replace(":", ""))
