@@ -75,8 +75,9 @@ class Producer(Protocol):
     def reject(self, first_seq: int, count: int, code: str, message: str) -> None:
         """The socket refuses these numbers (beyond the window, a bad option, too large): they are spent.
 
-        In their place among what was sent: the listener hears `rejected` for each and an `accepted` that passes them, and
-        they are kept like the producer's own rejections, so that a client that lost its socket learns of them.
+        The listener hears `rejected` for each at once (earlier numbers may still be undecided) and an `accepted` that
+        passes them in their turn. They are kept like the producer's own rejections, so that a client that lost its
+        socket learns of them.
         """
 
     def close(self) -> None:
@@ -232,7 +233,7 @@ class House(Protocol):
     async def close_channel(self, target: str, label: str) -> Data: ...
 
     async def queue(self, target: str, label: str) -> Data:
-        """At least ``queue_size``, ``queue_bytes``, ``buffered_amount`` (sending), ``waiting``, ``waiting_bytes`` (inbox)."""
+        """At least ``queue_size``, ``queue_bytes``, ``buffered_amount`` (outbox), ``waiting``, ``waiting_bytes``."""
 
     async def purge(self, target: str, label: str, direction: Direction) -> Data: ...
 

@@ -1,0 +1,266 @@
+"""One attachment of one client: what the client sends, what it is told, and the window between the two."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from rondevu_client import messages
+from rondevu_client.errors import BadMessage
+from rondevu_client.protocol import encode_notification, shown
+from rondevud.events import Event, Subscription
+from rondevud.ipc.ports import Channel, Payload, Producer, Receiver
+from rondevud.ipc.writer import Writer
+
+MAX_HELD = 1_000
+"""Events held back for a handle whose attach is not answered yet; more are counted as overrun."""
+
+
+class EventFeed:
+    """Events to one handle or subscription; to a client that does not read they are dropped, and how many is told."""
+
+    def __init__(self, number: int, writer: Writer, emit: Callable[[bytes], None]) -> None:
+        self._number = number
+        self._writer = writer
+        self._emit = emit
+        self._dropped = 0
+        self._last_dropped = 0
+        self.subscription: Subscription | None = None
+
+    def deliver(self, event: Event) -> None:
+        if self._writer.congested and event.name != "stopping":
+            self.drop(1, event.number)
+            return
+        self.tell_overrun()
+        self._emit(encode_notification(messages.EVENT, [self._number, *event]))
+
+    def drop(self, count: int, number: int) -> None:
+        """`count` events, the last of them with that number, do not reach the client."""
+        self._dropped += count
+        self._last_dropped = max(number, self._last_dropped)
+
+    def tell_overrun(self) -> None:
+        """Say how many were dropped since it was last said."""
+        if self._dropped:
+            data = {"count": self._dropped}
+            self._emit(encode_notification(messages.EVENT, [self._number, self._last_dropped, "overrun", data]))
+            self._dropped = 0
+
+    def close(self) -> None:
+        if self.subscription is not None:
+            self.subscription.close()
+
+
+class Handle:
+    """Listener of a producer and a receiver, and the client's side of both.
+
+    Until `start` everything for the client is held back, so that nothing overtakes the answer to its attach.
+    """
+
+    def __init__(self, number: int, writer: Writer, acknowledged: bool, on_dead: Callable[[Handle], None]) -> None:
+        self.number = number
+        self.dead = False
+        self.channel: Channel | None = None
+        self.producer: Producer | None = None
+        self.receiver: Receiver | None = None
+        self.feed = EventFeed(number, writer, self._emit)
+        self._writer = writer
+        self._wants_acknowledged = acknowledged
+        self._on_dead = on_dead
+        self._held: list[bytes] | None = []
+        self._unconfirmed: dict[int, int] = {}
+        self._unconfirmed_bytes = 0
+        self._accepted = self._accepted_told = 0
+        self._acknowledged = self._acknowledged_told = 0
+        self._last_tag = 0
+
+    # --- from the client ---------------------------------------------------------------------------------------
+
+    def send(self, seq: int, payloads: list[Any], options: dict[Any, Any]) -> None:
+        """Hand fine payloads to the producer and reject the others through it. Raises `BadMessage`, nothing done then."""
+        producer = self.producer
+        if producer is None:
+            raise BadMessage(f"send: handle {self.number} only receives")
+        if seq < 1 or seq + len(payloads) > messages.MAX_NUMBER:
+            raise BadMessage(f"send: numbers are from 1 to 2^63 - 1, not {seq}")
+        max_age, problem = _read_options(options)
+        if problem is not None:
+            producer.reject(seq, len(payloads), "bad_option", problem)
+            return
+        fine: list[Payload] = []
+        for number, payload in enumerate(payloads, seq):
+            refusal = self._admit(number, payload)
+            if refusal is None:
+                fine.append(payload)
+                continue
+            if fine:
+                producer.send(number - len(fine), fine, max_age)
+                fine = []
+            producer.reject(number, 1, *refusal)
+        if fine:
+            producer.send(seq + len(payloads) - len(fine), fine, max_age)
+
+    def ack(self, upto_tag: int) -> None:
+        if self.receiver is None:
+            raise BadMessage(f"ack: handle {self.number} receives nothing that is acknowledged")
+        if upto_tag > self._last_tag:
+            raise BadMessage(f"ack: handle {self.number} was given no tag above {self._last_tag}, not {upto_tag}")
+        self.receiver.ack(upto_tag)
+
+    def credit(self, n: int) -> None:
+        if self.receiver is None:
+            raise BadMessage(f"credit: handle {self.number} only sends")
+        if not 1 <= n <= messages.MAX_CREDIT:
+            raise BadMessage(f"credit: n is from 1 to {messages.MAX_CREDIT}, not {n}")
+        self.receiver.credit(n)
+
+    # --- life --------------------------------------------------------------------------------------------------
+
+    def start(self, credit: int) -> None:
+        """The attach is answered: say what was held back, then let messages come."""
+        held, self._held = self._held or [], None
+        for frame in held:
+            self._writer.write(frame)
+        if self.dead:
+            return
+        self._tell_marks()
+        if self.receiver is not None:
+            if self._writer.congested:
+                self.receiver.pause()
+            if credit:
+                self.receiver.credit(credit)
+
+    def pause(self) -> None:
+        if self.receiver is not None and not self.dead:
+            self.receiver.pause()
+
+    def resume(self) -> None:
+        """The client has read: say what was kept back, go on."""
+        if self.dead:
+            return
+        self._tell_marks()
+        self.feed.tell_overrun()
+        if self.receiver is not None:
+            self.receiver.resume()
+
+    def close(self) -> None:
+        """End both halves; nothing more is said. May be repeated."""
+        self.dead = True
+        self.feed.close()
+        for half in (self.producer, self.receiver):
+            if half is not None:
+                half.close()
+        self._unconfirmed.clear()
+
+    # --- listener of the producer ------------------------------------------------------------------------------
+
+    def accepted(self, upto_seq: int) -> None:
+        for seq in list(self._unconfirmed):
+            if seq > upto_seq:
+                break
+            self._unconfirmed_bytes -= self._unconfirmed.pop(seq)
+        self._accepted = max(upto_seq, self._accepted)
+        if not self._writer.congested:
+            self._tell_marks()
+
+    def rejected(self, seq: int, code: str, message: str) -> None:
+        self._unconfirmed_bytes -= self._unconfirmed.pop(seq, 0)
+        self._tell_marks()
+        self._notify(messages.REJECTED, seq, code, message)
+
+    def removed(self, from_seq: int, upto_seq: int, reason: str) -> None:
+        self._tell_marks()
+        self._notify(messages.REMOVED, from_seq, upto_seq, reason)
+
+    def acknowledged(self, upto_seq: int) -> None:
+        self._acknowledged = max(upto_seq, self._acknowledged)
+        if not self._writer.congested:
+            self._tell_marks()
+
+    # --- listener of the receiver ------------------------------------------------------------------------------
+
+    def messages(self, tag: int, rows: list[list[Any]]) -> None:
+        self._last_tag = tag + len(rows) - 1
+        self._notify(messages.MESSAGE, tag, rows)
+
+    def gap(self, tag: int, gap: dict[str, Any]) -> None:
+        self._last_tag = tag
+        self._notify(messages.GAP, tag, gap)
+
+    def missed(self, count: int) -> None:
+        """Messages an observer did not get are told like events it did not get."""
+        self.feed.drop(count, 0)
+        if not self._writer.congested:
+            self.feed.tell_overrun()
+
+    def detached(self, reason: str) -> None:
+        """Whichever half is taken away, the handle ends."""
+        if self.dead:
+            return
+        self._tell_marks()
+        self._notify(messages.DETACHED, reason)
+        self.close()
+        self._on_dead(self)
+
+    # --- inside ------------------------------------------------------------------------------------------------
+
+    def event(self, event: Event) -> None:
+        """An event of the handle's channel or connection."""
+        if self._held is not None and len(self._held) >= MAX_HELD:
+            self.feed.drop(1, event.number)
+        else:
+            self.feed.deliver(event)
+
+    def _admit(self, number: int, payload: Any) -> tuple[str, str] | None:
+        """Count a payload in the window; code and message when it is refused."""
+        if type(payload) is str:
+            size = len(payload) if payload.isascii() else len(payload.encode())
+        elif type(payload) is bytes:
+            size = len(payload)
+        else:
+            return "bad_payload", f"a payload is text or binary, not {shown(payload)}"
+        limit = self.channel.max_message if self.channel is not None else 0
+        if size > limit:
+            return "too_large", f"{size} bytes are more than the {limit} of max_message"
+        if self._unconfirmed and (
+            len(self._unconfirmed) >= messages.SEND_WINDOW
+            or self._unconfirmed_bytes + size > messages.SEND_WINDOW_BYTES
+        ):
+            return "window", f"{len(self._unconfirmed)} messages, {self._unconfirmed_bytes} bytes are unconfirmed"
+        self._unconfirmed_bytes += size - self._unconfirmed.get(number, 0)
+        self._unconfirmed[number] = size
+        return None
+
+    def _tell_marks(self) -> None:
+        """Cumulative confirmations not told yet. A congested client gets them merged, later."""
+        if self._accepted > self._accepted_told:
+            self._accepted_told = self._accepted
+            self._notify(messages.ACCEPTED, self._accepted)
+        if self._wants_acknowledged and self._acknowledged > self._acknowledged_told:
+            self._acknowledged_told = self._acknowledged
+            self._notify(messages.ACKNOWLEDGED, self._acknowledged)
+
+    def _notify(self, method: str, *params: Any) -> None:
+        self._emit(encode_notification(method, [self.number, *params]))
+
+    def _emit(self, frame: bytes) -> None:
+        if self.dead:
+            return
+        if self._held is not None:
+            self._held.append(frame)
+        else:
+            self._writer.write(frame)
+
+
+def _read_options(options: dict[Any, Any]) -> tuple[float | None, str | None]:
+    """The ``max_age`` of a send, and what is wrong with its options."""
+    unknown = [key for key in options if key != "max_age"]
+    if unknown:
+        return None, f"send knows the option max_age, not {unknown[0]!r:.64}"
+    max_age = options.get("max_age")
+    if max_age is None:
+        return None, None
+    if type(max_age) not in {int, float} or not math.isfinite(max_age) or max_age <= 0:
+        return None, "max_age is a number of seconds above 0"
+    return float(max_age), None

@@ -1,0 +1,48 @@
+"""Methods about the daemon itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rondevu_client.protocol import PROTOCOL_VERSION
+from rondevud.errors import RequestError
+from rondevud.ipc.session import Session
+from rondevud.ipc.table import Table, integers, text
+
+FEATURES: list[str] = []
+"""What this daemon has beyond version 1 of the protocol."""
+
+
+def hello(session: Session, params: dict[str, Any]) -> dict[str, Any]:
+    if PROTOCOL_VERSION not in params["protocol"]:
+        message = f"this daemon speaks protocol {PROTOCOL_VERSION}, not {params['protocol'][:16]}"
+        raise RequestError("unsupported_protocol", message, {"protocol": [PROTOCOL_VERSION]})
+    session.greet(params["client"])
+    house = session.house
+    return {
+        "protocol": PROTOCOL_VERSION,
+        "version": house.version,
+        "instance": house.instance,
+        "features": FEATURES,
+    }
+
+
+def ping(_session: Session, _params: dict[str, Any]) -> dict[str, Any]:
+    return {}
+
+
+async def status(session: Session, _params: dict[str, Any]) -> dict[str, Any]:
+    return await session.house.status()
+
+
+def clients(session: Session, _params: dict[str, Any]) -> list[dict[str, Any]]:
+    return session.clients()
+
+
+def register(table: Table) -> None:
+    table.method("hello", "Agree on the protocol; the first request.", protocol=integers(), client=text(default=""))(
+        hello
+    )
+    table.method("ping", "Answer.")(ping)
+    table.method("status", "What the daemon does and how it is.")(status)
+    table.method("clients", "The programs on this socket.")(clients)

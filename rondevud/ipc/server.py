@@ -1,0 +1,159 @@
+"""The daemon's Unix socket: accepts clients and gives each a session."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rondevu_client.protocol import MAX_MESSAGE, encode_error
+from rondevud.ipc.access import Peer, identify_peer, may_use
+from rondevud.ipc.listening import adopt, listen_at, remove
+from rondevud.ipc.methods import TABLE
+from rondevud.ipc.ports import House
+from rondevud.ipc.session import Session
+
+logger = logging.getLogger(__name__)
+
+MAX_CLIENTS = 1_000
+"""Sockets served at once."""
+
+ACCEPT_RETRY = 1.0
+"""Seconds to wait when no descriptor is left for another client."""
+
+
+class Server:
+    """Listens at `path`, or at a listening descriptor that was handed over, which is not removed at the end.
+
+    `start`, then `stop`; both once. Sessions use `house` until `stop` has returned.
+    """
+
+    def __init__(
+        self,
+        house: House,
+        *,
+        path: Path | None = None,
+        descriptor: int | None = None,
+        mode: int = 0o600,
+        group: int | None = None,
+        max_message: int = MAX_MESSAGE,
+        allow: Callable[[Peer], bool] = may_use,
+    ) -> None:
+        if (path is None) == (descriptor is None):
+            raise ValueError("a server listens either at a path or at a descriptor")
+        self._house = house
+        self._path = path
+        self._descriptor = descriptor
+        self._mode = mode
+        self._group = group
+        self._max_message = max_message
+        self._allow = allow
+        self._sessions: dict[Session, float] = {}
+        self._inode: tuple[int, int] | None = None
+        self._socket: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
+        self._all_gone = asyncio.Event()
+        self.refused = 0
+        """Sockets closed because there were `MAX_CLIENTS`."""
+
+    async def start(self) -> None:
+        """Listen and accept. Raises `ConfigError`."""
+        if self._path is not None:
+            self._socket = await listen_at(self._path, mode=self._mode, group=self._group)
+            found = os.lstat(self._path)
+            self._inode = (found.st_dev, found.st_ino)
+        elif self._descriptor is not None:
+            self._socket = adopt(self._descriptor)
+        if self._socket is not None:
+            self._accepting = asyncio.create_task(self._accept_loop(self._socket), name="ipc accept")
+
+    async def stop(self, timeout: float = 2.0) -> None:
+        """Accept no more, remove our socket, close the sessions: those that do not read within `timeout` seconds hard."""
+        if self._accepting is not None:
+            self._accepting.cancel()
+            await asyncio.gather(self._accepting, return_exceptions=True)
+        if self._path is not None and self._inode is not None:
+            remove(self._path, self._inode)
+        if self._socket is not None:
+            self._socket.close()
+        for session in list(self._sessions):
+            session.close()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._wait_until_alone()
+        except TimeoutError:
+            for session in list(self._sessions):
+                session.abort()
+            await self._wait_until_alone()
+
+    def clients(self) -> list[dict[str, Any]]:
+        """One row for each program on the socket."""
+        return [
+            {
+                "client": session.client_name,
+                "pid": session.peer.pid,
+                "uid": session.peer.uid,
+                "connected_since": since,
+                "handles": len(session.handles),
+                "subscriptions": len(session.subscriptions),
+                "unread_bytes": session.writer.unsent,
+            }
+            for session, since in self._sessions.items()
+            if session.greeted
+        ]
+
+    async def _wait_until_alone(self) -> None:
+        while self._sessions:
+            self._all_gone.clear()
+            await self._all_gone.wait()
+
+    async def _accept_loop(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, _ = await loop.sock_accept(listener)
+            except OSError as error:
+                logger.warning("Cannot accept a client: %s", error)
+                await asyncio.sleep(ACCEPT_RETRY)
+                continue
+            try:
+                await self._welcome(loop, sock)
+            except OSError as error:
+                logger.info("A client was gone before it was served: %s", error)
+                sock.close()
+
+    async def _welcome(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
+        peer = identify_peer(sock)
+        if len(self._sessions) >= MAX_CLIENTS:
+            self.refused += 1
+            logger.warning("Refusing pid %d: %d clients are connected", peer.pid, MAX_CLIENTS)
+            with contextlib.suppress(OSError):
+                sock.send(encode_error(None, "too_many_clients", f"{MAX_CLIENTS} clients are connected"))
+            sock.close()
+            return
+        session = Session(
+            self._house,
+            TABLE,
+            peer,
+            allowed=self._allow(peer),
+            max_message=self._max_message,
+            on_closed=self._forget,
+            clients=self.clients,
+        )
+        self._sessions[session] = time.time()
+        try:
+            await loop.connect_accepted_socket(lambda: session, sock)
+        except BaseException:
+            del self._sessions[session]
+            raise
+
+    def _forget(self, session: Session) -> None:
+        self._sessions.pop(session, None)
+        if not self._sessions:
+            self._all_gone.set()
