@@ -279,11 +279,12 @@ class AiortcPeerConnection:
             if not closing.done():
                 self.count("forced_closes")
                 logger.warning("%r: the library did not close it within %.0f s", self, CLOSE_TIMEOUT)
+            elif (error := closing.exception()) is not None:
+                self.count("close_errors")
+                logger.warning("%r: the library failed to close it: %r", self, error)
+            ice.deafen(objects)
             await self._reap({closing, *self._operations, *ice.tasks_of(objects)})
-            for each in objects:
-                if hasattr(each, "abort"):
-                    each.abort()
-            self._pc.remove_all_listeners()
+            ice.stop_by_force(self._pc, objects)
         except Exception:
             self.count("close_errors")
             logger.exception("%r: closing failed", self)

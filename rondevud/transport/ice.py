@@ -86,15 +86,34 @@ def _address(candidate: Candidate) -> str:
 
 
 def owned_objects(pc: RTCPeerConnection) -> list[Any]:
-    """The objects of a connection whose methods run as background tasks; sockets' protocols and transports last."""
+    """The objects of a connection whose methods run as background tasks, and its sockets' transports."""
     objects: list[Any] = [pc]
     connection = ice_connection(pc)
     if pc.sctp is not None and connection is not None:
         dtls = pc.sctp.transport
         objects += [pc.sctp, dtls, dtls.transport, connection]
         for protocol in connection._protocols:
+            # A relayed protocol's transport is a TURN client of its own around the real one.
+            turn = getattr(protocol.transport, "_TurnTransport__inner_protocol", None)
             objects += [protocol, protocol.transport]
+            objects += [] if turn is None else [turn, turn.transport]
     return objects
+
+
+def deafen(objects: Iterable[Any]) -> None:
+    """Remove the listeners by which the library starts closing a connection whose tasks are cancelled."""
+    for each in objects:
+        if hasattr(each, "remove_all_listeners"):
+            each.remove_all_listeners()
+
+
+def stop_by_force(pc: RTCPeerConnection, objects: Iterable[Any]) -> None:
+    """Cancel the timers and close the sockets that an incomplete `close` of the library left; does nothing otherwise."""
+    if pc.sctp is not None:
+        pc.sctp._set_state(pc.sctp.State.CLOSED)
+    for each in objects:
+        if hasattr(each, "abort"):
+            each.abort()
 
 
 def tasks_of(objects: Iterable[Any]) -> set[asyncio.Task[Any]]:
