@@ -7,8 +7,12 @@ import contextlib
 import gc
 import inspect
 import itertools
+import json
 import os
 import pathlib
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -204,13 +208,19 @@ class TestConnecting:
 
     async def test_a_server_that_never_answers_delays_the_offer_no_longer_than_the_gathering_time(self):
         # 0.2 s instead of 1 s: the library on its own waits 5 s.
+        silent = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        silent.bind(("127.0.0.1", 0))
+        urls = tuple(f"{kind}:127.0.0.1:{silent.getsockname()[1]}" for kind in ("stun", "turn"))
         for make in ENGINES.values():
-            engine = make([IceServer(("stun:127.0.0.1:9", "turn:127.0.0.1:9"), "user", "secret")], gathering_time=0.2)
+            before = belongings()
+            engine = make([IceServer(urls, "user", "secret")], gathering_time=0.2)
             side = Side(engine)
             side.open("first")
             async with asyncio.timeout(4.0):
                 assert candidates(await side.pc.create_offer())
             await soon(engine.close())
+            await nothing_left(before)
+        silent.close()
 
 
 class TestMessages:
@@ -499,6 +509,27 @@ class TestClosing:
         await soon(asyncio.gather(caller.pc.close(), callee.pc.close()))
         await nothing_left(before)
 
+    async def test_a_peer_that_is_killed_leaves_a_connection_that_still_sends_and_closes(self, engine):
+        before = belongings()
+        side = Side(engine)
+        outgoing = side.open("first")
+        command = [sys.executable, "-c", ANSWERING_PEER]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            try:
+                print(json.dumps(await soon(side.pc.create_offer())), file=child.stdin, flush=True)
+                await soon(side.pc.accept_answer(json.loads(await soon(asyncio.to_thread(child.stdout.readline)))))
+                await outgoing.opened()
+            finally:
+                child.kill()
+        for _ in range(100):
+            outgoing.channel.send(bytes(1_000))
+        assert side.pc.state is ConnectionState.CONNECTED  # who is gone without a word is noticed by silence, not here
+        await soon(side.pc.close())
+        assert await outgoing.next() == "close"
+        await nothing_left(before)
+
     async def test_a_closed_engine_has_closed_its_connections_and_makes_no_more(self, engines):
         caller, callee, _, _ = await connected(engines)
         await soon(engines[0].close())
@@ -520,6 +551,19 @@ class TestClosing:
             await soon(first.pc.close())
             await soon(second.pc.close())
         await nothing_left(before)
+
+
+ANSWERING_PEER = """
+import asyncio, json
+from rondevud.transport.aiortc import AiortcEngine
+
+async def main():
+    connection = AiortcEngine().create_peer_connection()
+    print(json.dumps(await connection.create_answer(json.loads(input()))), flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
 
 
 class TestBadDescriptions:
