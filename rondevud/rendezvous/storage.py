@@ -29,6 +29,7 @@ from rondevud.rendezvous.records import (
     Username,
 )
 
+FILE_NAME = "rendezvous.db"
 SCHEMA_VERSION = 1
 BUSY_TIMEOUT = 5.0
 """Seconds to wait for another process that holds the file."""
@@ -37,22 +38,20 @@ _OFFER_COLUMNS = "id, peer_id, sdp, secret, created_at, expires_at, answerer_id,
 _SERVICE_COLUMNS = "id, uuid, username, fqn, offer_id, peer_id, public, metadata, created_at, expires_at"
 
 
-def open_storage(url: str) -> SqliteStorage:
-    """The storage that `url` names: ``:memory:``, a path, or ``sqlite:///path`` (``sqlite:////absolute/path``).
+def open_storage(store: str, state_dir: str | Path) -> SqliteStorage:
+    """What the setting `store` names: ``sqlite`` (a file in `state_dir`), ``sqlite:PATH`` or ``memory``.
 
     Raises `ConfigError` for anything else, `StoreError` when the file cannot be used.
     """
-    if url.startswith(("postgresql:", "postgres:")):
-        raise ConfigError(f"rendezvous store {url.partition(':')[0]}: not in this version")
-    path = url
-    if url.startswith("sqlite:"):
-        if not url.startswith("sqlite:///"):
-            raise ConfigError(f"rendezvous store {url!r}: expected sqlite:///path, or sqlite:////path from the root")
-        path = url.removeprefix("sqlite:///") or ":memory:"
-    elif "://" in url:
-        raise ConfigError(f"rendezvous store {url!r}: expected a path, sqlite:///path or :memory:")
-    if not path:
-        raise ConfigError("rendezvous store: expected a path, sqlite:///path or :memory:, not an empty text")
+    if store.startswith(("postgresql:", "postgres:")):
+        raise ConfigError("rendezvous store: a postgresql: store is not in this version")
+    if store == "memory":
+        return SqliteStorage(":memory:")
+    if store == "sqlite":
+        return SqliteStorage(Path(state_dir) / FILE_NAME)
+    kind, _, path = store.partition(":")
+    if kind != "sqlite" or not path:
+        raise ConfigError(f"rendezvous store {store!r}: expected sqlite, sqlite:PATH or memory")
     return SqliteStorage(path)
 
 
