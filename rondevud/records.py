@@ -364,7 +364,7 @@ class Acknowledge(Operation[Acknowledged]):
     """Delete messages and removals below `recv_next` and set ``acked``, ``acked_count`` and the producers' numbers.
 
     A removal that only begins below `recv_next` stays, cut to begin there. Numbers below the channel's ``acked`` are a
-    no-op.
+    no-op. Numbers above the channel's ``next`` raise it: the store has been put back, the peer knows more than it does.
     """
 
     channel: int

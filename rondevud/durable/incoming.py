@@ -167,10 +167,8 @@ class Incoming:
     def _take(self, seq: int, payload: Payload) -> None:
         if self._assembly is not None:
             raise PeerError(f"message {seq} in the middle of the pieces of {self._assembly.seq}")
-        if self.received_closed:
-            raise PeerError(f"message {seq} behind the one that closed the channel")
         self._add(OutMessage(seq, payload), seq + 1)
-        self.received_closed = payload is None
+        self.received_closed = payload is None  # a peer whose store went back may have forgotten that it closed
 
     def _add(self, item: OutItem, next_seq: int) -> None:
         self._received_next = next_seq

@@ -565,6 +565,9 @@ class Session:
         if isinstance(outcome, StoreConflict):
             self._effects.append(SessionFailed("store_conflict", str(outcome)))
             return 0
+        if isinstance(operation, SetEpoch):
+            self._epoch_set(lane, operation, done=not isinstance(outcome, StoreError))
+            return 0
         return self._lane_completed(lane, operation, None if isinstance(outcome, StoreError) else outcome)
 
     def _lane_completed(self, lane: Lane, operation: Operation[Any], result: Any) -> int:
@@ -583,16 +586,14 @@ class Session:
                 in_doubt = lane.out.removed(result.removed) if result is not None else 0
             case Receive():
                 lane.incoming.stored(result)
-            case SetEpoch():
-                self._epoch_set(lane, operation, result is not None)
         return in_doubt
 
-    def _epoch_set(self, lane: Lane, operation: SetEpoch, done: bool) -> None:
+    def _epoch_set(self, lane: Lane, operation: SetEpoch, *, done: bool) -> None:
         lane.drawing = False
         if not done:
             self._draw_epoch(lane, reopen=operation.reopen)
             return
-        lane.out.new_epoch(operation.epoch, reopened=operation.reopen)
+        lane.out.new_epoch(operation.epoch, reopened=operation.reopen, announced=lane.announced)
         if operation.reopen:
             lane.closing = lane.closed = False
         lane.announced = False

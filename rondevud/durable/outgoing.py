@@ -173,10 +173,11 @@ class Outgoing:
         self.needs_epoch = True
         return Verdict(Direction.OUT, VerdictKind.GAP, self.next, self.next, None)
 
-    def new_epoch(self, epoch: bytes, *, reopened: bool) -> None:
+    def new_epoch(self, epoch: bytes, *, reopened: bool, announced: bool) -> None:
         """A new epoch has been stored: nothing is acknowledged in it, and everything held is sent again.
 
-        Acknowledgements that arrive before the peer has answered the new [8] belong to the epoch before.
+        If the epoch before was `announced` on this link, acknowledgements belong to it until the peer has answered
+        the new [8].
         """
         answered, room, peer_max = self.flowing or self.needs_epoch, self._room, self._peer_max
         self._detach()
@@ -185,7 +186,8 @@ class Outgoing:
         self.acked = self.acked_count = 0
         if reopened:
             self.closed = 0
-        self.flowing = self._awaiting_epoch = answered
+        self.flowing = answered
+        self._awaiting_epoch = answered and announced
         self._room, self._peer_max = room, peer_max
 
     @property
@@ -247,6 +249,7 @@ class Outgoing:
         self._acknowledging = False
         if result is not None:
             self.acked = max(self.acked, result.acked)
+            self.stored_next = max(self.stored_next, self.acked)
             self.acked_count += result.messages
 
     def removed(self, removed: Sequence[Removed]) -> int:

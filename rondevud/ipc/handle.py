@@ -156,9 +156,7 @@ class Handle:
     # --- listener of the producer ------------------------------------------------------------------------------
 
     def accepted(self, upto_seq: int) -> None:
-        for seq in list(self._unconfirmed):
-            if seq > upto_seq:
-                break
+        while self._unconfirmed and (seq := next(iter(self._unconfirmed))) <= upto_seq:
             self._unconfirmed_bytes -= self._unconfirmed.pop(seq)
         self._accepted = max(upto_seq, self._accepted)
         if not self._writer.congested:

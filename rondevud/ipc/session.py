@@ -91,13 +91,9 @@ class Session(asyncio.Protocol):
         self._timer = self._loop.call_later(HELLO_TIMEOUT, self._miss_hello)
 
     def data_received(self, data: bytes) -> None:
-        if self._closing:
-            return
         try:
             for frame in self._decoder.frames(data):
                 self._take(frame)
-                if self._closing:
-                    return
         except BadFrame as error:
             self.fail(error.code, str(error))
 
@@ -178,6 +174,8 @@ class Session(asyncio.Protocol):
     # --- frames ------------------------------------------------------------------------------------------------
 
     def _take(self, frame: Frame | BadMessage) -> None:
+        if self._closing:
+            return
         if isinstance(frame, Request):
             self._take_request(frame)
         elif not self.greeted:

@@ -258,9 +258,8 @@ class MemoryTables:
         channel = self._channel(operation.channel)
         record, outbox = channel.record, channel.outbox
         if operation.recv_next > record.next:
-            raise StoreConflict(
-                f"acknowledgement of {operation.recv_next} in a channel whose next number is {record.next}"
-            )
+            channel.change(next=operation.recv_next)
+            record = channel.record
         if operation.recv_next <= record.acked:
             return records.Acknowledged(record.acked, 0, 0, (), more=False)
         limit = self._limits.slice_rows
@@ -331,12 +330,13 @@ class MemoryTables:
         removals = channel.outbox.removals.since(number)
         removal = next(removals, None)
         items: list[OutItem] = []
-        size = 0
+        size, carries = 0, False
         while number < end and len(items) < self._limits.page_messages:
             if (message := channel.outbox.messages.get(number)) is not None:
                 size += message.size
-                if items and size > self._limits.page_bytes:
+                if size > self._limits.page_bytes and carries:
                     break
+                carries = True
                 items.append(OutMessage(number, message.payload))
                 number += 1
             elif removal is not None and removal.first == number:

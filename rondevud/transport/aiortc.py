@@ -59,8 +59,6 @@ class AiortcPeerConnection:
         self._pc = pc
         self._number = number
         self._state = ConnectionState.NEW
-        self._silent = False
-        """Set when `close` is over: no handler is called from then on."""
         self._channels: dict[AiortcDataChannel, None] = {}
         self._operations: set[asyncio.Task[Any]] = set()
         self._close_task: asyncio.Task[None] | None = None
@@ -86,9 +84,10 @@ class AiortcPeerConnection:
     # --- what channels call ----------------------------------------------------------------------------------------
 
     def call(self, handler: Callable[..., None], *arguments: Any) -> None:
-        """Call a handler; an exception in it would otherwise take the whole connection down."""
-        if self._silent:
-            return
+        """Call a handler; an exception in it would otherwise take the whole connection down.
+
+        Whoever calls has looked at the state: nothing is reported of what has closed.
+        """
         try:
             handler(*arguments)
         except Exception:
@@ -263,10 +262,7 @@ class AiortcPeerConnection:
 
     async def close(self) -> None:
         self._set_state(ConnectionState.CLOSED)
-        try:
-            await asyncio.shield(self._begin_close())
-        finally:
-            self._silent = True
+        await asyncio.shield(self._begin_close())
 
     async def _shut_down(self) -> None:
         """Close the library's connection, and take from it what it does not give up in time."""

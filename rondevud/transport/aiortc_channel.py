@@ -115,6 +115,9 @@ class AiortcDataChannel:
         if self._close_reported:
             return
         self._deliver_early()
+        for _ in self._early or ():
+            self._connection.count("early_messages_dropped")
+        self._early = None
         self._state = ChannelState.CLOSED
         self._close_reported = True
         self._connection.forget_channel(self)

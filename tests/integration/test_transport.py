@@ -193,6 +193,16 @@ class TestConnecting:
         await callee.pc.add_candidate("", "0", 0)
         await outgoing.opened()
 
+    async def test_candidates_that_came_before_the_offer_are_kept_for_it(self, engines):
+        caller, callee = Side(engines[0]), Side(engines[1])
+        outgoing = caller.open("first")
+        offer = await soon(caller.pc.create_offer())
+        for candidate in candidates(offer):
+            await callee.pc.add_candidate(candidate, "0", 0)
+        answer = await soon(callee.pc.create_answer(without_candidates(offer)))
+        await soon(caller.pc.accept_answer(without_candidates(answer)))
+        await outgoing.opened()  # only the answering side knew where to go
+
     async def test_candidates_that_cannot_be_used_are_counted_and_do_no_harm(self, engines):
         caller, callee = Side(engines[0]), Side(engines[1])
         outgoing = caller.open("first")
@@ -432,6 +442,24 @@ class TestClosing:
         assert caller.states == callee.states
         assert caller.states[-1] is ConnectionState.CLOSED
 
+    async def test_channels_that_never_opened_are_closed_with_the_connection(self, engine):
+        side = Side(engine)
+        taps = [side.open("one"), side.open("two")]
+        await soon(side.pc.create_offer())
+        await soon(side.pc.close())
+        assert [tap.events.get_nowait() for tap in taps] == ["close", "close"]
+        assert {tap.channel.state for tap in taps} == {ChannelState.CLOSED}
+
+    async def test_channels_report_their_end_before_the_connection_does(self, engines):
+        caller, callee, outgoing, incoming = await connected(engines)
+        order: list[str] = []
+        for side, tap in ((caller, outgoing), (callee, incoming)):
+            report, tap.channel.on_close = side.pc.on_state, lambda: order.append("channel")
+            side.pc.on_state = lambda state, report=report: (order.append(state), report(state))
+        await soon(caller.pc.close())
+        await callee.until(ConnectionState.CLOSED)
+        assert order == ["channel", "closed", "channel", "closed"]
+
     async def test_closing_twice_at_once_and_again_is_the_same(self, engines):
         caller, _, outgoing, _ = await connected(engines)
         await soon(asyncio.gather(caller.pc.close(), caller.pc.close()))
@@ -500,6 +528,15 @@ class TestClosing:
             await making
         await soon(side.pc.close())
         await nothing_left(before)
+
+    async def test_a_failure_that_nobody_waits_for_is_nobodys_surprise(self, engine):
+        side = Side(engine)
+        answering = asyncio.ensure_future(side.pc.create_answer("rubbish"))
+        await asyncio.sleep(0)
+        answering.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await answering
+        await soon(side.pc.close())  # the fixture sees what the loop would have reported
 
     async def test_closing_while_connecting_leaves_nothing(self, engines):
         before = belongings()

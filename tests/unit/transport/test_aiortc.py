@@ -99,6 +99,13 @@ class TestEarlyMessages:
         channel._channel._setReadyState("closed")
         assert seen == ["0", "close"]
 
+    async def test_those_that_nobody_read_are_counted_when_the_channel_ends(self, engine):
+        channel = engine.create_peer_connection().create_data_channel("first")
+        for number in range(3):
+            channel._channel.emit("message", str(number))
+        channel.close()
+        assert engine.counters["early_messages_dropped"] == 3
+
     async def delivered(self, channel: Any, count: int) -> list[Any]:
         seen: asyncio.Queue[Any] = asyncio.Queue()
         channel.on_message = seen.put_nowait
@@ -180,6 +187,27 @@ async def test_hostile_frames_end_the_connection_and_nothing_else(engine):
     gc.collect()
     loop.set_exception_handler(None)
     assert not stray
+
+
+@pytest.mark.webrtc
+async def test_the_end_of_the_association_alone_ends_the_connection(engine):
+    caller, callee = await linked(engine)
+    ended = asyncio.Event()
+    callee.on_state = lambda state: ended.set() if state is ConnectionState.CLOSED else None
+    await caller._pc.sctp._abort()
+    await asyncio.wait_for(ended.wait(), PATIENCE)
+
+
+@pytest.mark.webrtc
+async def test_a_connection_never_goes_back_to_an_earlier_state(engine):
+    caller, _ = await linked(engine)
+    states: list[ConnectionState] = []
+    caller.on_state = states.append
+    for name in ("connecting", "new"):
+        caller._pc._RTCPeerConnection__connectionState = name
+        caller._pc.emit("connectionstatechange")
+    assert states == []
+    assert caller.state is ConnectionState.CONNECTED
 
 
 NAMESPACE = """
