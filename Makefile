@@ -1,0 +1,53 @@
+# What one types in a checkout; `make` alone lists it. Needs make, bash and Python 3.11 or newer, and sets up the rest.
+#
+#   PYTHON=python3.11  another interpreter, in a virtual environment of its own
+#   VENV=DIRECTORY     another place for the virtual environment
+#   TESTS=PATHS        only these tests            JOBS=N   tests in N processes
+
+SHELL := /bin/bash
+PYTHON ?=
+VENV ?= .venv$(if $(PYTHON),-$(notdir $(PYTHON)))
+TESTS ?= tests
+JOBS ?= 2
+
+SETUP := PYTHON='$(PYTHON)' bash .ci/setup '$(VENV)'
+SETUP_NEEDS := pyproject.toml .ci/setup .ci/find-python
+
+.DEFAULT_GOAL := help
+.PHONY: help venv test lint format demo soak clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/.installed ## two daemons and a signalling server on this machine, talking
+	$(VENV)/bin/rondevud demo
+
+venv: $(VENV)/.installed-dev ## the virtual environment, with all that development needs
+
+test: $(VENV)/.installed-dev ## all tests but the long ones
+	$(VENV)/bin/python -m pytest -q -n $(JOBS) $(TESTS)
+
+lint: $(VENV)/.installed-dev ## style and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(VENV)/.installed-dev ## put the source into shape
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+soak: $(VENV)/.installed-dev ## the long tests: half an hour and more
+	RONDEVUD_LINK_EXAMPLES=$${RONDEVUD_LINK_EXAMPLES:-50000} $(VENV)/bin/python -m pytest -m soak $(TESTS)
+
+clean: ## remove what the other targets made
+	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The demo does not wait for the tools of development; who has those has the demo's needs too.
+$(VENV)/.installed: $(SETUP_NEEDS)
+	@[ -e $(VENV)/.installed-dev -a $(VENV)/.installed-dev -nt pyproject.toml ] || $(SETUP)
+	@touch $@
+
+$(VENV)/.installed-dev: $(SETUP_NEEDS)
+	@$(SETUP) dev
+	@touch $@ $(VENV)/.installed
