@@ -256,10 +256,8 @@ class MemoryTables:
 
     def _acknowledge(self, operation: records.Acknowledge) -> records.Acknowledged:
         channel = self._channel(operation.channel)
+        self._raise_next(channel, operation.recv_next)
         record, outbox = channel.record, channel.outbox
-        if operation.recv_next > record.next:
-            channel.change(next=operation.recv_next)
-            record = channel.record
         if operation.recv_next <= record.acked:
             return records.Acknowledged(record.acked, 0, 0, (), more=False)
         limit = self._limits.slice_rows
