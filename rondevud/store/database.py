@@ -1,0 +1,157 @@
+"""Opening the SQLite file: its mode, its settings, its schema, and what happens to a file that SQLite refuses.
+
+Also the place where errors of sqlite3 become errors of the store.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+
+from rondevud.errors import StoreError, StoreFailed
+
+logger = logging.getLogger(__name__)
+
+APPLICATION_ID = 0x726F6E64
+"""Marks the file as ours ("rond")."""
+
+BUSY_TIMEOUT = 5.0
+"""Seconds to wait for a lock of another process (someone looks at the file with a tool)."""
+
+WAL_KEPT = 1024 * 1024
+"""Bytes to which the log is cut when it starts from its beginning again."""
+
+STEPS = ("schema.sql",)
+"""Scripts that lead from one version of the schema to the next; the version is how many have run."""
+
+_DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+
+
+def primary_code(error: sqlite3.Error) -> int | None:
+    """SQLite's result code without its extension; None when the error did not come from the library."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether SQLite found the file itself damaged."""
+    return primary_code(error) in _DAMAGE
+
+
+def failure(error: Exception) -> StoreFailed:
+    """What a failed commit is called."""
+    if isinstance(error, sqlite3.Error) and primary_code(error) == sqlite3.SQLITE_FULL:
+        return StoreFailed(f"no room to store anything: {error}", "disk_full")
+    return StoreFailed(f"the store failed: {error}")
+
+
+def open_database(
+    path: Path, factory: type[sqlite3.Connection] = sqlite3.Connection
+) -> tuple[sqlite3.Connection, Path | None]:
+    """The database at `path`, made when there is none, and where a damaged one was moved to.
+
+    Raises `StoreError` when it cannot be opened, belongs to another program or has a newer schema.
+    """
+    try:
+        try:
+            return _open(path, factory), None
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
+            moved = _move_aside(path)
+            logger.error("SQLite refuses %s (%s): moved to %s, starting with an empty store", path, error, moved)  # noqa: TRY400
+            return _open(path, factory), moved
+    except (sqlite3.Error, OSError) as error:
+        raise StoreError(f"cannot open {path}: {error}") from error
+
+
+def _open(path: Path, factory: type[sqlite3.Connection]) -> sqlite3.Connection:
+    _make_file(path)
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, factory=factory)
+    try:
+        # A damaged row may hold anything where text belongs; its checksum tells.
+        connection.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
+        _check_owner(path, connection)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        connection.execute(f"PRAGMA journal_size_limit = {WAL_KEPT}")
+        connection.execute("PRAGMA cell_size_check = ON")
+        connection.execute("PRAGMA cache_size = -8000")
+        _upgrade(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _make_file(path: Path) -> None:
+    """Make the file if there is none, private from its first moment, and make its directory entry durable."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        if path.stat().st_size == 0 and _size(_beside(path, "-wal")) > 0:
+            # SQLite would throw the log away, and with it all there is.
+            error = sqlite3.DatabaseError("the file is empty and its log is not")
+            error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+            raise error from None
+        path.chmod(0o600)
+        return
+    for directory in (path.parent, path.parent.parent):
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _check_owner(path: Path, connection: sqlite3.Connection) -> None:
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+    owner = connection.execute("PRAGMA application_id").fetchone()[0]
+    if tables and owner != APPLICATION_ID:
+        raise StoreError(f"{path} is a database of another program")
+    if version > len(STEPS):
+        raise StoreError(f"{path} has schema version {version}; this program knows versions up to {len(STEPS)}")
+
+
+def _upgrade(connection: sqlite3.Connection) -> None:
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    for number, name in enumerate(STEPS[version:], start=version + 1):
+        script = files("rondevud.store").joinpath(name).read_text(encoding="utf-8")
+        head = f"BEGIN IMMEDIATE; PRAGMA application_id = {APPLICATION_ID};"
+        try:
+            connection.executescript(f"{head} {script}; PRAGMA user_version = {number}; COMMIT;")
+        except sqlite3.Error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+
+def _move_aside(path: Path) -> Path:
+    """Rename the database with its -wal and -shm; never onto something that is there. Answers its new path."""
+    stem = f"{path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    target, attempt = path.with_name(stem), 1
+    while target.exists():
+        attempt += 1
+        target = path.with_name(f"{stem}-{attempt}")
+    path.rename(target)
+    for suffix in ("-wal", "-shm"):
+        if (log := _beside(path, suffix)).exists():
+            log.rename(_beside(target, suffix))
+    return target

@@ -1,0 +1,149 @@
+"""The inbox in SQLite: messages and gaps that wait for a local program."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Sequence
+from typing import Any
+
+from rondevud import records
+from rondevud.errors import StoreConflict
+from rondevud.records import InGap, InItem, InMessage, OutMessage, Reason, Removal
+from rondevud.store.base import Limits
+from rondevud.store.outbox_table import decode_payload, encode_payload
+from rondevud.store.rows import ChannelRows, fields_crc, intact, sealed
+
+logger = logging.getLogger(__name__)
+
+GAP, DAMAGED = 3, 4  # kinds beside those of the outbox
+
+
+class InboxTable:
+    """The table ``inbox``. Each method is one operation, inside a transaction."""
+
+    def __init__(self, connection: sqlite3.Connection, channels: ChannelRows, limits: Limits) -> None:
+        self._connection = connection
+        self._channels = channels
+        self._limits = limits
+        self.moved = 0
+        """Payload bytes written and read since whoever watches it set it to 0."""
+
+    def receive(self, operation: records.Receive) -> records.ReceiveResult:
+        channel = self._channels.get(operation.channel, change=True)
+        record = channel.record
+        if (record.peer_epoch, record.recv_next) != (operation.expect_epoch, operation.expect_next):
+            raise StoreConflict(f"channel {record.id} is at {record.peer_epoch.hex()}-{record.recv_next}")
+        same_epoch = operation.epoch == record.peer_epoch
+        count, closed = (record.recv_count, record.in_closed) if same_epoch else (0, False)
+        rows: list[tuple[Any, ...]] = []
+        size, enqueued = 0, float(operation.stamp.wall)
+        for item in operation.items:
+            place = (record.id, channel.next_row + len(rows), operation.epoch)
+            if isinstance(item, OutMessage):
+                count += 1
+                if item.payload is None:
+                    closed = True
+                    continue
+                kind, data = encode_payload(item.payload)
+                size += len(data)
+                rows.append(sealed((*place, item.seq, kind, data, None, None, None, enqueued)))
+            else:
+                count += (item.messages or 0) if item.reason is Reason.LOST else 0
+                if item.messages == 0 or item.reason is Reason.RESTART:
+                    continue
+                gap = (item.next, str(item.reason), item.messages)
+                rows.append(sealed((*place, item.first, GAP, b"", *gap, enqueued)))
+        self._connection.executemany("INSERT INTO inbox VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        first_row = channel.next_row
+        channel.next_row += len(rows)
+        channel.change(
+            peer_epoch=operation.epoch,
+            recv_next=operation.recv_next,
+            recv_count=count,
+            in_closed=closed,
+            in_count=record.in_count + len(rows),
+            in_bytes=record.in_bytes + size,
+        )
+        self.moved += size
+        return records.ReceiveResult(first_row, len(rows), size)
+
+    def read_in(self, operation: records.ReadIn) -> records.InPage:
+        self._channels.get(operation.channel)
+        cursor = self._connection.execute(
+            "SELECT * FROM inbox WHERE channel = ? AND row >= ? ORDER BY row LIMIT ?",
+            (operation.channel, operation.row, self._limits.page_messages),
+        )
+        rows: list[Any] = []
+        size = 0
+        for row in cursor:
+            size += len(row[5])
+            if rows and size > self._limits.page_bytes:
+                break
+            rows.append(row)
+        cursor.close()
+        damaged = 0
+        items: list[InItem] = []
+        for row in rows:
+            if intact(row):
+                items.append(_item(row))
+            else:
+                damaged += 1
+                items.append(_item(self._mark_damaged(row)))
+        self.moved += size
+        return records.InPage(items, items[-1].row + 1 if items else operation.row, damaged)
+
+    def _mark_damaged(self, row: Sequence[Any]) -> tuple[Any, ...]:
+        """Turn a damaged row into a gap. The payload stays, so that the bytes counted in the channel's row stay true."""
+        channel, number, epoch, seq, _, payload, *_, enqueued, _ = row
+        logger.error("row %s in the inbox of channel %s is damaged", number, channel)
+        fields = (
+            channel,
+            number,
+            epoch if isinstance(epoch, bytes) else b"",
+            seq if isinstance(seq, int) else 0,
+            DAMAGED,
+            payload if isinstance(payload, bytes) else b"",
+            None,
+            None,
+            None,
+            enqueued if isinstance(enqueued, float) else 0.0,
+        )
+        self._connection.execute(
+            "UPDATE inbox SET epoch = ?3, seq = ?4, kind = ?5, payload = ?6, next = ?7, reason = ?8, messages = ?9,"
+            " enqueued = ?10, crc = ?11 WHERE channel = ?1 AND row = ?2",
+            (*fields, fields_crc(fields)),
+        )
+        return sealed(fields)
+
+    def ack_in(self, operation: records.AckIn) -> records.InRemoved:
+        channel = self._channels.get(operation.channel, change=True)
+        record, limit = channel.record, self._limits.slice_rows
+        upto, more = operation.upto_row, False
+        if record.in_count > limit:
+            ends = self._connection.execute(
+                "SELECT row FROM inbox WHERE channel = ? AND row < ? ORDER BY row LIMIT 2 OFFSET ?",
+                (record.id, upto, limit - 1),
+            ).fetchall()
+            if more := len(ends) == 2:
+                upto = ends[0][0] + 1
+        if not more and upto >= channel.next_row:
+            rows, size = record.in_count, record.in_bytes  # nothing is left, whatever damage did to the counts
+        else:
+            rows, size = self._connection.execute(
+                "SELECT count(*), ifnull(sum(length(payload)), 0) FROM inbox WHERE channel = ? AND row < ?",
+                (record.id, upto),
+            ).fetchone()
+        self._connection.execute("DELETE FROM inbox WHERE channel = ? AND row < ?", (record.id, upto))
+        channel.change(in_count=max(0, record.in_count - rows), in_bytes=max(0, record.in_bytes - size))
+        return records.InRemoved(rows, size, more)
+
+
+def _item(row: Sequence[Any]) -> InItem:
+    """What an intact row says."""
+    _, number, epoch, seq, kind, payload, behind, reason, messages, enqueued, _ = row
+    if kind == GAP:
+        return InGap(number, epoch, Removal(seq, behind, Reason(reason), messages), enqueued)
+    if kind == DAMAGED:
+        return InGap(number, epoch, Removal(seq, seq + 1, Reason.DAMAGED, 1), enqueued)
+    return InMessage(number, epoch, seq, decode_payload(kind, payload), enqueued)

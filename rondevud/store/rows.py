@@ -1,0 +1,355 @@
+"""Rows of the SQLite store: checksums, and the rows of channels and producers that stay in memory between commits.
+
+SQLite does not notice a flipped bit, so every row carries a CRC-32 of its fields. `ChannelRows` and `ProducerRows` are
+caches that write changed rows back in `flush`, once per transaction; after a rollback `clear` forgets them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+import struct
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from zlib import crc32
+
+from rondevud.errors import StoreConflict
+from rondevud.records import ChannelRecord, Durability, ProducerRange, ProducerRecord, Put, Stamp
+from rondevud.store.base import merge_rejected
+
+logger = logging.getLogger(__name__)
+
+CACHED_ROWS = 20_000
+"""Rows of channels, and as many of producers, that are kept in memory between transactions."""
+
+_MESSAGE = struct.Struct("<qqbqqqdd")
+
+
+def fields_crc(fields: Sequence[Any]) -> int:
+    """CRC-32 over numbers, text, bytes and None, their types included."""
+    return crc32(repr(tuple(fields)).encode("utf-8", "surrogatepass"))
+
+
+def intact(row: Sequence[Any]) -> bool:
+    """Whether a row that ends with its checksum is as it was written."""
+    return bool(fields_crc(row[:-1]) == row[-1])
+
+
+def sealed(fields: Sequence[Any]) -> tuple[Any, ...]:
+    """The fields of a row with their checksum behind them."""
+    return (*fields, fields_crc(fields))
+
+
+def message_crc(
+    channel: int,
+    seq: int,
+    kind: int,
+    payload: bytes,
+    producer: int,
+    producer_seq: int,
+    boot: int | None,
+    boot_expiry: float | None,
+    wall_expiry: float | None,
+) -> int:
+    """CRC-32 of a row of the outbox; a tenth of the price of `fields_crc`."""
+    head = _MESSAGE.pack(channel, seq, kind, producer, producer_seq, boot or 0, boot_expiry or 0.0, wall_expiry or 0.0)
+    return crc32(payload, crc32(head))
+
+
+def message_intact(row: Sequence[Any]) -> bool:
+    """Whether a row of the outbox (channel first, crc last) is as it was written."""
+    try:
+        return bool(message_crc(*row[:-1]) == row[-1])
+    except (struct.error, TypeError):  # a column that holds another type now
+        return False
+
+
+def set_aside(connection: sqlite3.Connection, source: str, row: Sequence[Any]) -> None:
+    """Keep the content of a damaged row; who calls deletes it from its table. Secrets stay in the database."""
+    content = json.dumps([value.hex() if isinstance(value, bytes) else value for value in row])
+    connection.execute(
+        "INSERT INTO damaged_rows (moved, source, content) VALUES (?, ?, ?)", (time.time(), source, content)
+    )
+
+
+@dataclass(slots=True)
+class ChannelState:
+    """A channel's row; see `schema.sql` for `base` and `next_row`."""
+
+    record: ChannelRecord
+    base: int = 1
+    next_row: int = 1
+
+    def change(self, **fields: Any) -> None:
+        self.record = replace(self.record, **fields)
+
+
+CHANNEL_COLUMNS = (
+    "id, connection_id, label, durability, options, epoch, next, acked, acked_count, peer_epoch, recv_next, recv_count, "
+    "out_count, out_bytes, in_count, in_bytes, out_closed, in_closed, attached, base, next_row, crc"
+)
+
+
+def _channel_row(state: ChannelState) -> tuple[Any, ...]:
+    record = state.record
+    return sealed(
+        (
+            record.id,
+            record.connection_id,
+            record.label,
+            str(record.durability),
+            record.options,
+            record.epoch,
+            record.next,
+            record.acked,
+            record.acked_count,
+            record.peer_epoch,
+            record.recv_next,
+            record.recv_count,
+            record.out_count,
+            record.out_bytes,
+            record.in_count,
+            record.in_bytes,
+            record.out_closed,
+            int(record.in_closed),
+            int(record.attached),
+            state.base,
+            state.next_row,
+        )
+    )
+
+
+def channel_of_row(row: Sequence[Any]) -> ChannelState:
+    """The channel that an intact row describes."""
+    fields = [*row[:3], Durability(row[3]), *row[4:17], bool(row[17]), bool(row[18])]
+    record, base, next_row = ChannelRecord(*fields), row[19], row[20]
+    return ChannelState(record, base, next_row)
+
+
+class ChannelRows:
+    """The table ``channels``."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._states: dict[int, ChannelState] = {}
+        self._changed: set[int] = set()
+
+    def get(self, number: int, *, change: bool = False) -> ChannelState:
+        """The state of a channel; with `change` it is written back by `flush`. Raises `StoreConflict`."""
+        state = self._states.get(number)
+        if state is None:
+            row = self._connection.execute(
+                f"SELECT {CHANNEL_COLUMNS} FROM channels WHERE id = ?",  # noqa: S608 - a constant
+                (number,),
+            ).fetchone()
+            if row is None:
+                raise StoreConflict(f"no channel {number}")
+            if not intact(row):
+                raise StoreConflict(f"the row of channel {number} is damaged")
+            state = self._states[number] = channel_of_row(row)
+        if change:
+            self._changed.add(number)
+        return state
+
+    def insert(self, record: ChannelRecord) -> ChannelRecord:
+        """A new row; answers the record with its id."""
+        cursor = self._connection.execute(
+            f"INSERT INTO channels VALUES (NULL{', ?' * 21})",  # noqa: S608 - a constant
+            _channel_row(ChannelState(record))[1:],
+        )
+        record = replace(record, id=cursor.lastrowid or 0)
+        self._states[record.id] = ChannelState(record)
+        self._changed.add(record.id)  # its checksum covers the id
+        return record
+
+    def delete(self, number: int) -> None:
+        self._connection.execute("DELETE FROM channels WHERE id = ?", (number,))
+        self._states.pop(number, None)
+        self._changed.discard(number)
+
+    def flush(self) -> None:
+        """Write changed rows back."""
+        rows = [_channel_row(self._states[number]) for number in self._changed]
+        self._changed.clear()
+        self._connection.executemany(
+            "UPDATE channels SET connection_id = ?2, label = ?3, durability = ?4, options = ?5, epoch = ?6, next = ?7,"
+            " acked = ?8, acked_count = ?9, peer_epoch = ?10, recv_next = ?11, recv_count = ?12, out_count = ?13,"
+            " out_bytes = ?14, in_count = ?15, in_bytes = ?16, out_closed = ?17, in_closed = ?18, attached = ?19,"
+            " base = ?20, next_row = ?21, crc = ?22 WHERE id = ?1",
+            rows,
+        )
+
+    def shrink(self) -> None:
+        """Bound the memory this takes; between transactions only."""
+        if len(self._states) > CACHED_ROWS:
+            self._states.clear()
+
+    def clear(self) -> None:
+        """Forget everything, after a rollback."""
+        self._states.clear()
+        self._changed.clear()
+
+
+@dataclass(slots=True)
+class ProducerState:
+    channel: int
+    record: ProducerRecord
+    used: Stamp
+    rejected_json: str = "[]"
+
+    def row(self) -> tuple[Any, ...]:
+        record, used = self.record, self.used
+        return sealed(
+            (
+                record.id,
+                self.channel,
+                record.name,
+                record.last_seq,
+                self.rejected_json,
+                record.acknowledged_seq,
+                record.removed,
+                used.boot,
+                float(used.boottime),
+                float(used.wall),
+            )
+        )
+
+
+def _producer_of_row(row: Sequence[Any]) -> ProducerState:
+    number, channel, name, last_seq, rejected_json, acknowledged_seq, removed, boot, boottime, wall, _ = row
+    rejected = tuple((seq, code) for seq, code in json.loads(rejected_json))
+    record = ProducerRecord(number, name, last_seq, rejected, acknowledged_seq, removed)
+    return ProducerState(channel, record, Stamp(boot, boottime, wall), rejected_json)
+
+
+class ProducerRows:
+    """The table ``producers``."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._states: dict[int, ProducerState] = {}
+        self._changed: set[int] = set()
+
+    def find(self, number: int) -> ProducerState | None:
+        """A producer by its id; None when there is none or its row is damaged."""
+        if (state := self._states.get(number)) is None:
+            row = self._connection.execute("SELECT * FROM producers WHERE id = ?", (number,)).fetchone()
+            if row is None or not intact(row):
+                return None
+            state = self._states[number] = _producer_of_row(row)
+        return state
+
+    def open(self, channel: int, name: bytes, stamp: Stamp) -> ProducerRecord:
+        """The producer of that name in that channel, in use at `stamp`."""
+        self.flush()
+        row = self._connection.execute(
+            "SELECT * FROM producers WHERE channel = ? AND name = ?", (channel, name)
+        ).fetchone()
+        if row is None:
+            number = self._insert(ProducerState(channel, ProducerRecord(0, name), stamp))
+        elif not intact(row):
+            number = self._replace_damaged(row, channel, name, stamp)
+        else:
+            number = row[0]
+        state = self._states.get(number) or _producer_of_row(row)
+        state.used = stamp
+        self._states[number] = state
+        self._changed.add(number)
+        return state.record
+
+    def _insert(self, state: ProducerState) -> int:
+        fields = state.row()
+        cursor = self._connection.execute(
+            "INSERT INTO producers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (state.record.id or None, *fields[1:])
+        )
+        number = cursor.lastrowid or 0
+        state.record = replace(state.record, id=number)
+        self._states[number] = state
+        return number
+
+    def _replace_damaged(self, row: Sequence[Any], channel: int, name: bytes, stamp: Stamp) -> int:
+        """A row in place of a damaged one; its number is that of the last message held, which is all that is known."""
+        logger.error("the row of producer %s in channel %d is damaged; what it remembered is lost", row[0], channel)
+        set_aside(self._connection, "producers", row)
+        self._connection.execute("DELETE FROM producers WHERE id = ?", (row[0],))
+        last_seq = self._connection.execute(
+            "SELECT ifnull(max(producer_seq), 0) FROM outbox WHERE channel = ? AND producer = ?", (channel, row[0])
+        ).fetchone()[0]
+        return self._insert(ProducerState(channel, ProducerRecord(row[0], name, last_seq), stamp))
+
+    def advance(self, state: ProducerState, put: Put) -> None:
+        """Take over what a `Put` says about its producer."""
+        record = state.record
+        last_seq = max(record.last_seq, put.first_seq + len(put.payloads) - 1)
+        rejected = record.rejected
+        if rejected or put.rejected:
+            rejected = merge_rejected(rejected, put.rejected, last_seq)
+            if rejected != record.rejected:
+                state.rejected_json = json.dumps(rejected)
+        state.record = replace(record, last_seq=last_seq, rejected=rejected)
+        state.used = put.stamp
+        self._changed.add(record.id)
+
+    def tell(self, ranges: Iterable[ProducerRange], *, acknowledged: bool) -> None:
+        """Set what producers remember of their messages that left the outbox."""
+        for told in ranges:
+            if told.producer < 0 or (state := self.find(told.producer)) is None:
+                continue
+            record = state.record
+            if acknowledged:
+                state.record = replace(record, acknowledged_seq=max(record.acknowledged_seq, told.last))
+            else:
+                state.record = replace(record, removed=record.removed + told.messages)
+            self._changed.add(record.id)
+
+    def delete_of(self, channel: int) -> None:
+        """Delete the producers of a channel."""
+        self._drop(number for number, state in self._states.items() if state.channel == channel)
+        self._connection.execute("DELETE FROM producers WHERE channel = ?", (channel,))
+
+    def forget(self, seconds: float, stamp: Stamp, keep: frozenset[int], limit: int) -> int:
+        """Delete producers not used for `seconds`, `limit` at most; answers how many."""
+        self.flush()
+        unused = self._connection.execute(
+            "SELECT id FROM producers WHERE max(0.0,"
+            " CASE WHEN used_boot = ? THEN ? - used_boottime ELSE ? - used_wall END) >= ? ORDER BY id",
+            (stamp.boot, stamp.boottime, stamp.wall, seconds),
+        )
+        numbers: list[int] = []
+        for (number,) in unused:
+            if len(numbers) == limit:
+                break
+            if number not in keep:
+                numbers.append(number)
+        unused.close()
+        self._connection.executemany("DELETE FROM producers WHERE id = ?", [(number,) for number in numbers])
+        self._drop(numbers)
+        return len(numbers)
+
+    def _drop(self, numbers: Iterable[int]) -> None:
+        for number in list(numbers):
+            self._states.pop(number, None)
+            self._changed.discard(number)
+
+    def flush(self) -> None:
+        """Write changed rows back."""
+        rows = [self._states[number].row() for number in self._changed]
+        self._changed.clear()
+        self._connection.executemany(
+            "UPDATE producers SET channel = ?2, name = ?3, last_seq = ?4, rejected = ?5, acknowledged_seq = ?6,"
+            " removed = ?7, used_boot = ?8, used_boottime = ?9, used_wall = ?10, crc = ?11 WHERE id = ?1",
+            rows,
+        )
+
+    def shrink(self) -> None:
+        """Bound the memory this takes; between transactions only."""
+        if len(self._states) > CACHED_ROWS:
+            self._states.clear()
+
+    def clear(self) -> None:
+        """Forget everything, after a rollback."""
+        self._states.clear()
+        self._changed.clear()

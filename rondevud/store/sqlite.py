@@ -1,0 +1,440 @@
+"""The store on disk: one writer thread that owns the SQLite connection and commits in groups.
+
+The loop submits; the thread takes everything that is queued into one transaction, commits, and hands all answers back to
+the loop in one call, in the order of submission. So the price of an fsync is shared by what arrived while the last one ran.
+
+A failed commit is *undecided*: its rows can come back after a crash, because what reached the log may be whole. Nothing is
+answered then. The thread repeats a small transaction until one commits, which overwrites what the failed one left in the
+log; only then the operations of the failed transaction, and all queued behind it by then, are answered with `StoreFailed`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+from rondevud.errors import StoreError, StoreFailed
+from rondevud.records import Operation
+from rondevud.store.base import Done, Limits
+from rondevud.store.database import failure, is_damage, open_database, primary_code
+from rondevud.store.tables import READS, SqlTables
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+COMMIT_OPERATIONS = 1_000
+"""Operations that one commit takes at most."""
+
+COMMIT_BYTES = 8 * 1024 * 1024
+"""Payload bytes after which a transaction takes no further operation."""
+
+PASSIVE_CHECKPOINT = 4 * 1024 * 1024
+"""Bytes of the log from which on it is checkpointed when nothing is queued."""
+
+TRUNCATING_CHECKPOINT = 64 * 1024 * 1024
+"""Bytes of the log from which on it is checkpointed and cut whatever is queued."""
+
+CHECKPOINT_RETRY = 5.0
+"""Seconds after a failed checkpoint before the next one."""
+
+GARBAGE_COMMITS = 16
+"""Under load, rows of deleted channels are removed a slice after every so many commits."""
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 2.0
+"""Seconds before the first and between later attempts to recover from a failed commit."""
+
+CLOSE_TIMEOUT = 30.0
+"""Seconds that `close` waits for the writer."""
+
+_TRANSIENT = frozenset(
+    {
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_PROTOCOL,
+        None,  # an OperationalError without a code
+    }
+)
+
+
+class _Job(NamedTuple):
+    operation: Operation[Any]
+    done: Done[Any] | None
+
+
+_Answer: TypeAlias = tuple[Done[Any] | None, Any]
+
+
+class _Blamed(Exception):
+    """One operation made the transaction impossible; the others can do without it."""
+
+    def __init__(self, index: int, cause: Exception) -> None:
+        super().__init__(index, cause)
+        self.index = index
+        self.cause = cause
+
+
+class SqliteStore:
+    """A `rondevud.store.base.Store` in one file. Make it with `open`; all methods belong to the loop's thread.
+
+    The queue of operations has no bound of its own: who submits waits for answers, and bounds what it leaves unanswered.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        loop: asyncio.AbstractEventLoop,
+        limits: Limits,
+        factory: type[sqlite3.Connection],
+        pause: float,
+    ) -> None:
+        self.path = path
+        self.moved_aside: Path | None = None
+        """Where a damaged database was moved to by `open`."""
+        self._loop = loop
+        self._limits = limits
+        self._factory = factory
+        self._pause = pause
+        self._queue: SimpleQueue[_Job | None] = SimpleQueue()
+        self._failing: StoreFailed | None = None
+        self._busy = False
+        self._pulse = time.monotonic()
+        self._closing = threading.Event()
+        self._ended = False  # the thread has ended: set in the loop's thread
+        self._opened: asyncio.Future[None] = loop.create_future()
+        self._finished = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
+        # Of the thread alone:
+        self._stop = False
+        self._held: _Job | None = None
+        self._commits = 0
+        self._next_checkpoint = 0.0
+        self._connection: sqlite3.Connection
+        self._tables: SqlTables
+
+    @classmethod
+    async def open(
+        cls,
+        path: Path,
+        *,
+        limits: Limits | None = None,
+        factory: type[sqlite3.Connection] = sqlite3.Connection,
+        pause: float = FIRST_PAUSE,
+    ) -> SqliteStore:
+        """Open or make the file and start the writer. Raises `StoreError`.
+
+        A file that SQLite refuses is moved aside, see `moved_aside`. `factory` makes the connection and `pause` is the
+        first pause after a failed commit, both for tests.
+        """
+        store = cls(path, asyncio.get_running_loop(), limits or Limits(), factory, pause)
+        store._thread.start()
+        await store._opened
+        return store
+
+    @property
+    def failing(self) -> StoreFailed | None:
+        return self._failing
+
+    def submit(self, operation: Operation[Result], done: Done[Result] | None = None) -> None:
+        """See `rondevud.store.base.Store`."""
+        if self._closing.is_set() or self._ended:
+            self._loop.call_soon(self._answer, [(done, StoreFailed("the store is closed"))])
+            return
+        if not self._busy and self._queue.empty():
+            self._pulse = time.monotonic()
+        self._queue.put(_Job(operation, done))
+
+    async def execute(self, operation: Operation[Result]) -> Result:
+        """See `rondevud.store.base.Store`."""
+        answer: asyncio.Future[Result] = self._loop.create_future()
+
+        def done(result: Result | StoreError) -> None:
+            if answer.done():
+                return
+            if isinstance(result, StoreError):
+                answer.set_exception(result)
+            else:
+                answer.set_result(result)
+
+        self.submit(operation, done)
+        return await answer
+
+    def alive(self) -> float:
+        """Seconds since the writer last showed life while it has work; 0.0 without work, infinite when it died."""
+        if self._ended and not self._closing.is_set():
+            return float("inf")
+        if not self._busy and self._queue.empty():
+            return 0.0
+        return time.monotonic() - self._pulse
+
+    async def close(self) -> None:
+        """Commit everything submitted and close the file; idempotent.
+
+        While commits fail, what is undecided is answered with `StoreFailed` although it may come back at the next start.
+        Gives up after `CLOSE_TIMEOUT` (a disk that hangs), leaving the thread to the end of the process.
+        """
+        if not self._closing.is_set():
+            self._closing.set()
+            self._queue.put(None)
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await self._finished.wait()
+        except TimeoutError:
+            logger.error("the store did not finish within %s seconds", CLOSE_TIMEOUT)  # noqa: TRY400
+            return
+        self._thread.join()
+
+    # --- in the loop's thread, called by the writer ----------------------------------------------------------------
+
+    def _answer(self, answers: list[_Answer]) -> None:
+        for done, result in answers:
+            if done is None:
+                if isinstance(result, StoreError):
+                    logger.warning("an operation nobody waits for failed: %s", result)
+                continue
+            try:
+                done(result)
+            except Exception as error:  # noqa: BLE001 - one callback's error must not withhold the others' answers
+                self._loop.call_exception_handler({"message": "a store callback failed", "exception": error})
+
+    def _recover(self, answers: list[_Answer]) -> None:
+        self._failing = None
+        self._answer(answers)
+
+    def _end(self, answers: list[_Answer]) -> None:
+        self._ended = True
+        self._answer(answers)
+        self._finished.set()
+
+    def _settle_open(self, error: StoreError | None) -> None:
+        if self._opened.done():
+            return
+        if error is None:
+            self._opened.set_result(None)
+        else:
+            self._opened.set_exception(error)
+
+    # --- in the writer's thread ------------------------------------------------------------------------------------
+
+    def _call(self, function: Callable[[Any], None], argument: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+            self._loop.call_soon_threadsafe(function, argument)
+
+    def _run(self) -> None:
+        try:
+            self._connection, self.moved_aside = open_database(self.path, self._factory)
+        except Exception as error:  # noqa: BLE001 - whatever it is, `open` must not wait for ever
+            wrapped = error if isinstance(error, StoreError) else StoreError(f"cannot open {self.path}: {error!r}")
+            self._call(self._settle_open, wrapped)
+            self._call(self._end, [])
+            return
+        self._tables = SqlTables(self._connection, self._limits)
+        self._call(self._settle_open, None)
+        try:
+            self._work()
+        except Exception as error:
+            logger.exception("the store's writer died")
+            self._failing = failure(error)
+        finally:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.close()
+            self._call(self._end, self._drain(StoreFailed("the store has ended")))
+
+    def _work(self) -> None:
+        while not self._stop:
+            job, self._held = self._held or self._queue.get(), None
+            if job is None:
+                break
+            self._busy = True
+            self._pulse = time.monotonic()
+            self._commit_group(job)
+            self._tidy()
+            self._busy = False
+        if self._failing is None:
+            self._checkpoint("TRUNCATE")
+
+    def _next(self) -> _Job | None:
+        """The next job if one is queued."""
+        if self._stop:
+            return None
+        try:
+            job = self._queue.get_nowait()
+        except Empty:
+            return None
+        self._stop = job is None
+        return job
+
+    def _commit_group(self, first: _Job) -> None:
+        """Carry out `first` and what is queued behind it in one transaction, and answer."""
+        jobs = [first]
+        refused: dict[int, StoreError] = {}
+        while True:
+            try:
+                answers = self._transact(jobs, refused)
+                break
+            except _Blamed as blamed:
+                self._roll_back()
+                refused[blamed.index] = self._refuse(jobs[blamed.index], blamed.cause)
+            except Exception as error:  # noqa: BLE001 - a commit that failed, or what never should happen
+                self._roll_back()
+                self._fail(jobs, error)
+                return
+        self._commits += 1
+        self._tables.shrink()
+        self._call(self._recover if self._failing else self._answer, answers)
+
+    def _transact(self, jobs: list[_Job], refused: dict[int, StoreError]) -> list[_Answer]:
+        """One transaction over `jobs`, to which what is queued is added. Raises `_Blamed`, or what a commit raised."""
+        reading = type(jobs[0].operation) in READS
+        # A transaction that only reads needs no lock, and ends before the first operation that writes.
+        self._connection.execute("BEGIN" if reading and len(jobs) == 1 else "BEGIN IMMEDIATE")
+        answers: list[_Answer] = []
+        while True:
+            index = len(answers)
+            answers.append((jobs[index].done, refused.get(index) or self._perform(index, jobs[index])))
+            if len(answers) < len(jobs):
+                continue
+            if len(jobs) >= COMMIT_OPERATIONS or self._tables.moved() >= COMMIT_BYTES:
+                break
+            if (job := self._next()) is None:
+                break
+            if reading and type(job.operation) not in READS:
+                self._held = job
+                break
+            jobs.append(job)
+        self._tables.flush()
+        self._connection.execute("COMMIT")
+        return answers
+
+    def _perform(self, index: int, job: _Job) -> Any:
+        """The result of an operation, its `StoreError` included."""
+        self._pulse = time.monotonic()
+        try:
+            return self._tables.execute(job.operation)
+        except StoreError as error:
+            return error
+        except sqlite3.Error as error:
+            if isinstance(error, sqlite3.OperationalError) and primary_code(error) in _TRANSIENT:
+                raise
+            raise _Blamed(index, error) from error
+        except Exception as error:
+            raise _Blamed(index, error) from error
+
+    def _refuse(self, job: _Job, cause: Exception) -> StoreError:
+        """The error of an operation that cannot be carried out, after a pause if the file is the reason."""
+        name = type(job.operation).__name__
+        logger.error("%s cannot be carried out", name, exc_info=cause)
+        if isinstance(cause, sqlite3.Error) and is_damage(cause):
+            self._failing = failure(cause)
+            self._closing.wait(self._pause)  # who tries again must not keep the disk busy
+            return self._failing
+        return StoreError(f"{name} cannot be stored: {cause}")
+
+    def _roll_back(self) -> None:
+        self._tables.clear()
+        with contextlib.suppress(sqlite3.Error):
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+
+    def _fail(self, jobs: list[_Job], error: Exception) -> None:
+        """Wait until a transaction commits again, then answer `jobs` and all that is queued with `StoreFailed`."""
+        self._failing = failed = failure(error)
+        logger.error("%s; %d operations are undecided", failed, len(jobs))
+        pause = self._pause
+        while True:
+            closing = self._closing.wait(pause)
+            self._pulse = time.monotonic()
+            if recovered := self._repair():
+                break
+            if closing:
+                logger.error("closing while commits fail; %d operations stay undecided", len(jobs))
+                break
+            pause = min(LONGEST_PAUSE, 2 * pause)
+        answers: list[_Answer] = [(job.done, StoreFailed(str(failed), failed.code)) for job in jobs]
+        answers += self._drain(failed)
+        if recovered:
+            logger.warning("commits succeed again; %d operations were refused", len(answers))
+            self._call(self._recover, answers)
+        else:
+            self._stop = True
+            self._call(self._answer, answers)
+
+    def _repair(self) -> bool:
+        """Commit a small transaction, which overwrites what a failed one left in the log."""
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.execute("UPDATE meta SET value = value + 1 WHERE name = 'repairs'")
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            logger.debug("commits still fail: %s", error)
+            self._roll_back()
+            return False
+        return True
+
+    def _drain(self, failed: StoreFailed) -> list[_Answer]:
+        """Take all that is queued, to be answered with a failure."""
+        answers: list[_Answer] = []
+        if self._held is not None:
+            answers.append((self._held.done, StoreFailed(str(failed), failed.code)))
+            self._held = None
+        while job := self._next():
+            answers.append((job.done, StoreFailed(str(failed), failed.code)))
+        return answers
+
+    # --- between commits -------------------------------------------------------------------------------------------
+
+    def _idle(self) -> bool:
+        return self._held is None and not self._stop and self._queue.empty()
+
+    def _tidy(self) -> None:
+        """Checkpoint the log and remove rows of deleted channels, without holding up what is queued."""
+        while self._tables.has_garbage() and (self._idle() or self._commits % GARBAGE_COMMITS == 0):
+            if not self._collect() or not self._idle():
+                break
+        size = self._log_size()
+        if size > TRUNCATING_CHECKPOINT:
+            self._checkpoint("TRUNCATE")
+        elif size > PASSIVE_CHECKPOINT and self._idle():
+            self._checkpoint("PASSIVE")
+
+    def _collect(self) -> bool:
+        self._pulse = time.monotonic()
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._tables.collect()
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            logger.warning("rows of deleted channels stay for now: %s", error)
+            self._roll_back()
+            return False
+        return True
+
+    def _log_size(self) -> int:
+        try:
+            return self.path.with_name(self.path.name + "-wal").stat().st_size
+        except OSError:
+            return 0
+
+    def _checkpoint(self, mode: str) -> None:
+        now = self._pulse = time.monotonic()
+        if now < self._next_checkpoint:
+            return
+        try:
+            self._connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+        except sqlite3.Error as error:
+            self._next_checkpoint = now + CHECKPOINT_RETRY
+            logger.warning("the checkpoint failed, the log grows: %s", error)

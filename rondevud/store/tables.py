@@ -1,0 +1,286 @@
+"""The operations in SQLite: sessions, declarations, channels and producers here, the queues in their own modules."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
+
+from rondevud import records
+from rondevud.errors import StoreConflict
+from rondevud.records import ChannelRecord, Operation, ProducerRecord, Role, SessionRecord
+from rondevud.store.base import Limits
+from rondevud.store.inbox_table import InboxTable
+from rondevud.store.outbox_table import OutboxTable
+from rondevud.store.rows import (
+    CHANNEL_COLUMNS,
+    ChannelRows,
+    ProducerRows,
+    channel_of_row,
+    intact,
+    sealed,
+    set_aside,
+)
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+GARBAGE_TABLES = ("outbox", "inbox", "removals")
+
+READS: frozenset[type[Operation[Any]]] = frozenset(
+    {
+        records.LoadSessions,
+        records.LoadDeclarations,
+        records.ReadOut,
+        records.ReadIn,
+        records.FindExpiry,
+    }
+)
+"""Operations that write only when they meet damage."""
+
+
+def _session_row(session: SessionRecord) -> tuple[Any, ...]:
+    return sealed(
+        (
+            session.connection_id,
+            str(session.role),
+            session.declaration,
+            session.session,
+            session.token,
+            session.link,
+            int(session.welcomed),
+            int(session.contacted),
+            session.peer_name,
+            int(session.closed),
+            float(session.absent),
+        )
+    )
+
+
+def _session_of_row(row: Sequence[Any]) -> SessionRecord:
+    connection_id, role, declaration, session, token, link, welcomed, contacted, peer_name, closed, absent, _ = row
+    return SessionRecord(
+        connection_id,
+        Role(role),
+        declaration,
+        session,
+        token,
+        link,
+        bool(welcomed),
+        bool(contacted),
+        peer_name,
+        bool(closed),
+        absent,
+    )
+
+
+class SqlTables:
+    """Operations on one connection, inside the transaction of whoever calls.
+
+    `execute` raises `StoreConflict` before it changes anything; after any other exception the transaction is to be rolled
+    back and `clear` called. `flush` comes before each commit.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, limits: Limits) -> None:
+        self._connection = connection
+        self._limits = limits
+        self._channels = ChannelRows(connection)
+        self._producers = ProducerRows(connection)
+        self._outbox = OutboxTable(connection, self._channels, self._producers, limits)
+        self._inbox = InboxTable(connection, self._channels, limits)
+        self._has_garbage = True
+        self._handlers: dict[type[Operation[Any]], Callable[[Any], Any]] = {
+            records.SaveSession: self._save_session,
+            records.DeleteSession: self._delete_session,
+            records.LoadSessions: self._load_sessions,
+            records.SaveDeclaration: self._save_declaration,
+            records.DeleteDeclaration: self._delete_declaration,
+            records.LoadDeclarations: self._load_declarations,
+            records.CreateChannel: self._create_channel,
+            records.SetChannelOptions: self._set_channel_options,
+            records.SetEpoch: self._set_epoch,
+            records.DeleteChannel: self._delete_channel,
+            records.MarkAttached: self._mark_attached,
+            records.Put: self._outbox.put,
+            records.Acknowledge: self._outbox.acknowledge,
+            records.Expire: self._outbox.expire,
+            records.Trim: self._outbox.trim,
+            records.Remove: self._outbox.remove,
+            records.ReadOut: self._outbox.read_out,
+            records.FindExpiry: self._outbox.find_expiry,
+            records.Receive: self._inbox.receive,
+            records.ReadIn: self._inbox.read_in,
+            records.AckIn: self._inbox.ack_in,
+            records.OpenProducer: self._open_producer,
+            records.ForgetProducers: self._forget_producers,
+        }
+
+    def execute(self, operation: Operation[Result]) -> Result:
+        """Carry out one operation."""
+        return cast("Result", self._handlers[type(operation)](operation))
+
+    def moved(self) -> int:
+        """Payload bytes written and read since the last `flush` or `clear`."""
+        return self._outbox.moved + self._inbox.moved
+
+    def flush(self) -> None:
+        """Write what is kept in memory; nothing else is executed before the commit."""
+        self._channels.flush()
+        self._producers.flush()
+        self._outbox.moved = self._inbox.moved = 0
+
+    def shrink(self) -> None:
+        """Bound the memory this takes, after a commit."""
+        self._channels.shrink()
+        self._producers.shrink()
+
+    def clear(self) -> None:
+        """Forget what is kept in memory, after a rollback."""
+        self._channels.clear()
+        self._producers.clear()
+        self._outbox.clear()
+        self._outbox.moved = self._inbox.moved = 0
+        self._has_garbage = True
+
+    # --- sessions and declarations ---------------------------------------------------------------------------------
+
+    def _save_session(self, operation: records.SaveSession) -> None:
+        self._connection.execute(
+            "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            _session_row(operation.session),
+        )
+
+    def _delete_session(self, operation: records.DeleteSession) -> None:
+        connection_id = operation.connection_id
+        self._connection.execute("DELETE FROM sessions WHERE connection_id = ?", (connection_id,))
+        channels = self._connection.execute("SELECT id FROM channels WHERE connection_id = ?", (connection_id,))
+        for (number,) in channels.fetchall():
+            self._drop_channel(number)
+
+    def _load_sessions(self, _operation: records.LoadSessions) -> records.Sessions:
+        self._channels.flush()
+        damaged: set[str] = set()
+        sessions: dict[str, SessionRecord] = {}
+        channels: list[ChannelRecord] = []
+        for row in self._connection.execute("SELECT * FROM sessions").fetchall():
+            if intact(row):
+                sessions[row[0]] = _session_of_row(row)
+            else:
+                damaged.add(row[0])
+        rows = self._connection.execute(
+            f"SELECT {CHANNEL_COLUMNS} FROM channels ORDER BY id"  # noqa: S608 - a constant
+        ).fetchall()
+        damaged.update(row[1] for row in rows if row[1] not in sessions or not intact(row))
+        channels = [channel_of_row(row).record for row in rows if row[1] not in damaged]
+        for connection_id in damaged:
+            self._set_session_aside(connection_id)
+        kept = [sessions[connection_id] for connection_id in sorted(sessions.keys() - damaged)]
+        return records.Sessions(kept, channels, sorted(damaged))
+
+    def _set_session_aside(self, connection_id: str) -> None:
+        """Move the rows of a session and of its channels to ``damaged_rows``; what their queues hold stays where it is."""
+        logger.error("a row of session %r or of one of its channels is damaged; set aside", connection_id)
+        for row in self._connection.execute(
+            "SELECT * FROM sessions WHERE connection_id = ?", (connection_id,)
+        ).fetchall():
+            set_aside(self._connection, "sessions", row)
+        self._connection.execute("DELETE FROM sessions WHERE connection_id = ?", (connection_id,))
+        for row in self._connection.execute(
+            "SELECT * FROM channels WHERE connection_id = ?", (connection_id,)
+        ).fetchall():
+            set_aside(self._connection, "channels", row)
+            self._channels.delete(row[0])
+
+    def _save_declaration(self, operation: records.SaveDeclaration) -> None:
+        kind, name, options = operation.declaration
+        self._connection.execute(
+            "INSERT OR REPLACE INTO declarations VALUES (?, ?, ?, ?)", sealed((str(kind), name, options))
+        )
+
+    def _delete_declaration(self, operation: records.DeleteDeclaration) -> None:
+        self._connection.execute(
+            "DELETE FROM declarations WHERE kind = ? AND name = ?", (str(operation.kind), operation.name)
+        )
+
+    def _load_declarations(self, _operation: records.LoadDeclarations) -> list[records.Declaration]:
+        declarations: list[records.Declaration] = []
+        for row in self._connection.execute("SELECT * FROM declarations ORDER BY kind, name").fetchall():
+            if intact(row):
+                declarations.append(records.Declaration(records.DeclarationKind(row[0]), row[1], row[2]))
+                continue
+            logger.error("the declaration of %s %r is damaged; set aside", row[0], row[1])
+            set_aside(self._connection, "declarations", row)
+            self._connection.execute("DELETE FROM declarations WHERE kind = ? AND name = ?", row[:2])
+        return declarations
+
+    # --- channels --------------------------------------------------------------------------------------------------
+
+    def _create_channel(self, operation: records.CreateChannel) -> ChannelRecord:
+        connection_id, label = operation.connection_id, operation.label
+        if not self._exists("SELECT 1 FROM sessions WHERE connection_id = ?", connection_id):
+            raise StoreConflict(f"no session {connection_id}")
+        if self._exists("SELECT 1 FROM channels WHERE connection_id = ? AND label = ?", connection_id, label):
+            raise StoreConflict(f"{connection_id} has a channel {label!r} already")
+        record = ChannelRecord(0, connection_id, label, operation.durability, operation.options, operation.epoch)
+        return self._channels.insert(record)
+
+    def _exists(self, query: str, *values: str) -> bool:
+        return self._connection.execute(query, values).fetchone() is not None
+
+    def _set_channel_options(self, operation: records.SetChannelOptions) -> None:
+        self._channels.get(operation.channel, change=True).change(options=operation.options)
+
+    def _set_epoch(self, operation: records.SetEpoch) -> None:
+        channel = self._channels.get(operation.channel, change=True)
+        self._outbox.raise_next(channel, operation.floor)
+        channel.change(epoch=operation.epoch, acked=0, acked_count=0)
+        if operation.reopen:
+            channel.change(out_closed=0)
+
+    def _delete_channel(self, operation: records.DeleteChannel) -> None:
+        if self._connection.execute("SELECT 1 FROM channels WHERE id = ?", (operation.channel,)).fetchone():
+            self._drop_channel(operation.channel)
+
+    def _drop_channel(self, number: int) -> None:
+        """Delete a channel and its producers; the rows of its queues go later, in slices, by `collect`."""
+        self._channels.delete(number)
+        self._producers.delete_of(number)
+        self._connection.execute("INSERT INTO garbage VALUES (?)", (number,))
+        self._has_garbage = True
+
+    def _mark_attached(self, operation: records.MarkAttached) -> None:
+        self._channels.get(operation.channel, change=True).change(attached=True)
+
+    def has_garbage(self) -> bool:
+        """Whether `collect` may have something to do."""
+        return self._has_garbage
+
+    def collect(self) -> None:
+        """Remove one slice of what deleted channels left behind."""
+        left = self._limits.slice_rows
+        for (number,) in self._connection.execute("SELECT channel FROM garbage ORDER BY channel LIMIT 100").fetchall():
+            for table in GARBAGE_TABLES:
+                left -= self._collect_from(table, number, left)
+            if left <= 0:
+                return
+            self._connection.execute("DELETE FROM garbage WHERE channel = ?", (number,))
+        self._has_garbage = self._connection.execute("SELECT 1 FROM garbage LIMIT 1").fetchone() is not None
+
+    def _collect_from(self, table: str, channel: int, limit: int) -> int:
+        key = {"outbox": "seq", "inbox": "row", "removals": "first"}[table]
+        return self._connection.execute(
+            f"DELETE FROM {table} WHERE channel = ?1 AND {key} IN"  # noqa: S608 - constants
+            f" (SELECT {key} FROM {table} WHERE channel = ?1 ORDER BY {key} LIMIT ?2)",
+            (channel, max(0, limit)),
+        ).rowcount
+
+    # --- producers -------------------------------------------------------------------------------------------------
+
+    def _open_producer(self, operation: records.OpenProducer) -> ProducerRecord:
+        self._channels.get(operation.channel)
+        return self._producers.open(operation.channel, operation.name, operation.stamp)
+
+    def _forget_producers(self, operation: records.ForgetProducers) -> int:
+        return self._producers.forget(operation.seconds, operation.stamp, operation.keep, self._limits.slice_rows)
