@@ -74,7 +74,7 @@ def test_a_notify_address_that_is_neither_path_nor_abstract_is_ignored(monkeypat
     ("microseconds", "pid", "seconds"),
     [
         ("20000000", None, 20.0),
-        ("20000000", str(os.getpid()), 20.0),
+        ("20000000", "ours", 20.0),
         ("20000000", "1", None),
         ("0", None, None),
         ("soon", None, None),
@@ -86,7 +86,7 @@ def test_the_watchdog_interval_is_read_only_when_it_is_ours(monkeypatch, microse
         if value is None:
             monkeypatch.delenv(variable, raising=False)
         else:
-            monkeypatch.setenv(variable, value)
+            monkeypatch.setenv(variable, str(os.getpid()) if value == "ours" else value)
     assert systemd.watchdog_interval() == seconds
 
 
