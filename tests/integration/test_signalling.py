@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
 import socket
@@ -42,6 +43,16 @@ async def closing(thing: SomeClosable) -> AsyncIterator[SomeClosable]:
         yield thing
     finally:
         await thing.close()
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    storage: SqliteStorage | None = None, settings: Settings | None = None, port: int = 0
+) -> AsyncIterator[RunningServer]:
+    """A server, with a storage of its own when none is given."""
+    with contextlib.closing(SqliteStorage(":memory:") if storage is None else storage) as used:
+        async with closing(await start("127.0.0.1", port, used, settings)) as running:
+            yield running
 
 
 @pytest.fixture
@@ -92,14 +103,19 @@ class TestThroughTheEmbeddedServer:
         assert len(answer.answerer_id) == 32
         assert await publisher.answers() == []
 
-    async def test_answers_come_oldest_first(self, service_side: RestSignalling, client_side: RestSignalling) -> None:
-        publisher = service_side.publisher("alice", FQN)
-        first = await publisher.publish("offer 1", ttl=300, public=False, metadata=None)
-        second, third = await publisher.add_offers(["offer 2", "offer 3"], ttl=300)
-        order = [third.offer_id, first.offer_id, second.offer_id]
-        for offer_id in order:
-            await client_side.answer(offer_id, "answer")
-        assert [answer.offer_id for answer in await publisher.answers()] == order
+    async def test_answers_come_oldest_first(self, tmp_path: Path) -> None:
+        ticks = itertools.count(1_800_000_000)  # no two answers in one millisecond: those have no order
+        async with (
+            serving(settings=Settings(clock=lambda: float(next(ticks)))) as server,
+            closing(RestSignalling(server.url, Identities(tmp_path))) as signalling,
+        ):
+            publisher = signalling.publisher("alice", FQN)
+            first = await publisher.publish("offer 1", ttl=300, public=False, metadata=None)
+            second, third = await publisher.add_offers(["offer 2", "offer 3"], ttl=300)
+            order = [third.offer_id, first.offer_id, second.offer_id]
+            for offer_id in order:
+                await signalling.answer(offer_id, "answer")
+            assert [answer.offer_id for answer in await publisher.answers()] == order
 
     async def test_an_answered_offer_is_taken_and_an_empty_pool_has_no_offer(
         self, service_side: RestSignalling, client_side: RestSignalling
@@ -241,16 +257,6 @@ class TestThroughTheEmbeddedServer:
         with pytest.raises(SignallingRejected, match="reverse domain notation") as error:
             await service_side.publisher("alice", "chat@1.0.0").publish("offer", ttl=300, public=False, metadata=None)
         assert error.value.code == "refused"
-
-
-@contextlib.asynccontextmanager
-async def serving(
-    storage: SqliteStorage | None = None, settings: Settings | None = None, port: int = 0
-) -> AsyncIterator[RunningServer]:
-    """A server, with a storage of its own when none is given."""
-    with contextlib.closing(SqliteStorage(":memory:") if storage is None else storage) as used:
-        async with closing(await start("127.0.0.1", port, used, settings)) as running:
-            yield running
 
 
 class TestServersThatForget:

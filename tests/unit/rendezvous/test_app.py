@@ -1,0 +1,150 @@
+"""The HTTP side of the server: bodies, limits, CORS, tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import pytest
+
+from rondevud.rendezvous.app import RunningServer, Settings, start
+from rondevud.rendezvous.records import Username
+from rondevud.rendezvous.storage import SqliteStorage
+
+
+@contextlib.asynccontextmanager
+async def serving(settings: Settings, storage: SqliteStorage | None = None) -> AsyncIterator[RunningServer]:
+    with contextlib.closing(storage or SqliteStorage(":memory:")) as used:
+        server = await start("127.0.0.1", 0, used, settings)
+        try:
+            yield server
+        finally:
+            await server.close()
+
+
+async def ask(server: RunningServer, method: str, path: str, **options: Any) -> tuple[int, Any, Any]:
+    async with aiohttp.ClientSession() as session, session.request(method, server.url + path, **options) as response:
+        return response.status, response.headers, json.loads(await response.read() or b"null")
+
+
+async def test_a_body_over_the_limit_is_refused() -> None:
+    async with serving(Settings(max_body=1000)) as server:
+        status, _, body = await ask(server, "POST", "/usernames/claim", data=b"[" + b" " * 1000)
+        assert (status, body) == (413, {"error": "Request body too large (max 1000 bytes)"})
+
+
+async def test_a_body_that_does_not_come_ends_in_a_time_out() -> None:
+    async with serving(Settings(body_timeout=0.05)) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"POST /usernames/claim HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
+        assert b"408" in await reader.readline()
+        writer.close()
+        await writer.wait_closed()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"null", b"{", b'{"serviceFqn": NaN}', b'{"serviceFqn": "\\ud800"}', b"[" * 100_000, b"\xff", b"9" * 5000],
+)
+async def test_what_is_no_json_is_answered_like_the_seeds_server_does(body: bytes) -> None:
+    async with serving(Settings()) as server:
+        status, _, answer = await ask(server, "POST", "/index/alice/query", data=body)
+        assert (status, answer) == (500, {"error": "Internal server error"})
+
+
+async def test_a_surrogate_pair_is_text() -> None:
+    async with serving(Settings()) as server:
+        status, _, _ = await ask(server, "POST", "/index/alice/query", data=b'{"serviceFqn": "\\ud83d\\ude00"}')
+        assert status == 404
+
+
+async def test_too_many_requests_are_told_when_to_come_back() -> None:
+    async with serving(Settings(rate=0.01, burst=2, limit_loopback=True)) as server:
+        statuses = [(await ask(server, "GET", "/health"))[0] for _ in range(2)]
+        status, headers, body = await ask(server, "GET", "/health", headers={"Origin": "https://app.example"})
+        assert statuses == [200, 200]
+        assert (status, body) == (429, {"error": "Too many requests"})
+        assert 90 <= int(headers["Retry-After"]) <= 100
+        assert headers["Access-Control-Allow-Origin"] == "https://app.example"
+
+
+async def test_loopback_is_exempt_from_the_rate() -> None:
+    async with serving(Settings(rate=0.01, burst=1)) as server:
+        assert [(await ask(server, "GET", "/health"))[0] for _ in range(3)] == [200, 200, 200]
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed"),
+    [("https://b.example", "https://b.example"), ("https://c.example", "https://a.example"), (None, None)],
+)
+async def test_listed_origins_are_echoed_and_others_get_the_first(origin: str | None, allowed: str | None) -> None:
+    async with serving(Settings(cors_origins=("https://a.example", "https://b.example"))) as server:
+        _, headers, _ = await ask(server, "GET", "/health", headers={} if origin is None else {"Origin": origin})
+        assert headers.get("Access-Control-Allow-Origin") == allowed
+
+
+async def test_credentials_are_checked_before_the_body() -> None:
+    async with serving(Settings(max_body=10)) as server:
+        status, _, _ = await ask(server, "POST", "/offers", data=b"x" * 100)
+        assert status == 401
+
+
+async def test_a_failing_storage_is_an_internal_error_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    storage = SqliteStorage(":memory:")
+    async with serving(Settings(), storage) as server:
+        storage.close()
+        status, _, body = await ask(server, "GET", "/usernames/alice")
+        assert (status, body) == (500, {"error": "Internal server error"})
+    assert "GET /usernames/alice failed" in caplog.text
+
+
+async def test_expired_rows_are_removed_in_the_background() -> None:
+    removed = asyncio.Event()
+
+    class Watched(SqliteStorage):
+        def delete_expired(self, now: int) -> int:
+            count = super().delete_expired(now)
+            if count:
+                removed.set()
+            return count
+
+    storage = Watched(":memory:")
+    storage.save_username(Username("alice", "key", 1, 2))
+    async with serving(Settings(cleanup_interval=0.01, clock=lambda: 10.0), storage):
+        names = [task.get_name() for task in asyncio.all_tasks()]
+        assert "rendezvous-cleanup" in names
+        async with asyncio.timeout(10):
+            await removed.wait()
+    assert "rendezvous-cleanup" not in [task.get_name() for task in asyncio.all_tasks()]
+
+
+async def test_a_failing_cleanup_is_logged_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    twice = asyncio.Event()
+
+    class Failing(SqliteStorage):
+        calls = 0
+
+        def delete_expired(self, now: int) -> int:
+            self.calls += 1
+            if self.calls == 2:
+                twice.set()
+            raise OSError("disk full")
+
+    async with serving(Settings(cleanup_interval=0.01), Failing(":memory:")):
+        async with asyncio.timeout(10):
+            await twice.wait()
+    assert "expired rows could not be removed" in caplog.text
+
+
+async def test_wildcard_addresses_have_a_url_that_reaches_them() -> None:
+    with contextlib.closing(SqliteStorage(":memory:")) as storage:
+        server = await start("0.0.0.0", 0, storage)
+        try:
+            assert server.url == f"http://127.0.0.1:{server.port}"
+            assert (await ask(server, "GET", "/health"))[0] == 200
+        finally:
+            await server.close()
