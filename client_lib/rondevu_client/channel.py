@@ -1,0 +1,471 @@
+"""A program's end of one channel.
+
+Attached, or away while the daemon's socket is gone (then sends wait and nothing arrives), or ended, for a reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from rondevu_client import messages
+from rondevu_client.emitter import Emitter, Listener
+from rondevu_client.errors import ConnectionLost, Detached, MessageRejected, NotAcknowledged, RequestRefused
+from rondevu_client.outbox import Entry, Outbox, Payload, SendFrame
+from rondevu_client.wire import Wire
+
+if TYPE_CHECKING:
+    from rondevu_client.client import Daemon
+
+logger = logging.getLogger(__name__)
+
+RETRY_FIRST = 1.0
+"""Seconds until a handler or message listener that raised is tried again; doubles."""
+
+RETRY_LAST = 30.0
+
+POLL_FIRST = 0.05
+"""Seconds between looks at the queue of a peer that acknowledges nothing, in `flush`; doubles."""
+
+POLL_LAST = 1.0
+
+STOLEN_TRIES = 20
+"""How often attaching again is tried while the daemon still sees the old socket's handle."""
+
+STOLEN_PAUSE = 0.1
+
+
+class Message:
+    """One message received."""
+
+    __slots__ = ("_channel", "_generation", "attempt", "connection_id", "data", "enqueued_at", "id", "tag")
+
+    def __init__(self, channel: Channel, generation: int, tag: int, row: list[Any]) -> None:
+        self._channel = channel
+        self._generation = generation
+        self.tag = tag
+        self.data: Payload = row[0]
+        """`str` for text, `bytes` for binary."""
+        self.id: str = row[1]
+        """The same in every redelivery."""
+        self.enqueued_at: float = row[2]
+        """When the daemon stored it, seconds since 1970."""
+        self.attempt: int = row[3]
+        """1 for the first delivery."""
+        self.connection_id: str = row[4] if len(row) > 4 else channel.connection_id
+
+    def __repr__(self) -> str:
+        return f"<Message {self.id} of {self.connection_id}, attempt {self.attempt}, {len(self.data)} long>"
+
+    @property
+    def redelivered(self) -> bool:
+        """Whether it may have been delivered before."""
+        return self.attempt > 1
+
+    async def ack(self) -> None:
+        """Done with this message and all before it on its channel. Nothing happens if the socket broke since."""
+        self._channel._acknowledge(self._generation, self.tag)
+
+
+class Channel(Emitter):
+    """Made by `Daemon.attach` and `Connection.create_channel`.
+
+    Events: ``message``, ``gap`` (in its place among what is received), and the daemon's events of the channel and its
+    connection, each with its data.
+    """
+
+    def __init__(self, daemon: Daemon, request: dict[str, Any], *, credit: int, auto_ack: bool) -> None:
+        super().__init__(daemon._spawn)
+        self._daemon = daemon
+        self._request = request
+        self._credit = credit
+        self._auto_ack = auto_ack
+        self.label: str = request["label"]
+        self.mode: str = request["mode"]
+        self.connection_id = ""
+        self.verdict: dict[str, str] = {}
+        """``in`` and ``out``, each ``new``, ``resumed`` or ``gap``; of the last attach."""
+        self.waiting = 0
+        """Messages that waited when it was attached."""
+        self.max_message = 0
+        self.acknowledges: bool | None = None
+        self.end_reason: str | None = None
+        """Why the channel is attached no longer; None while it is."""
+        self._outbox = Outbox()
+        self._wire: Wire | None = None
+        self._handle = 0
+        self._generation = 0
+        self._open = False
+        self._inbox: deque[tuple[int, Message | dict[str, Any]]] = deque()
+        self._yielded = 0
+        self._consumed = 0
+        self._ack_due = 0
+        self._acked = 0
+        self._scheduled = False
+        self._waiters: set[asyncio.Future[None]] = set()
+        self._pump: asyncio.Task[None] | None = None
+
+    # --- sending -----------------------------------------------------------------------------------------------
+
+    async def send(self, data: Payload, *, max_age: float | None = None) -> int:
+        """Send text or binary; returns its number once the daemon has stored it.
+
+        Waits while the window is full and while the daemon is away. Raises `MessageRejected`, and `Detached` or
+        `ConnectionLost` when nobody will say what became of it. `max_age` (seconds) can only shorten the channel's.
+        """
+        if self.mode == "observe":
+            raise ValueError("a channel that is only observed cannot send")
+        size = _size_of(data)
+        self._check_usable()
+        if size > self.max_message:
+            raise MessageRejected(0, "too_large", f"{size} bytes are more than max_message, {self.max_message}")
+        entry = Entry(data, size, max_age, asyncio.get_running_loop().create_future())
+        self._outbox.put(entry)
+        self._schedule()
+        return await entry.future
+
+    async def flush(self) -> None:
+        """Wait until the peer's store has everything sent so far through this object.
+
+        Raises `MessagesRemoved` when some of it was removed, `NotAcknowledged` (when everything has left the daemon) for
+        a peer that acknowledges nothing, `Detached` or `ConnectionLost` when nobody can tell any more.
+        """
+        undecided = self._outbox.futures()
+        if undecided:
+            await asyncio.wait(undecided)
+        upto = self._outbox.last_given
+        while not self._outbox.is_acknowledged(upto):
+            self._check_usable()
+            if self.acknowledges is False:
+                await self._wait_until_sent()
+                raise NotAcknowledged(f"the peer of {self.label!r} acknowledges nothing; everything was sent")
+            await self._change()
+        removed = self._outbox.take_removed()
+        if removed is not None:
+            raise removed
+
+    @property
+    def ready_state(self) -> str:
+        """``connecting``, ``open`` or ``closed``, like an RTCDataChannel's. Sending works in the first two."""
+        if self.end_reason is not None:
+            return "closed"
+        return "open" if self._open and self._wire is not None else "connecting"
+
+    @property
+    def queue_size(self) -> int:
+        """Messages sent through this object that the peer has not acknowledged; `Daemon.queue` tells the daemon's."""
+        return self._outbox.undecided + self._outbox.unacknowledged
+
+    @property
+    def buffered_amount(self) -> int:
+        """Bytes sent through this object that the daemon has not decided."""
+        return self._outbox.undecided_bytes
+
+    # --- receiving ---------------------------------------------------------------------------------------------
+
+    def __aiter__(self) -> AsyncIterator[Message]:
+        return self
+
+    async def __anext__(self) -> Message:
+        """The next message. With `auto_ack` the one before it is acknowledged by asking.
+
+        Ends when the channel was closed or detached here; raises `Detached` when it was taken away.
+        """
+        if self._auto_ack and self._yielded:
+            self._acknowledge(self._generation, self._yielded)
+        message = await self._next(acknowledge_gaps=self._auto_ack)
+        if message is None:
+            raise StopAsyncIteration
+        self._yielded = message.tag
+        return message
+
+    def on(self, event: str, listener: Listener) -> None:
+        """As `Emitter.on`. A listener of ``message`` gets every message; it is acknowledged when all have returned.
+
+        One that raises: event ``error``, and the message comes again after `RETRY_FIRST` seconds, doubling.
+        """
+        super().on(event, listener)
+        self._start_pump(event)
+
+    def once(self, event: str, listener: Listener) -> None:
+        super().once(event, listener)
+        self._start_pump(event)
+
+    # --- ending ------------------------------------------------------------------------------------------------
+
+    async def detach(self) -> None:
+        """Give the channel back: what was not acknowledged is delivered again to whom attaches next. Idempotent."""
+        await self._release()
+        self._end("detached")
+
+    async def close(self) -> None:
+        """End the channel for both sides; what is queued is still delivered. Also detaches."""
+        await self._daemon.call("close_channel", {"target": self.connection_id, "label": self.label})
+        await self.detach()
+
+    async def wait_detached(self) -> str:
+        """Wait until the channel is attached no longer; why."""
+        while self.end_reason is None:
+            await self._change()
+        return self.end_reason
+
+    # --- attaching, for the daemon object ----------------------------------------------------------------------
+
+    async def _attach(self, wire: Wire, *, takeover: bool = False) -> None:
+        """Attach on `wire`. Raises what `Wire.request` raises."""
+        await wire.request(
+            "attach",
+            {**self._request, "credit": self._credit or None, "takeover": takeover},
+            timeout=self._daemon.request_timeout,
+            on_result=lambda answer: self._begin(wire, answer),
+            undo=lambda answer: wire.send_detach(answer["handle"]),
+        )
+
+    async def _revive(self, wire: Wire) -> None:
+        """Attach again on a new socket; ends the channel when the daemon refuses. Raises `ConnectionLost`."""
+        for attempt in range(1, STOLEN_TRIES + 1):
+            if self.end_reason is not None:
+                return
+            try:
+                await self._attach(wire)
+            except RequestRefused as error:
+                if error.code not in {"in_use", "producer_in_use"} or attempt == STOLEN_TRIES:
+                    logger.warning(
+                        "Channel %r of %s cannot be attached again: %s", self.label, self.connection_id, error
+                    )
+                    self._end(error.code)
+                    return
+                await asyncio.sleep(STOLEN_PAUSE)
+            else:
+                return
+
+    def _begin(self, wire: Wire, answer: dict[str, Any]) -> None:
+        """The attach was answered; called before anything behind the answer is looked at."""
+        self.connection_id = answer["connection_id"]
+        self.verdict = answer["verdict"]
+        self.waiting = answer["waiting"]
+        self.max_message = answer["max_message"]
+        self.acknowledges = answer["acknowledges"]
+        self._open = answer["state"] == "open"
+        if self.end_reason is not None:
+            wire.send_detach(answer["handle"])
+            return
+        self._forget_received()
+        self._generation += 1
+        self._wire, self._handle = wire, answer["handle"]
+        wire.sinks[self._handle] = self._take
+        rejected = dict(answer["rejected"])
+        again = self._outbox.begin(
+            answer["last_seq"], rejected, answer["removed"], answer["acknowledged_seq"], answer["send_window"]
+        )
+        self._send_frames(again)
+        self._schedule()
+        self._wake()
+
+    def _away(self) -> None:
+        """The socket is gone; what was received and not acknowledged will come again."""
+        self._wire = None
+        self._forget_received()
+        self._wake()
+
+    def _end(self, reason: str, error: Exception | None = None) -> None:
+        if self.end_reason is not None:
+            return
+        self.end_reason = reason
+        if self._wire is not None:
+            self._wire.sinks.pop(self._handle, None)
+            if reason == "detached":
+                self._send_acks(self._wire)
+        self._wire = None
+        self._daemon._forget(self)
+        self._outbox.fail(error or Detached(reason))
+        if reason != "closed":
+            self._inbox.clear()
+        self._wake()
+
+    async def _release(self) -> None:
+        """Give the handle back, without ending this object."""
+        wire, handle, self._wire = self._wire, self._handle, None
+        if wire is not None:
+            self._send_acks(wire)
+        self._forget_received()
+        if wire is None or wire.lost:
+            return
+        wire.sinks.pop(handle, None)
+        with contextlib.suppress(ConnectionLost):
+            await wire.request("detach", {"handle": handle}, timeout=self._daemon.request_timeout)
+
+    def _forget_received(self) -> None:
+        self._inbox.clear()
+        self._yielded = self._consumed = self._ack_due = self._acked = 0
+
+    # --- what the daemon sends ---------------------------------------------------------------------------------
+
+    def _take(self, method: str, params: list[Any]) -> None:
+        if method == messages.MESSAGE:
+            tag = params[1]
+            for index, row in enumerate(params[2]):
+                self._inbox.append((tag + index, Message(self, self._generation, tag + index, row)))
+        elif method == messages.ACCEPTED:
+            self._outbox.accept(params[1])
+            self._schedule()
+        elif method == messages.REJECTED:
+            self._outbox.reject(params[1], params[2], params[3])
+        elif method == messages.ACKNOWLEDGED:
+            self._outbox.acknowledge(params[1])
+        elif method == messages.REMOVED:
+            self._outbox.remove(params[1], params[2], params[3])
+        elif method == messages.GAP:
+            self._inbox.append((params[1], params[2]))
+        elif method == messages.DETACHED:
+            self._end(params[1])
+        elif method == messages.EVENT:
+            self._take_event(params[2], params[3])
+        self._wake()
+
+    def _take_event(self, name: str, data: dict[str, Any]) -> None:
+        if name == "open":
+            self._open = True
+            self.acknowledges = data.get("acknowledges", self.acknowledges)
+        elif name in {"close", "closed", "disconnected"}:
+            self._open = False
+        if name != "gap":
+            self._emit(name, data)
+
+    # --- inside ------------------------------------------------------------------------------------------------
+
+    def _check_usable(self) -> None:
+        if self.end_reason is not None:
+            raise Detached(self.end_reason)
+
+    def _schedule(self) -> None:
+        """Send what is due at the end of this turn of the loop, in as few frames as possible."""
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._transmit)
+
+    def _transmit(self) -> None:
+        self._scheduled = False
+        wire = self._wire
+        if wire is None:
+            return
+        self._send_frames(self._outbox.take())
+        self._send_acks(wire)
+        if self._consumed and self._consumed >= self._credit // 2:
+            wire.notify(messages.CREDIT, self._handle, self._consumed)
+            self._consumed = 0
+
+    def _send_acks(self, wire: Wire) -> None:
+        if self._ack_due > self._acked:
+            self._acked = self._ack_due
+            wire.notify(messages.ACK, self._handle, self._acked)
+
+    def _send_frames(self, frames: list[SendFrame]) -> None:
+        if self._wire is None:
+            return
+        for frame in frames:
+            options = [] if frame.max_age is None else [{"max_age": frame.max_age}]
+            self._wire.notify(messages.SEND, self._handle, frame.seq, frame.payloads, *options)
+
+    def _acknowledge(self, generation: int, tag: int) -> None:
+        if self.mode != "observe" and self._wire is not None and generation == self._generation:
+            self._ack_due = max(tag, self._ack_due)
+            self._schedule()
+
+    async def _next(self, *, acknowledge_gaps: bool) -> Message | None:
+        """The next message; None at the end. Hands gaps to their listeners on the way."""
+        while True:
+            while self._inbox:
+                tag, item = self._inbox.popleft()
+                self._consumed += 1
+                self._schedule()
+                if isinstance(item, Message):
+                    return item
+                self._emit("gap", item)
+                if acknowledge_gaps:
+                    self._acknowledge(self._generation, tag)
+            if self.end_reason in {"closed", "detached"}:
+                return None
+            self._check_usable()
+            await self._change()
+
+    async def _change(self) -> None:
+        """Wait until anything happens on this channel."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        try:
+            await waiter
+        finally:
+            self._waiters.discard(waiter)
+
+    def _wake(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def _wait_until_sent(self) -> None:
+        pause = POLL_FIRST
+        while True:
+            queue = await self._daemon.queue(self.connection_id, self.label)
+            if not queue.get("queue_size") and not queue.get("buffered_amount"):
+                return
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, POLL_LAST)
+
+    # --- message listeners -------------------------------------------------------------------------------------
+
+    def _start_pump(self, event: str) -> None:
+        if event == "message" and self._pump is None:
+            self._pump = self._daemon._spawn(self._pump_loop(), f"messages of {self.label}")
+
+    async def _pump_loop(self) -> None:
+        pause = RETRY_FIRST
+        while True:
+            while not self._inbox and self.end_reason is None:
+                await self._change()
+            if not self._listeners.get("message"):
+                self._pump = None
+                return
+            message = await self._next(acknowledge_gaps=True)
+            if message is None:
+                return
+            generation = self._generation
+            try:
+                for listener in self._take_listeners("message"):
+                    result = listener(message)
+                    if inspect.isawaitable(result):
+                        await result
+            except Exception as error:
+                logger.exception("A message listener of %r failed", self.label)
+                self._emit("error", describe_failure(error))
+                await self._attach_again_after(pause)
+                pause = min(2 * pause, RETRY_LAST)
+            else:
+                pause = RETRY_FIRST
+                self._acknowledge(generation, message.tag)
+
+    async def _attach_again_after(self, pause: float) -> None:
+        """Give the channel back for a while; whoever has it by then keeps it."""
+        await self._release()
+        await asyncio.sleep(pause)
+        if self.end_reason is None and self._wire is None:
+            await self._daemon._attach_again(self)
+
+
+def describe_failure(error: Exception) -> dict[str, Any]:
+    """The data of event ``error`` for a handler or listener that raised."""
+    return {"context": "handler", "code": type(error).__name__, "message": str(error)}
+
+
+def _size_of(data: Payload) -> int:
+    """Bytes on the wire. Raises `TypeError` and, for text that is not Unicode, `ValueError`."""
+    if isinstance(data, str):
+        return len(data) if data.isascii() else len(data.encode())
+    if isinstance(data, bytes):
+        return len(data)
+    raise TypeError(f"a message is str or bytes, not {type(data).__name__}")

@@ -1,0 +1,408 @@
+"""The daemon, as an asyncio program sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self, cast
+
+from rondevu_client import __version__
+from rondevu_client.channel import Channel
+from rondevu_client.connection import Connection
+from rondevu_client.errors import ConnectionLost, DaemonUnavailable, RequestRefused, RondevuClientError
+from rondevu_client.protocol import PROTOCOL_VERSION
+from rondevu_client.service import Handler, Service
+from rondevu_client.sockets import describe_problem, describe_unavailable, socket_candidates
+from rondevu_client.stream import EventStream
+from rondevu_client.wire import Wire, open_wire
+
+logger = logging.getLogger(__name__)
+
+CREDIT = 256
+"""Messages a channel receives ahead of the program."""
+
+REQUEST_TIMEOUT = 60.0
+"""Seconds until a request that was not answered fails."""
+
+REOPEN_FIRST = 0.05
+"""Seconds between looks for a socket that is gone; doubles."""
+
+REOPEN_LAST = 1.0
+
+ONCE_ONLY = {"close", "close_channel", "detach", "purge", "withdraw", "unsubscribe"}
+"""Requests that are not repeated by themselves when the socket breaks before they are answered."""
+
+
+class _Revivable(Protocol):
+    """What has to be told when the socket is gone, back, or gone for good."""
+
+    async def _revive(self, wire: Wire) -> None: ...
+
+    def _away(self) -> None: ...
+
+    def _end(self, reason: str, error: Exception | None = None) -> None: ...
+
+
+class Daemon:
+    """The daemon behind a socket; use it as an async context manager, or call `open` and `close`.
+
+    With `reconnect` the socket may break or the daemon restart: requests and sends wait for it, channels, services and
+    connections are attached again. Leaving only detaches: what was declared stays.
+    """
+
+    def __init__(
+        self,
+        socket: str | os.PathLike[str] | None = None,
+        reconnect: bool = True,
+        *,
+        client: str | None = None,
+        request_timeout: float = REQUEST_TIMEOUT,
+    ) -> None:
+        """`client` is the name the daemon shows for this program; `request_timeout` is in seconds."""
+        self._given = socket
+        self._reconnect = reconnect
+        self._client = client or f"{Path(sys.argv[0] or 'python').name}, rondevu_client {__version__}"
+        self.request_timeout = request_timeout
+        self.version = ""
+        self.instance = ""
+        """Changes with each start of the daemon."""
+        self.path: Path | None = None
+        """Of the socket that answered."""
+        self._producer = os.urandom(16)
+        self._wire: Wire | None = None
+        self._closed: Exception | None = ConnectionLost("the daemon object is not open")
+        self._ready = asyncio.Event()
+        self._members: dict[int, _Revivable] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    # --- life --------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        """Find the socket and say hello. Raises `DaemonUnavailable`, `RequestRefused` (``access_denied``)."""
+        self._closed = None
+        self._ready.clear()
+        tried: list[tuple[Path, str]] = []
+        for path in socket_candidates(self._given):
+            try:
+                self._wire = await self._greet(path)
+            except TimeoutError:
+                tried.append((path, "does not answer"))
+            except OSError as error:
+                tried.append((path, describe_problem(error)))
+            except ConnectionLost as error:
+                tried.append((path, str(error)))
+            else:
+                self.path = path
+                self._ready.set()
+                return
+        self._closed = DaemonUnavailable(describe_unavailable(tried))
+        raise self._closed
+
+    async def close(self) -> None:
+        """Detach from everything and close the socket. Handlers are cancelled; idempotent."""
+        self._finish("detached", ConnectionLost("the daemon object is closed"))
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.close()
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # --- use ---------------------------------------------------------------------------------------------------
+
+    async def call(self, method: str, params: dict[str, Any] | None = None, *, timeout: float | None = None) -> Any:
+        """Any request of the socket. Parameters that are None are left out; `timeout` in seconds, None: the default.
+
+        Raises `RequestRefused`, `ConnectionLost`, `TimeoutError`.
+        """
+        return await self._ask(method, params, self.request_timeout if timeout is None else timeout)
+
+    async def connect(
+        self, username: str, fqn: str, *, name: str | None = None, options: dict[str, Any] | None = None, **more: Any
+    ) -> Connection:
+        """Declare a connection to a service; idempotent by name. Answers at once, whatever the peer does.
+
+        Options may be given as a map or by name. Raises `RequestRefused`: ``conflict``, or what is wrong with them.
+        """
+        options = {**(options or {}), **more}
+        return await self._connect({"username": username, "fqn": fqn, "name": name, "options": options or None})
+
+    async def connect_by_uuid(
+        self, uuid: str, *, name: str | None = None, options: dict[str, Any] | None = None, **more: Any
+    ) -> Connection:
+        """The same by the service's UUID."""
+        options = {**(options or {}), **more}
+        return await self._connect({"uuid": uuid, "name": name, "options": options or None})
+
+    async def attach(
+        self,
+        target: str,
+        label: str,
+        *,
+        mode: str = "exclusive",
+        takeover: bool = False,
+        producer: bytes | None = None,
+        credit: int = CREDIT,
+        auto_ack: bool = True,
+        options: dict[str, Any] | None = None,
+    ) -> Channel:
+        """Attach to a channel of a connection (name or id).
+
+        Args:
+            mode: ``exclusive`` (receive alone), ``observe`` (see a copy) or ``send``.
+            takeover: take it from who has it, else `RequestRefused` with ``in_use`` or ``producer_in_use``.
+            producer: 1 to 64 bytes under which the numbers of what is sent are kept, for a program with its own outbox.
+            credit: messages to receive ahead.
+            auto_ack: whether asking for the next message acknowledges the one before it.
+            options: of the channel, where this makes it.
+        """
+        if credit < 1:
+            raise ValueError("credit must be 1 or more")
+        sends, receives = mode != "observe", mode != "send"
+        request = {
+            "target": target,
+            "label": label,
+            "mode": mode,
+            "producer": (producer or self._producer) if sends else None,
+            "acknowledged": sends,
+            "options": options,
+        }
+        channel = Channel(self, request, credit=credit if receives else 0, auto_ack=auto_ack)
+        try:
+            await self._attach(channel, takeover=takeover)
+        except RequestRefused as error:
+            if error.code != "producer_in_use" or producer is not None:
+                raise
+            # This very object has the channel already: the second one counts for itself.
+            request["producer"] = os.urandom(16)
+            await self._attach(channel, takeover=takeover)
+        return channel
+
+    async def expose_service(
+        self,
+        username: str,
+        fqn: str,
+        *,
+        handler: Handler | None = None,
+        options: dict[str, Any] | None = None,
+        **more: Any,
+    ) -> Service:
+        """Declare a service; idempotent. `handler(channel, connection_id)` runs for each of its channels.
+
+        Options may be given as a map or by name (``pool_size=10, public=True``).
+        """
+        options = {**(options or {}), **more}
+        service = Service(self, {"username": username, "fqn": fqn, "options": options or None}, handler)
+        await self._join(service, service._declare)
+        return service
+
+    async def subscribe(self, target: str | None = None, since: int | None = None) -> EventStream:
+        """The events of a target or, with None, of everything; from number `since` on, as far as they are kept."""
+        stream = EventStream(self, target, since)
+        await self._join(stream, stream._declare)
+        return stream
+
+    # --- requests ----------------------------------------------------------------------------------------------
+
+    async def status(self) -> dict[str, Any]:
+        return cast("dict[str, Any]", await self.call("status"))
+
+    async def services(self) -> list[dict[str, Any]]:
+        return cast("list[dict[str, Any]]", await self.call("services"))
+
+    async def connections(self) -> list[dict[str, Any]]:
+        return cast("list[dict[str, Any]]", await self.call("connections"))
+
+    async def clients(self) -> list[dict[str, Any]]:
+        return cast("list[dict[str, Any]]", await self.call("clients"))
+
+    async def channels(self, target: str) -> list[dict[str, Any]]:
+        return cast("list[dict[str, Any]]", await self.call("channels", {"target": target}))
+
+    async def claim(self, username: str) -> dict[str, Any]:
+        return cast("dict[str, Any]", await self.call("claim", {"username": username}))
+
+    async def check(self, username: str) -> dict[str, Any]:
+        return cast("dict[str, Any]", await self.call("check", {"username": username}))
+
+    async def withdraw(
+        self, username: str, fqn: str, *, drain: float | None = None, keep_connections: bool = False
+    ) -> dict[str, Any]:
+        params = {"username": username, "fqn": fqn, "drain": drain, "keep_connections": keep_connections}
+        return cast("dict[str, Any]", await self.call("withdraw", params, timeout=self._with(drain)))
+
+    async def close_connection(self, target: str, drain: float | None = None) -> dict[str, Any]:
+        params = {"target": target, "drain": drain}
+        return cast("dict[str, Any]", await self.call("close", params, timeout=self._with(drain)))
+
+    async def reconnect(self, target: str) -> dict[str, Any]:
+        return cast("dict[str, Any]", await self.call("reconnect", {"target": target}))
+
+    async def wait(self, target: str, what: str = "connected", timeout: float | None = None) -> dict[str, Any]:
+        """Wait until `target` is ``connected`` or ``drained``; `timeout` in seconds, None: as long as it takes."""
+        params = {"target": target, "for": what, "timeout": timeout}
+        limit = None if timeout is None else self._with(timeout)
+        return cast("dict[str, Any]", await self._ask("wait", params, limit))
+
+    async def why(self, target: str) -> dict[str, Any]:
+        return cast("dict[str, Any]", await self.call("why", {"target": target}))
+
+    async def queue(self, target: str, label: str) -> dict[str, Any]:
+        return cast("dict[str, Any]", await self.call("queue", {"target": target, "label": label}))
+
+    async def purge(self, target: str, label: str, direction: str) -> dict[str, Any]:
+        """Remove what is queued ``out``, ``in`` or ``both``."""
+        return cast(
+            "dict[str, Any]", await self.call("purge", {"target": target, "label": label, "direction": direction})
+        )
+
+    # --- inside ------------------------------------------------------------------------------------------------
+
+    async def _ask(self, method: str, params: dict[str, Any] | None, limit: float | None) -> Any:
+        """`limit` None: as long as it takes."""
+        while True:
+            wire = await self._usable()
+            try:
+                return await wire.request(method, params, timeout=limit)
+            except ConnectionLost:
+                if not self._reconnect or method in ONCE_ONLY or self._closed is not None:
+                    raise
+
+    def _with(self, seconds: float | None) -> float:
+        """The time-out of a request that takes `seconds` on purpose."""
+        return self.request_timeout + (seconds or 0)
+
+    async def _connect(self, declaration: dict[str, Any]) -> Connection:
+        connection = Connection(self, declaration)
+        await self._join(connection, connection._declare)
+        return connection
+
+    async def _attach(self, channel: Channel, *, takeover: bool) -> None:
+        await self._join(channel, lambda wire: channel._attach(wire, takeover=takeover))
+
+    async def _attach_again(self, channel: Channel) -> None:
+        """After the channel gave its handle back for a while; it ends when it cannot be had."""
+        with contextlib.suppress(ConnectionLost):
+            wire = await self._usable()
+            await channel._revive(wire)
+
+    async def _join(self, member: _Revivable, declare: Callable[[Wire], Awaitable[None]]) -> None:
+        """Declare or attach something, on another socket where the first one breaks, and keep it so from then on."""
+        while True:
+            wire = await self._usable()
+            try:
+                await declare(wire)
+            except ConnectionLost:
+                if not self._reconnect or self._closed is not None:
+                    raise
+                continue
+            if wire is self._wire:
+                self._members[id(member)] = member
+                return
+            member._away()
+
+    def _forget(self, member: _Revivable) -> None:
+        self._members.pop(id(member), None)
+
+    async def _usable(self) -> Wire:
+        """The open socket; waits for it while it is gone."""
+        while True:
+            if self._closed is not None:
+                raise self._closed
+            if self._wire is not None and self._ready.is_set():
+                return self._wire
+            await self._ready.wait()
+
+    async def _greet(self, path: Path) -> Wire:
+        wire = await open_wire(path, self._lose)
+        try:
+            hello = {"protocol": [PROTOCOL_VERSION], "client": self._client}
+            answer = await wire.request("hello", hello, timeout=self.request_timeout)
+        except BaseException:
+            wire.close()
+            raise
+        self.version, self.instance = answer["version"], answer["instance"]
+        return wire
+
+    def _lose(self, wire: Wire) -> None:
+        """The socket is gone."""
+        if wire is not self._wire:
+            return
+        self._wire = None
+        was_ready = self._ready.is_set()
+        self._ready.clear()
+        if not self._reconnect:
+            self._finish("connection_lost", ConnectionLost("the daemon's socket is closed"))
+            return
+        for member in list(self._members.values()):
+            member._away()
+        if was_ready:
+            self._spawn(self._return(), "rondevu: wait for the daemon")
+
+    async def _return(self) -> None:
+        """Wait for the socket, say hello and put everything back."""
+        logger.info("The daemon at %s is gone; waiting for it", self.path)
+        pause = REOPEN_FIRST
+        while self._closed is None:
+            try:
+                await self._restore()
+            except (OSError, ConnectionLost) as error:
+                logger.debug("The daemon is not back: %s", error)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, REOPEN_LAST)
+            except RondevuClientError as error:
+                self._finish("connection_lost", error)
+            else:
+                logger.info("The daemon is back")
+                return
+
+    async def _restore(self) -> None:
+        """Raises what `_greet` and requests raise; then nothing is ready yet."""
+        wire = self._wire = await self._greet(self.path or Path())
+        for member in list(self._members.values()):
+            await member._revive(wire)
+        if wire.lost:
+            raise ConnectionLost("the daemon's socket is closed again")
+        self._ready.set()
+
+    def _finish(self, reason: str, error: Exception) -> None:
+        """Nothing works from here on."""
+        self._closed = self._closed or error
+        self._ready.set()
+        for member in list(self._members.values()):
+            member._end(reason, error)
+
+    def _spawn(self, work: Awaitable[Any], name: str) -> asyncio.Task[Any]:
+        """Run something that belongs to this object and ends with it."""
+        task: asyncio.Task[Any] = asyncio.get_running_loop().create_task(_await(work), name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._end_task)
+        return task
+
+    def _end_task(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            if isinstance(task.exception(), RondevuClientError):
+                logger.info("%s ended: %s", task.get_name(), task.exception())
+            else:
+                logger.error("%s failed", task.get_name(), exc_info=task.exception())
+
+
+async def _await(work: Awaitable[Any]) -> Any:
+    return await work

@@ -1,0 +1,85 @@
+"""A connection to a service, as a program sees it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rondevu_client.channel import Channel
+from rondevu_client.emitter import Emitter
+from rondevu_client.errors import RequestRefused
+from rondevu_client.messages import EVENT
+from rondevu_client.wire import Wire
+
+if TYPE_CHECKING:
+    from rondevu_client.client import Daemon
+
+
+class Connection(Emitter):
+    """Made by `Daemon.connect`. The connection is the daemon's: it goes on when this object and the program are gone.
+
+    Events: those of the connection and its channels, each with its data.
+    """
+
+    def __init__(self, daemon: Daemon, declaration: dict[str, Any]) -> None:
+        super().__init__(daemon._spawn)
+        self._daemon = daemon
+        self._declaration = declaration
+        self._subscription = 0
+        self.id = ""
+        self.name = ""
+        self.state = ""
+        """As the daemon last said."""
+        self.created = False
+        """Whether this made the declaration."""
+
+    async def create_channel(self, label: str, **options: Any) -> Channel:
+        """Attach to the channel of that label, made where there is none; parameters as of `Daemon.attach`."""
+        return await self._daemon.attach(self.id, label, **options)
+
+    async def wait(self, what: str = "connected", timeout: float | None = None) -> dict[str, Any]:
+        """Wait until it is ``connected`` or ``drained``. Raises `RequestRefused` with code ``timeout``."""
+        return await self._daemon.wait(self.id, what, timeout)
+
+    async def reconnect(self) -> dict[str, Any]:
+        return await self._daemon.reconnect(self.id)
+
+    async def close(self, drain: float | None = None) -> dict[str, Any]:
+        """End the connection for good, on both sides, after at most `drain` seconds (10) of waiting for its queues."""
+        return await self._daemon.close_connection(self.id, drain)
+
+    # --- for the daemon object ---------------------------------------------------------------------------------
+
+    async def _declare(self, wire: Wire) -> None:
+        timeout = self._daemon.request_timeout
+        answer = await wire.request("connect", self._declaration, timeout=timeout)
+        self.id, self.name = answer["connection_id"], answer["name"]
+        self.state, self.created = answer["state"], answer["created"]
+        await wire.request("subscribe", {"target": self.id}, timeout=timeout, on_result=lambda a: self._begin(wire, a))
+
+    async def _revive(self, wire: Wire) -> None:
+        try:
+            await self._declare(wire)
+        except RequestRefused as error:
+            self._end(error.code)
+
+    def _begin(self, wire: Wire, answer: dict[str, Any]) -> None:
+        self._subscription = answer["subscription"]
+        wire.sinks[self._subscription] = self._take
+        for row in answer["connections"]:
+            if row["connection_id"] == self.id:
+                self.state = row["state"]
+
+    def _away(self) -> None:
+        self._subscription = 0
+
+    def _end(self, reason: str, error: Exception | None = None) -> None:
+        self._daemon._forget(self)
+        self._emit("lost", {"reason": reason, "message": str(error or "")})
+
+    def _take(self, method: str, params: list[Any]) -> None:
+        if method != EVENT:
+            return
+        name, data = params[2], params[3]
+        if name == "state" and data.get("connection_id") == self.id:
+            self.state = data.get("new", self.state)
+        self._emit(name, data)

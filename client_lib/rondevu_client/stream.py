@@ -1,0 +1,103 @@
+"""Events of the daemon as something to iterate over."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rondevu_client.errors import Detached, RequestRefused
+from rondevu_client.messages import EVENT
+from rondevu_client.wire import Wire
+
+if TYPE_CHECKING:
+    from rondevu_client.client import Daemon
+
+KEPT = 10_000
+"""Events kept for a program that is slower than they come; older ones give way and are counted in `overrun`."""
+
+
+class Event(NamedTuple):
+    number: int
+    """Rises by one within one start of the daemon."""
+    name: str
+    data: dict[str, Any]
+
+
+class EventStream:
+    """Made by `Daemon.subscribe`; ends when the daemon object is closed or `close` is called."""
+
+    def __init__(self, daemon: Daemon, target: str | None, since: int | None) -> None:
+        self._daemon = daemon
+        self._target = target
+        self._since = since
+        self._wire: Wire | None = None
+        self._subscription = 0
+        self._events: deque[Event] = deque(maxlen=KEPT)
+        self._change = asyncio.Event()
+        self._end_reason: str | None = None
+        self.connections: list[dict[str, Any]] = []
+        """What was there at event number `next`; of the last subscription."""
+        self.next = 0
+        self.overrun = 0
+        """Events that were dropped because nobody asked for them."""
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self
+
+    async def __anext__(self) -> Event:
+        """The next event. Raises `Detached` when the daemon ended the subscription."""
+        while not self._events:
+            if self._end_reason == "detached":
+                raise StopAsyncIteration
+            if self._end_reason is not None:
+                raise Detached(self._end_reason)
+            self._change.clear()
+            await self._change.wait()
+        return self._events.popleft()
+
+    async def close(self) -> None:
+        """End the subscription. Idempotent."""
+        wire, self._wire = self._wire, None
+        self._end("detached")
+        if wire is not None and not wire.lost:
+            wire.sinks.pop(self._subscription, None)
+            timeout = self._daemon.request_timeout
+            await wire.request("unsubscribe", {"subscription": self._subscription}, timeout=timeout)
+
+    # --- for the daemon object ---------------------------------------------------------------------------------
+
+    async def _declare(self, wire: Wire) -> None:
+        params = {"target": self._target, "since": self._since}
+        timeout = self._daemon.request_timeout
+        await wire.request("subscribe", params, timeout=timeout, on_result=lambda answer: self._begin(wire, answer))
+
+    async def _revive(self, wire: Wire) -> None:
+        self._since = None
+        try:
+            await self._declare(wire)
+        except RequestRefused as error:
+            self._end(error.code)
+
+    def _begin(self, wire: Wire, answer: dict[str, Any]) -> None:
+        self._wire, self._subscription = wire, answer["subscription"]
+        self.connections, self.next = answer["connections"], answer["next"]
+        wire.sinks[self._subscription] = self._take
+
+    def _away(self) -> None:
+        self._wire = None
+
+    def _end(self, reason: str, error: Exception | None = None) -> None:
+        del error
+        self._end_reason = self._end_reason or reason
+        self._daemon._forget(self)
+        self._change.set()
+
+    def _take(self, method: str, params: list[Any]) -> None:
+        if method != EVENT:
+            return
+        if len(self._events) == KEPT:
+            self.overrun += 1
+        self._events.append(Event(params[1], params[2], params[3]))
+        self._change.set()
