@@ -33,7 +33,6 @@ from rondevud.durable.outgoing import VerdictKind
 from rondevud.errors import StoreError, StoreFailed
 from rondevud.records import (
     AckIn,
-    Acknowledge,
     CreateChannel,
     DeleteSession,
     Durability,
@@ -130,6 +129,12 @@ class Node:
         self.gaps = 0
         self.failed: list[SessionFailed] = []
         self.put_next = count(1)
+        self.behind = 0
+        """Microseconds by which this machine's clock has been set back."""
+
+    def clock_us(self) -> int:
+        """This machine's clock: microseconds since 1970."""
+        return self.world.clock_us() - self.behind
 
     # --- life ------------------------------------------------------------------------------------------------------
 
@@ -148,7 +153,7 @@ class Node:
             record,
             [(channel, self.world.limits) for channel in channels],
             self.world.settings[self.side],
-            clock_us=self.world.clock_us(),
+            clock_us=self.clock_us(),
             random=self.world.random.randbytes,
         )
         self.sessions[record.connection_id] = session
@@ -170,6 +175,10 @@ class Node:
 
     def take_copy(self) -> None:
         self.copies.append(self.disk.copy())
+
+    def set_clock_back(self, hours: int) -> None:
+        """The clock is wrong from now on; the daemon sees it at its next start and with its next link."""
+        self.behind = min(self.behind + hours * HOUR_US, 9 * HOUR_US)
 
     def go_back(self, index: int) -> None:
         """The store is replaced by an earlier copy of itself (and the daemon started anew)."""
@@ -233,9 +242,10 @@ class Node:
     # --- sessions --------------------------------------------------------------------------------------------------
 
     def session(self) -> Session | None:
-        """The session in use: the only one here, or the one with the latest link."""
+        """The session in use: the one the connecting side has, or else the one with the latest link."""
         live = [s for s in self.sessions.values() if not s.record.closed]
-        return max(live, key=lambda s: s.record.link, default=None)
+        wanted = next((s.record.session for s in self.world.nodes["c"].sessions.values()), b"")
+        return max(live, key=lambda s: (s.record.session == wanted, s.record.link), default=None)
 
     def carry_out(self, session: Session) -> None:
         """Flush a session and do what it wants."""
@@ -386,7 +396,7 @@ class World:
             node.start()
 
     def clock_us(self) -> int:
-        return HOUR_US + int(self.now * 1_000_000)
+        return 10 * HOUR_US + int(self.now * 1_000_000)
 
     def stamp(self) -> Stamp:
         return Stamp("boot", self.now, self.now)
@@ -396,14 +406,17 @@ class World:
     def connect(self) -> None:
         """The connecting side opens another link."""
         session = self.nodes["c"].session()
-        if session is None or len([w for w in self.wires.values() if all(w.there.values())]) >= 3:
+        if session is None or len(self.live_wires()) >= 3:
             return
         wire = Wire(next(self.keys))
         self.wires[wire.key] = wire
         self.now += 0.001
-        session.open_link(wire.key, PRINTS, self.now, self.clock_us())
+        session.open_link(wire.key, PRINTS, self.now, self.nodes["c"].clock_us())
         self.nodes["c"].by_link[wire.key] = session
         self.nodes["c"].carry_out(session)
+
+    def live_wires(self) -> list[Wire]:
+        return [wire for wire in self.wires.values() if all(wire.there.values())]
 
     def transmit(self, side: str, key: Any, data: bytes) -> None:
         wire = self.wires[key]
@@ -451,8 +464,10 @@ class World:
         return True
 
     def _links_up(self) -> int:
+        """Links that one session has at once; those whose other end is gone do not count."""
+        live = {wire.key for wire in self.live_wires()}
         sessions = [s for node in self.nodes.values() for s in node.sessions.values()]
-        return max((s.links for s in sessions), default=0)
+        return max((len(live & s._links.keys()) for s in sessions if s.current is not None), default=0)
 
     def _greet(self, key: int, data: bytes) -> None:
         node, wire = self.nodes["s"], self.wires[key]
@@ -681,7 +696,23 @@ def random_fault(world: World, random: Random, node: Node, label: str) -> None:
         node.go_back(random.randint(0, 3))
     elif choice < 0.88:
         world.nodes["s"].forget()
+    elif choice < 0.89:
+        node.set_clock_back(random.randint(1, 3))
     elif choice < 0.94:
         node.close_label(label)
     else:
         node.reopen_label(label)
+
+
+def drive(seed: int, most_steps: int) -> World:
+    """One world of up to `most_steps` random steps, brought to rest and verified; what fails names the seed."""
+    random, world = Random(seed), World(seed)
+    try:
+        for _ in range(random.randint(min(20, most_steps), most_steps)):
+            random_step(world, random)
+        world.settle()
+        world.verify()
+    except Exception as error:
+        error.add_note(f"seed {seed}, up to {most_steps} steps")
+        raise
+    return world

@@ -1,0 +1,202 @@
+"""The link machine against Hypothesis and against plain chance: every rule of ``rondevu.link.1`` is an invariant here."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+from rondevud.durable import frames
+from tests.unit.durable.world import LABELS, World, drive
+
+EXAMPLES = settings.get_profile("link").max_examples
+SEEDS = int(os.environ.get("RONDEVUD_LINK_SEEDS", "2000"))
+"""Worlds of the plain random driver."""
+
+SOAK_SEEDS = 50_000
+STEPS = 200
+
+SIDES = st.sampled_from("cs")
+LABEL = st.sampled_from(LABELS)
+SIZES = st.lists(st.sampled_from([9, 10, 60, 150, 500]), min_size=1, max_size=6)
+FEW = st.integers(0, 3)
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    """Messages of more than 64 bytes go in pieces."""
+    monkeypatch.setattr(frames, "PACK", 64)
+
+
+class LinkMachine(RuleBasedStateMachine):
+    """Chance chooses the rules and their arguments; at the end everything comes to rest and the histories must agree."""
+
+    examples: Counter[str] = Counter()
+    """Of all runs of this class: how many there were, and in how many two links of one session stood at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World()
+
+    @initialize(links=st.integers(0, 2))
+    def begin(self, links):
+        """Two links at once are what tests rule the least often otherwise."""
+        for number in range(links):
+            self.world.connect()
+            if number + 1 < links:
+                self.world.run()
+
+    def wire(self, back: int) -> int:
+        """The key of one of the latest links."""
+        keys = list(self.world.wires)
+        return keys[-1 - back % len(keys)]
+
+    def has_link(self) -> bool:
+        return bool(self.world.wires)
+
+    def has_room_for_link(self) -> bool:
+        return len(self.world.live_wires()) == 1
+
+    @precondition(has_link)
+    @rule(back=FEW, side=SIDES, number=st.integers(1, 6))
+    def deliver(self, back, side, number):
+        for _ in range(number):
+            self.world.deliver(self.wire(back), side)
+
+    @precondition(has_link)
+    @rule(number=st.integers(1, 6))
+    def deliver_on_the_latest_link(self, number):
+        for _ in range(number):
+            for side in "cs":
+                self.world.deliver(self.wire(0), side)
+
+    @precondition(has_link)
+    @rule(back=FEW, side=SIDES)
+    def repeat_a_frame(self, back, side):
+        self.world.deliver(self.wire(back), side, repeat=True)
+
+    @rule(side=SIDES, number=st.integers(1, 6))
+    def commit(self, side, number):
+        self.world.nodes[side].commit(number)
+
+    @rule(side=SIDES)
+    def commit_everything(self, side):
+        self.world.nodes[side].commit(100)
+
+    @rule(side=SIDES)
+    def fail_commit(self, side):
+        self.world.nodes[side].fail_commit()
+
+    @rule(side=SIDES, label=LABEL, sizes=SIZES)
+    def put(self, side, label, sizes):
+        self.world.nodes[side].put(label, sizes)
+
+    @rule()
+    def connect(self):
+        self.world.connect()
+
+    @precondition(has_room_for_link)
+    @rule()
+    def connect_beside_the_link_that_stands(self):
+        self.world.connect()
+
+    @precondition(has_link)
+    @rule(back=FEW, keep=FEW)
+    def cut(self, back, keep):
+        self.world.cut(self.wire(back), keep)
+
+    @rule(side=SIDES)
+    def restart(self, side):
+        self.world.nodes[side].restart()
+
+    @rule(side=SIDES)
+    def take_a_copy(self, side):
+        self.world.nodes[side].take_copy()
+
+    @rule(side=SIDES, hours=st.integers(1, 3))
+    def set_the_clock_back(self, side, hours):
+        self.world.nodes[side].set_clock_back(hours)
+
+    @rule(side=SIDES, index=FEW)
+    def go_back_to_a_copy(self, side, index):
+        self.world.nodes[side].go_back(index)
+
+    @rule()
+    def forget_the_session(self):
+        self.world.nodes["s"].forget()
+
+    @rule(side=SIDES, label=LABEL, left=FEW)
+    def trim(self, side, label, left):
+        self.world.nodes[side].trim(label, left)
+
+    @rule(side=SIDES, label=LABEL, number=st.integers(1, 4))
+    def purge(self, side, label, number):
+        self.world.nodes[side].purge(label, number)
+
+    @rule(side=SIDES, label=LABEL)
+    def close_label(self, side, label):
+        self.world.nodes[side].close_label(label)
+
+    @rule(side=SIDES, label=LABEL)
+    def reopen_label(self, side, label):
+        self.world.nodes[side].reopen_label(label)
+
+    @rule(side=SIDES, label=LABEL)
+    def read(self, side, label):
+        self.world.nodes[side].read(label)
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 5.0, 20.0]), side=SIDES)
+    def time_passes(self, seconds, side):
+        self.world.now += seconds
+        self.world.nodes[side].tick()
+
+    @rule()
+    def run_everything(self):
+        self.world.run()
+
+    def teardown(self) -> None:
+        self.examples["all"] += 1
+        self.examples["two links"] += self.world.most_links >= 2
+        self.world.settle()
+        self.world.verify()
+
+
+def run_machine() -> None:
+    """All examples that the profile asks for; two links of one session must have stood at once in a third of them."""
+    profile = settings.get_profile("link")
+    LinkMachine.examples.clear()
+    run_state_machine_as_test(
+        LinkMachine,
+        settings=settings(profile, stateful_step_count=STEPS, derandomize=bool(os.environ.get("CI"))),
+    )
+    examples = LinkMachine.examples  # reached only when nothing failed, so nothing has been shrunk
+    assert examples["all"] >= profile.max_examples
+    assert 3 * examples["two links"] >= examples["all"], examples
+
+
+@pytest.mark.timeout(60 + EXAMPLES // 4)
+def test_machine_keeps_its_promises_through_every_fault():
+    run_machine()
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600 + EXAMPLES)
+def test_machine_keeps_its_promises_through_very_many_faults():
+    run_machine()
+
+
+@pytest.mark.timeout(60 + SEEDS // 20)
+def test_machine_keeps_its_promises_in_random_worlds():
+    for seed in range(SEEDS):
+        drive(seed, STEPS)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_machine_keeps_its_promises_in_very_many_random_worlds():
+    for seed in range(SEEDS, SEEDS + SOAK_SEEDS):
+        drive(seed, STEPS)
