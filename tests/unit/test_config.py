@@ -308,7 +308,7 @@ class TestMistakes:
     def test_all_mistakes_are_told_in_the_order_of_the_file(self):
         text = """
 [queue]
-max_queue_size = "many"
+max_queue_size = -1
 
 [daemon]
 log_level = "chatty"
@@ -324,7 +324,7 @@ heartbeat = "often"
 uuid = 5
 """
         assert refusal(text) == [
-            'c.toml:3: queue.max_queue_size: expected a whole number from 1 on, or 0 or "unlimited" for no limit, found "many"',
+            'c.toml:3: queue.max_queue_size: expected a whole number from 1 on, or 0 or "unlimited" for no limit, found -1',
             'c.toml:6: daemon.log_level: expected "debug", "info", "warning" or "error", found "chatty"',
             'c.toml:7: daemon.sokket: unknown key; did you mean "socket"?',
             'c.toml:13: connection[0].reconnect.heartbeat: expected a positive number of seconds, found "often"',
