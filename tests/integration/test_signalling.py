@@ -415,6 +415,23 @@ GOOD_SERVICE = {"serviceId": "s", "username": "alice", "serviceFqn": FQN, "offer
 
 
 class TestServersThatMisbehave:
+    async def test_without_a_date_of_its_own_the_servers_health_tells_the_time(self, tmp_path: Path) -> None:
+        server_time = 1_900_000_000_000
+        messages: list[str] = []
+
+        async def handle(request: web.Request) -> web.Response:
+            if request.path == "/health":
+                body: dict[str, Any] = {"status": "ok", "timestamp": server_time}
+            else:
+                messages.append((await request.json())["message"])
+                body = {"username": "alice", "claimedAt": server_time, "expiresAt": server_time + 1000}
+            return web.json_response(body, headers={"Age": "100"})  # from a cache, and so is its Date
+
+        async with against(handle, tmp_path) as (_, signalling):
+            assert await signalling.claim("alice") == server_time / 1000 + 1
+        (message,) = messages
+        assert abs(int(message.removeprefix("claim:alice:")) - server_time) < 300_000
+
     async def test_html_is_no_answer_of_a_rondevu_server(self, tmp_path: Path) -> None:
         for status in (200, 404):
             handler = always(status=status, text="<html>It works!</html>", content_type="text/html")

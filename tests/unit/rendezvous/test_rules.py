@@ -136,6 +136,14 @@ def test_a_claim_that_has_ended_is_free(storage: SqliteStorage) -> None:
     assert rules.username("alice", NOW + USERNAME_TTL)["claimedAt"] == NOW + USERNAME_TTL
 
 
+def test_claiming_again_prolongs_the_claim_and_keeps_its_beginning(storage: SqliteStorage) -> None:
+    rules = Rules(storage)
+    claim(rules, "alice")
+    assert claim(rules, "alice", now=NOW + 5_000)["claimedAt"] == NOW + 5_000
+    state = rules.username("alice", NOW + 5_000)
+    assert (state["claimedAt"], state["expiresAt"]) == (NOW, NOW + 5_000 + USERNAME_TTL)
+
+
 def test_publishing_prolongs_the_claim(storage: SqliteStorage) -> None:
     rules = Rules(storage)
     claim(rules, "alice")

@@ -51,6 +51,16 @@ def test_one_key_has_one_name(tmp_path: Path) -> None:
         assert storage.username("bob", 1) is None
 
 
+def test_an_offer_is_answered_once_and_not_after_it_expired() -> None:
+    with contextlib.closing(SqliteStorage(":memory:")) as storage:
+        storage.add_offers([Offer("id", "peer", "sdp", None, 1, 100), Offer("late", "peer", "sdp 2", None, 1, 100)], 1)
+        assert storage.answer_offer("id", "first", "answer", 50)
+        assert not storage.answer_offer("id", "second", "answer", 51)
+        assert not storage.answer_offer("late", "first", "answer", 100)
+        assert not storage.answer_offer("unknown", "first", "answer", 50)
+        assert [offer.answerer_id for offer in storage.answered_offers_of("peer", 51)] == ["first"]
+
+
 def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     path = tmp_path / "server.db"
     path.write_bytes(b"this is not a database, and long enough to be looked at" * 50)
