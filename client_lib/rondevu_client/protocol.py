@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 import msgpack
 
 from rondevu_client.errors import BadFrame, BadMessage
+from rondevu_client.outline import Outline
 
 PROTOCOL_VERSION = 1
 
@@ -100,6 +101,8 @@ class Decoder:
             max_map_len=max_elements,
             max_ext_len=self._limit,
         )
+        self._max_elements = max_elements
+        self._outline: Outline | None = None
         self._fed = 0
         self._frame_start = 0
         self._broken = False
@@ -121,8 +124,10 @@ class Decoder:
             for value in self._unpacker:
                 self._check_size(self._unpacker.tell())
                 self._frame_start = self._unpacker.tell()
+                self._outline = None
                 yield _frame(value)
             self._check_size(self._fed)
+            self._check_claims(data)
         except BadFrame:
             self._broken = True
             raise
@@ -134,6 +139,14 @@ class Decoder:
         """`end` is where the current frame ends, or what of it has come so far."""
         if end - self._frame_start > self._limit:
             raise BadFrame(f"a frame is longer than {self._limit} bytes", "frame_too_large")
+
+    def _check_claims(self, data: bytes) -> None:
+        """Look at what has come of an unfinished frame, the end of `data`."""
+        unfinished = self._fed - self._frame_start
+        if unfinished:
+            if self._outline is None:
+                self._outline = Outline(self._limit, self._max_elements, MAX_DEPTH)
+            self._outline.feed(data[max(0, len(data) - unfinished) :])
 
     def _translate(self, error: Exception) -> BadFrame:
         """What the unpacker raised, in words."""
