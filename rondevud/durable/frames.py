@@ -20,12 +20,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import msgpack
 
 from rondevud.errors import PeerError
 from rondevud.records import Durability, Payload, Reason
+
+Word = TypeVar("Word", bound=StrEnum)
 
 LABEL = "rondevu.link"
 """Label of the one data channel of a link."""
@@ -215,6 +217,14 @@ def _text(value: object, what: str) -> str:
     return value
 
 
+def _word(kinds: type[Word], value: object, what: str) -> Word:
+    text = _text(value, what)
+    try:
+        return kinds(text)
+    except ValueError:
+        raise PeerError(f"{what} {text!r:.40} is unknown") from None
+
+
 def _number(value: object, what: str, lowest: int = 0) -> int:
     if type(value) is not int or not lowest <= value <= MAX_NUMBER:
         raise PeerError(f"{what} is not a number from {lowest} to 2^63 - 1")
@@ -288,11 +298,9 @@ def _welcome(array: list[Any]) -> Welcome:
 
 def _refuse(array: list[Any]) -> Refuse:
     _shape(array, 4, "refuse")
-    code = _text(array[1], "refuse's code")
-    if code not in RefuseCode:
-        raise PeerError(f"refuse's code {code!r:.40} is unknown")
+    code = _word(RefuseCode, array[1], "refuse's code")
     link = 0 if array[3] is None else _number(array[3], "refuse's link")
-    return Refuse(RefuseCode(code), _text(array[2], "refuse's reason"), link)
+    return Refuse(code, _text(array[2], "refuse's reason"), link)
 
 
 def _ping(array: list[Any]) -> Ping:
@@ -307,10 +315,7 @@ def _pong(array: list[Any]) -> Pong:
 
 def _goodbye(array: list[Any]) -> Goodbye:
     _shape(array, 3, "goodbye")
-    code = _text(array[1], "goodbye's code")
-    if code not in GoodbyeCode:
-        raise PeerError(f"goodbye's code {code!r:.40} is unknown")
-    return Goodbye(GoodbyeCode(code), _text(array[2], "goodbye's reason"))
+    return Goodbye(_word(GoodbyeCode, array[1], "goodbye's code"), _text(array[2], "goodbye's reason"))
 
 
 def _channel(array: list[Any]) -> Channel:
@@ -318,9 +323,6 @@ def _channel(array: list[Any]) -> Channel:
     label = _label(array[1])
     if fields.get("epoch") is None:  # announced without numbers: an unreliable channel
         return Channel(label, b"", b"", 0, 0, 0, Durability.MEMORY)
-    durability = _text(fields.get("durability", "disk"), "channel's durability")
-    if durability not in Durability:
-        raise PeerError(f"channel's durability {durability!r:.40} is unknown")
     peer_epoch = _optional_bytes(fields.get("peer_epoch"), EPOCH_BYTES, "channel's peer_epoch") or b""
     recv_next = _number(fields.get("recv_next") or 0, "channel's recv_next")
     if recv_next and not peer_epoch:
@@ -332,7 +334,7 @@ def _channel(array: list[Any]) -> Channel:
         recv_next,
         _number(fields.get("recv_count") or 0, "channel's recv_count"),
         _number(fields.get("room"), "channel's room"),
-        Durability(durability),
+        _word(Durability, fields.get("durability", "disk"), "channel's durability"),
     )
 
 
@@ -371,11 +373,9 @@ def _ack(array: list[Any]) -> Ack:
 
 def _skip(array: list[Any]) -> Skip:
     _shape(array, 5, "skip")
-    reason = _text(array[3], "skip's reason")
-    if reason not in Reason:
-        raise PeerError(f"skip's reason {reason!r:.40} is unknown")
+    reason = _word(Reason, array[3], "skip's reason")
     messages = None if array[4] is None else _number(array[4], "skip's count")
-    return Skip(_label(array[1]), _number(array[2], "skip's next", 1), Reason(reason), messages)
+    return Skip(_label(array[1]), _number(array[2], "skip's next", 1), reason, messages)
 
 
 _DECODERS: dict[int, Callable[[list[Any]], Frame]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from typing import ClassVar
 
 import pytest
 from hypothesis import settings
@@ -35,7 +36,7 @@ def small_pieces(monkeypatch):
 class LinkMachine(RuleBasedStateMachine):
     """Chance chooses the rules and their arguments; at the end everything comes to rest and the histories must agree."""
 
-    examples: Counter[str] = Counter()
+    examples: ClassVar[Counter[str]] = Counter()
     """Of all runs of this class: how many there were, and in how many two links of one session stood at once."""
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, pairwise
 from random import Random
 from typing import Any
 
@@ -564,8 +564,7 @@ class World:
                 said.append(f"{node.side}: no session")
                 continue
             said.append(f"{node.side}: current {session.current} {session.counters} failed {node.failed}")
-            for channel in node.disk.tables.execute(LoadSessions()).channels:
-                said.append(f"  {channel}")
+            said.extend(f"  {channel}" for channel in node.disk.tables.execute(LoadSessions()).channels)
         return "\n".join(said)
 
     def verify(self) -> None:
@@ -587,8 +586,8 @@ class World:
         gaps = [entry for kind, entry in received.received if kind == "gap"]
         arrived = [payload for _, _, payload in got if payload is not None]
         known = {s.payload for s in sent.sent}
-        for entries in _between_epochs(received.received):
-            for (epoch, seq, _), (next_epoch, next_seq, _) in zip(entries, entries[1:], strict=False):
+        for entries in _between_epochs(received.received, reopened=side in self.went_back):
+            for (epoch, seq, _), (next_epoch, next_seq, _) in pairwise(entries):
                 assert epoch != next_epoch or seq < next_seq, f"{where}: {next_seq} after {seq}"
             part = [payload for _, _, payload in entries if payload is not None]
             assert len(set(part)) == len(part), f"{where}: twice: {_twice(part)}"
@@ -632,15 +631,22 @@ class World:
                 assert (incoming.recv_next, incoming.recv_count) == (record.recv_next, record.recv_count)
 
 
-def _between_epochs(received: list[tuple[str, Any]]) -> list[list[tuple[bytes, int, Any]]]:
-    """The messages, parted where a change of the sender's epoch was spoken: it may have sent again what was there."""
+def _between_epochs(received: list[tuple[str, Any]], *, reopened: bool) -> list[list[tuple[bytes, int, Any]]]:
+    """The messages, parted where a change of the sender's epoch was spoken: it may have sent again what was there.
+
+    With `reopened` also where a new epoch followed a closing message: nobody can tell an application that opens a label
+    anew from a store that has forgotten that it closed.
+    """
     parts: list[list[tuple[bytes, int, Any]]] = [[]]
     for kind, entry in received:
         if kind == "gap":
             if entry[1].next == 0:
                 parts.append([])
-        else:
-            parts[-1].append(entry)
+            continue
+        before = parts[-1][-1] if parts[-1] else entry
+        if reopened and before[2] is None and before[0] != entry[0]:
+            parts.append([])
+        parts[-1].append(entry)
     return parts
 
 
