@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -114,7 +115,7 @@ operations = st.one_of(
     st.builds(r.SetChannelOptions, channels, st.binary(max_size=2)),
     st.builds(r.SetEpoch, channels, st.sampled_from(EPOCHS), numbers, st.booleans()),
     st.sampled_from([r.DeleteChannel(0), r.DeleteChannel(1), r.MarkAttached(0), r.MarkAttached(1)]),
-    st.sampled_from(["reopen", "group"]),
+    st.sampled_from(["reopen", "crash", "group"]),
 )
 
 
@@ -151,6 +152,14 @@ def named(result):
     return (type(result), str(result)) if isinstance(result, StoreError) else result
 
 
+def crashed(path: Path) -> Path:
+    """The files as a killed process would leave them now, under another name."""
+    copy = path.with_name(f"{path.name}x")
+    shutil.copy(path, copy)
+    shutil.copy(f"{path}-wal", f"{copy}-wal")
+    return copy
+
+
 async def compare(path: Path, script: list) -> None:
     model = Model()
     store = await SqliteStore.open(path, limits=LIMITS)
@@ -172,6 +181,11 @@ async def compare(path: Path, script: list) -> None:
                 grouped = True
             elif step == "reopen":
                 await settle()
+                await store.close()
+                store = await SqliteStore.open(path, limits=LIMITS)
+            elif step == "crash":
+                await settle()
+                path = crashed(path)
                 await store.close()
                 store = await SqliteStore.open(path, limits=LIMITS)
             else:
