@@ -1,0 +1,281 @@
+"""What a handle does: window, confirmations, credit, order, a client that does not read."""
+
+from __future__ import annotations
+
+import pytest
+
+from rondevu_client.messages import SEND_WINDOW
+from rondevu_client.protocol import encode_request
+from rondevud.ipc import writer
+from tests.unit.ipc.raw import raw_client
+
+
+@pytest.fixture
+def channel(house):
+    return house.get("conn-a", "main")
+
+
+async def attach(client, **params):
+    return await client.result("attach", target="conn-a", label="main", **params)
+
+
+async def rejections(client, count):
+    return [(await client.notification("rejected"))[1:3] for _ in range(count)]
+
+
+async def test_attach_answers_what_the_specification_names(client, channel):
+    channel.deliver("early")
+    answer = await attach(client, producer=b"me")
+    assert answer == {
+        "handle": 1,
+        "connection_id": "conn-a",
+        "state": "open",
+        "verdict": {"in": "new", "out": "new"},
+        "waiting": 1,
+        "waiting_bytes": 5,
+        "last_seq": 0,
+        "rejected": [],
+        "acknowledged_seq": 0,
+        "removed": 0,
+        "acknowledges": True,
+        "send_window": 1024,
+        "max_message": 1024 * 1024,
+    }
+
+
+async def test_sends_are_stored_in_order_with_their_age_and_accepted(client, channel):
+    handle = (await attach(client))["handle"]
+    client.notify("send", handle, 1, ["a", b"b"])
+    client.notify("send", handle, 3, ["c"], {"max_age": 5})
+    while (await client.notification("accepted"))[1] < 3:
+        pass
+    assert channel.stored.outbox == [(1, "a", None), (2, b"b", None), (3, "c", 5.0)]
+
+
+async def test_bad_payloads_cost_themselves_only(client, channel):
+    handle = (await attach(client, producer=b"me"))["handle"]
+    client.notify("send", handle, 1, ["a", 5, None, ["x"], "y" * (1024 * 1024 + 1), "é" * (512 * 1024), "b"])
+    assert await rejections(client, 4) == [[2, "bad_payload"], [3, "bad_payload"], [4, "bad_payload"], [5, "too_large"]]
+    assert (await client.notification("accepted")) == [handle, 7]
+    assert [seq for seq, _, _ in channel.stored.outbox] == [1, 6, 7]
+    assert dict(channel.stored.producers[b"me"].rejected)[5] == "too_large"
+
+
+@pytest.mark.parametrize(
+    "options", [{"maxage": 5}, {"max_age": 0}, {"max_age": -1}, {"max_age": "5"}, {"max_age": True}]
+)
+async def test_a_bad_option_rejects_its_frame(client, channel, options):
+    handle = (await attach(client))["handle"]
+    client.notify("send", handle, 1, ["a", "b"], options)
+    client.notify("send", handle, 3, ["c"])
+    assert await rejections(client, 2) == [[1, "bad_option"], [2, "bad_option"]]
+    while (await client.notification("accepted"))[1] < 3:
+        pass
+    assert channel.stored.outbox == [(3, "c", None)]
+
+
+async def test_numbers_begin_at_1(client, channel):
+    handle = (await attach(client))["handle"]
+    client.notify("send", handle, 0, ["a"])
+    assert "from 1" in (await client.next()).error["message"]
+    client.notify("send", handle, 2**63 - 1, ["a", "b"])
+    assert "from 1" in (await client.next()).error["message"]
+    assert channel.stored.outbox == []
+
+
+async def test_more_messages_than_the_window_are_rejected_until_some_are_decided(client, channel):
+    channel.hold = True
+    handle = (await attach(client, producer=b"me"))["handle"]
+    client.notify("send", handle, 1, ["x"] * (SEND_WINDOW + 2))
+    assert await rejections(client, 2) == [[SEND_WINDOW + 1, "window"], [SEND_WINDOW + 2, "window"]]
+    channel.release()
+    assert await client.notification("accepted") == [handle, SEND_WINDOW + 2]
+    client.notify("send", handle, SEND_WINDOW + 3, ["x"])
+    assert await client.notification("accepted") == [handle, SEND_WINDOW + 3]
+    assert channel.stored.producers[b"me"].rejected == [(SEND_WINDOW + 1, "window"), (SEND_WINDOW + 2, "window")]
+
+
+async def test_more_bytes_than_the_window_are_rejected_but_one_message_always_goes(client, channel):
+    channel.max_message = 8 * 2**20
+    channel.hold = True
+    handle = (await attach(client))["handle"]
+    client.notify("send", handle, 1, [b"x" * (5 * 2**20), b"y"])
+    assert await rejections(client, 1) == [[2, "window"]]
+
+
+async def test_a_dead_handle_is_ignored(client, channel):
+    handle = (await attach(client))["handle"]
+    assert await client.result("detach", handle=handle) == {}
+    for frame in (("send", handle, 1, ["x"]), ("ack", handle, 1), ("credit", handle, 1)):
+        client.notify(*frame)
+    assert await client.result("detach", handle=handle) == {}
+    assert client.frames == []
+    assert channel.stored.outbox == []
+
+
+async def test_modes_say_who_sends_and_who_receives(client, channel):
+    sender = (await attach(client, mode="send"))["handle"]
+    observer = (await attach(client, mode="observe", credit=5))["handle"]
+    client.notify("credit", sender, 1)
+    assert "only sends" in (await client.next()).error["message"]
+    client.notify("send", observer, 1, ["x"])
+    assert "only receives" in (await client.next()).error["message"]
+    channel.deliver("copied")
+    assert (await client.notification("message"))[0] == observer
+    assert channel.waiting == 1
+
+
+async def test_an_observer_without_credit_is_told_how_many_it_missed(client, channel):
+    observer = (await attach(client, mode="observe", credit=1))["handle"]
+    channel.deliver("a", "b")
+    assert (await client.notification("message"))[2][0][0] == "a"
+    while (event := await client.notification("event"))[2] == "channel":
+        pass
+    assert event[2:] == ["overrun", {"count": 1}]
+    client.notify("credit", observer, 1)
+    await client.result("ping")
+    channel.deliver("c")
+    assert (await client.notification("message"))[2][0][0] == "c"
+
+
+async def test_messages_come_within_the_credit_and_until_acknowledged_again(client, channel):
+    channel.deliver("a", "b", "c")
+    handle = (await attach(client, credit=2))["handle"]
+    assert await client.notification("message") == [handle, 1, [["a", "00ff-1", 1_700_000_000.5, 1]]]
+    assert await client.notification("message") == [handle, 2, [["b", "00ff-2", 1_700_000_000.5, 1]]]
+    client.notify("ack", handle, 1)
+    await client.result("detach", handle=handle)
+    assert client.frames == []
+    handle = (await attach(client, credit=9))["handle"]
+    assert (await client.notification("message"))[2] == [["b", "00ff-2", 1_700_000_000.5, 2]]
+    assert (await client.notification("message"))[2] == [["c", "00ff-3", 1_700_000_000.5, 1]]
+
+
+async def test_tags_never_given_cannot_be_acknowledged(client, channel):
+    channel.deliver("a")
+    handle = (await attach(client, credit=1))["handle"]
+    await client.notification("message")
+    client.notify("ack", handle, 2)
+    assert "no tag above 1" in (await client.next()).error["message"]
+    assert channel.waiting == 1
+
+
+@pytest.mark.parametrize("n", [0, 2**31 + 1])
+async def test_credit_has_bounds(client, channel, n):
+    handle = (await attach(client))["handle"]
+    client.notify("credit", handle, n)
+    assert "n is from 1" in (await client.next()).error["message"]
+
+
+async def test_a_second_receiver_or_producer_is_refused_or_takes_over(client, server, path, channel):
+    handle = (await attach(client, producer=b"me"))["handle"]
+    async with raw_client(path) as other:
+        params = {"target": "conn-a", "label": "main"}
+        assert (await other.refused("attach", **params, producer=b"you"))["code"] == "in_use"
+        assert (await other.refused("attach", **params, mode="send", producer=b"me"))["code"] == "producer_in_use"
+        await other.result("attach", **params, producer=b"me", takeover=True)
+        assert await client.notification("detached") == [handle, "taken_over"]
+    assert await client.result("ping") == {}
+    assert client.frames == []
+
+
+async def test_a_refused_attach_leaves_nothing_behind(client, server, path, channel):
+    await attach(client, mode="send", producer=b"me")
+    async with raw_client(path) as other:
+        error = await other.refused("attach", target="conn-a", label="main", producer=b"me")
+        assert error["code"] == "producer_in_use"
+        assert channel.receiver is None
+        await other.result("attach", target="conn-a", label="main", producer=b"you")
+
+
+async def test_acknowledged_and_removed_come_to_who_asked(client, channel):
+    await attach(client, mode="send", producer=b"quiet")
+    asked = (await attach(client, mode="send", producer=b"asked", acknowledged=True))["handle"]
+    for producer in list(channel.producers.values()):
+        producer.remove(1, 2, "expired")
+        producer.acknowledge(3)
+    assert await client.notification("removed") == [1, 1, 2, "expired"]
+    assert await client.notification("removed") == [asked, 1, 2, "expired"]
+    assert await client.notification("acknowledged") == [asked, 3]
+    await client.result("ping")
+    assert client.frames == []
+
+
+async def test_a_handle_hears_its_channel_and_connection_and_no_other(client, house, channel):
+    house.add_connection("conn-b", "bob")
+    handle = (await attach(client))["handle"]
+    house.events.publish("open", {"acknowledges": True}, connection_id="conn-a", label="other")
+    house.events.publish("state", {"new": "x"}, connection_id="conn-b")
+    house.events.publish("open", {"acknowledges": True}, connection_id="conn-a", label="main")
+    house.events.publish("suspect", connection_id="conn-a")
+    house.events.publish("stopping", {"restarting": False})
+    got = [(await client.notification("event"))[:3] for _ in range(3)]
+    assert [(number, name) for number, _, name in got] == [(handle, "open"), (handle, "suspect"), (handle, "stopping")]
+    assert [event for _, event, _ in got] == [3, 4, 5]
+
+
+async def test_a_subscription_and_its_snapshot_are_complete_together(client, house, channel):
+    house.events.publish("before", connection_id="conn-a")
+    answer = await client.result("subscribe", target="conn-a")
+    assert answer["next"] == 2
+    assert [row["connection_id"] for row in answer["connections"]] == ["conn-a"]
+    house.events.publish("after", connection_id="conn-a")
+    assert (await client.notification("event"))[1:3] == [2, "after"]
+    await client.result("unsubscribe", subscription=answer["subscription"])
+    house.events.publish("later", connection_id="conn-a")
+    await client.result("ping")
+    assert client.frames == []
+
+
+async def test_since_brings_what_was_kept_and_says_what_was_not(client, house):
+    for name in ("one", "two", "three"):
+        house.events.publish(name, connection_id="conn-a")
+    await client.result("subscribe", since=2)
+    assert [(await client.notification("event"))[2] for _ in range(2)] == ["two", "three"]
+
+
+async def test_a_client_that_does_not_read_is_not_produced_for(client, server, channel, house):
+    """Deliveries stop at the write buffer's mark, confirmations merge, events are counted; reading brings it all."""
+    handle = (await attach(client, credit=10_000))["handle"]
+    subscription = (await client.result("subscribe"))["subscription"]
+    client.writer.transport.pause_reading()
+    (session,) = server._sessions
+    for _ in range(200):
+        channel.deliver(b"x" * 65_536)
+    session.writer.flush()
+    assert session.writer.congested
+    assert session.writer.unsent < 2 * writer.HIGH_WATER
+    delivered = channel.receiver.next
+    assert delivered < 100
+    before = session.writer.unsent
+    for number in range(5000):
+        house.events.publish("state", {"new": str(number)}, connection_id="conn-a")
+    for number in range(1, 2000):
+        channel.producer.listener.accepted(number)
+    assert session.writer.unsent == before
+    client.writer.transport.resume_reading()
+    tags = 0
+    while tags < 200:
+        frame = await client.next()
+        if frame.method == "message":
+            tags += len(frame.params[2])
+        elif frame.method == "accepted":
+            assert frame.params == [handle, 1999]
+        else:
+            assert frame.params[0] in {handle, subscription}
+            assert frame.params[1:] == [5000, "overrun", {"count": 5000}]
+
+
+async def test_a_client_that_asks_and_never_reads_is_not_read_any_more(server, path, house):
+    async def answer_much(_target):
+        house.changed.set()
+        return {"why": "x" * 60_000}
+
+    house.why = answer_much
+    async with raw_client(path) as client:
+        client.reader._transport.pause_reading()
+        (session,) = server._sessions
+        for msgid in range(200):
+            client.write(encode_request(msgid, "why", {"target": "conn-a"}))
+        await house.until(lambda: not session._transport.is_reading())
+        assert session.writer.unsent < writer.HOPELESS
