@@ -108,6 +108,8 @@ class _Link:
     now: float
     state: LinkState = LinkState.GREETING
     greeted: bool = False
+    session: bytes = b""
+    """The session that the last hello on this link named."""
     hellos: int = 0
     peer_max: int = 0
     deadline: float | None = None
@@ -168,6 +170,8 @@ class Session:
         self._effects: list[Effect] = []
         self._turn: deque[Lane] = deque()
         self._waiting: dict[str, frames.Channel] = {}
+        self._greeted = 0
+        """Highest link number in a hello that was sent."""
         self._conflicts: deque[float] = deque()
         self._now = 0.0
         self._wake: float | None = None
@@ -319,7 +323,9 @@ class Session:
     def _hello(self, link: _Link) -> None:
         record, settings = self.record, self.settings
         link.greeted = True
+        link.session = record.session
         link.hellos += 1
+        self._greeted = max(self._greeted, link.number)
         proof = None
         if record.welcomed:
             proof = prove("hello", record.token, record.session, link.number, link.fingerprints)
@@ -361,7 +367,8 @@ class Session:
         if link.state in {LinkState.OLD, LinkState.CLOSING}:
             self._close(link)
             return
-        if frame.code is GoodbyeCode.SUPERSEDED and link is self._current and self.record.role is Role.CONNECTING:
+        stranger = link is self._current and link.number == self._greeted and self.record.role is Role.CONNECTING
+        if frame.code is GoodbyeCode.SUPERSEDED and stranger:  # a later hello of ours would explain it
             self._superseded_by_stranger()
         self._goodbye(link, frame.code, frame.reason)
 
@@ -382,7 +389,7 @@ class Session:
             raise PeerError(f"{type(frame).__name__} instead of a welcome")
 
     def _on_welcome(self, link: _Link, frame: frames.Welcome) -> None:
-        if not link.greeted or frame.link != link.number:
+        if not link.greeted or frame.link != link.number or link.session != self.record.session:
             raise PeerError("a welcome to another hello")
         if self.record.welcomed and not (
             frame.resumed and is_proof(frame.proof, "welcome", self.record, link.number, link.fingerprints)
@@ -399,8 +406,9 @@ class Session:
     def _on_refuse(self, link: _Link, frame: frames.Refuse) -> None:
         again = link.hellos < HELLOS
         if frame.code is RefuseCode.UNKNOWN_SESSION and again:
-            self._count("sessions_forgotten")
-            self._draw_session()
+            if link.session == self.record.session:  # else another link has been told already
+                self._count("sessions_forgotten")
+                self._draw_session()
             self._hello_again(link)
         elif frame.code is RefuseCode.OLDER_LINK and again and not self._has_newer(link):
             link.number = max(self.record.link, frame.link) + 1

@@ -106,7 +106,7 @@ class Outgoing:
         self._loaded_bytes = 0
         self._loaded_next = 0
         self._in_flight: deque[tuple[int, int]] = deque()
-        self._in_flight_bytes = 0
+        self.in_flight_bytes = 0
         self._large: _Large | None = None
         self._offset = 0
         self._room = 0
@@ -298,7 +298,7 @@ class Outgoing:
         confirmed = 0
         while self._in_flight and self._in_flight[0][0] <= recv_next:
             confirmed += self._in_flight.popleft()[1]
-        self._in_flight_bytes -= confirmed
+        self.in_flight_bytes -= confirmed
         return confirmed
 
     def _sendable(self) -> bool:
@@ -315,7 +315,7 @@ class Outgoing:
         """Rule 7: within the room, or the one message that may always be under way while there is any."""
         if self._room <= 0:
             return False
-        return not self._in_flight or self._in_flight_bytes + size <= self._room
+        return not self._in_flight or self.in_flight_bytes + size <= self._room
 
     def frame(self) -> bytes | None:
         """The next frame of this channel; None when there is none that may go now."""
@@ -338,7 +338,7 @@ class Outgoing:
 
     def _sent(self, next_seq: int, size: int) -> None:
         self._in_flight.append((next_seq, size))
-        self._in_flight_bytes += size
+        self.in_flight_bytes += size
         self.sent_high = max(self.sent_high, next_seq)
 
     def _skip(self, head: Removal) -> bytes:

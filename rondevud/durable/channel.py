@@ -1,0 +1,346 @@
+"""DurableChannel: one label of one session, with its queues, whether or not a link is up.
+
+It joins what programs see (producers, receivers, events, states) to the numbers of the link and the rows of the store.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from rondevud.durable.inbox import Inbox, Receiver, ReceiverListener
+from rondevud.durable.link import Lane
+from rondevud.durable.outbox import Outbox
+from rondevud.durable.outgoing import Direction, Verdict, VerdictKind
+from rondevud.durable.producer import Producer, ProducerListener
+from rondevud.durable.settings import ChannelSettings
+from rondevud.durable.states import ChannelState
+from rondevud.errors import RequestError, StoreError
+from rondevud.records import (
+    AckIn,
+    Acknowledge,
+    ChannelRecord,
+    Durability,
+    Expire,
+    InRemoved,
+    OpenProducer,
+    Operation,
+    OutPage,
+    Payload,
+    ProducerRecord,
+    Put,
+    PutResult,
+    ReadOut,
+    Reason,
+    Receive,
+    Removal,
+    Remove,
+    RemoveResult,
+    Stamp,
+    Trim,
+)
+
+_EVERYTHING = 2**62
+"""Above every number and every row."""
+
+
+class SessionPort(Protocol):
+    """What a channel needs of its session."""
+
+    connection_id: str
+
+    @property
+    def refusal(self) -> tuple[str, str] | None: ...
+
+    def now(self) -> float: ...
+
+    def stamp(self) -> Stamp: ...
+
+    def execute(self, operation: Operation[Any], done: Callable[[Any], None] | None = None) -> None: ...
+
+    async def run(self, operation: Operation[Any]) -> Any: ...
+
+    def put(self, label: str, payloads: tuple[Payload, ...], **facts: Any) -> Put: ...
+
+    def close_label(self, label: str) -> None: ...
+
+    def reopen_label(self, label: str) -> None: ...
+
+    def inbox_taken(self, label: str, count: int, size: int) -> None: ...
+
+    def event(self, name: str, data: dict[str, Any], label: str | None = None) -> None: ...
+
+    def store_failing(self, durability: Durability) -> StoreError | None: ...
+
+
+class DurableChannel:
+    """A labelled, durable stream of messages in both directions."""
+
+    def __init__(self, record: ChannelRecord, lane: Lane, settings: ChannelSettings, session: SessionPort) -> None:
+        self.label = record.label
+        self.id = record.id
+        self.settings = settings
+        self.counters: Counter[str] = Counter()
+        self.link_verdicts: dict[Direction, Verdict] = {}
+        self.peer_durability: Durability | None = None
+        self._lane = lane
+        self._session = session
+        self._ended = False
+        self._asked = False
+        self.made_by_attach = False
+        """Whether the next `verdict` belongs to the attach that made the channel."""
+        self._reported: dict[bytes, int] = {}
+        self.outbox = Outbox(record, settings.outbox, self)
+        self.inbox = Inbox(record, self, self._inbox_taken, self._announce_waiting)
+
+    # --- what programs see -----------------------------------------------------------------------------------------
+
+    @property
+    def connection_id(self) -> str:
+        return self._session.connection_id
+
+    @property
+    def state(self) -> ChannelState:
+        if self._ended or self._lane.closed:
+            return ChannelState.CLOSED
+        if self.closing:
+            return ChannelState.CLOSING
+        return ChannelState.OPEN if self.open else ChannelState.CONNECTING
+
+    @property
+    def closing(self) -> bool:
+        """Whether either side has closed: nothing new is taken."""
+        return bool(self._lane.closing or self._lane.out.closed or self._lane.incoming.closed)
+
+    @property
+    def open(self) -> bool:
+        return self._lane.out.flowing
+
+    @property
+    def waiting(self) -> int:
+        return self.inbox.count
+
+    @property
+    def waiting_bytes(self) -> int:
+        return self.inbox.size
+
+    @property
+    def refusal(self) -> tuple[str, str] | None:
+        """Why new messages are refused; None = they are taken."""
+        if self._ended or self.closing:
+            return "closed", "the channel is closed"
+        failing = self._session.store_failing(self.settings.durability)
+        if failing is not None:
+            return getattr(failing, "code", "store_failed"), str(failing)
+        return self._session.refusal
+
+    def verdict(self, producer: Producer | None) -> dict[str, str]:
+        """What became of either direction since this was last attached; to be asked once per attach."""
+        made, self.made_by_attach = self.made_by_attach, False
+        kind = VerdictKind.NEW if made else VerdictKind.RESUMED
+        removed = False
+        if producer is not None and producer.name:
+            removed = producer.removed > self._reported.get(producer.name, 0)
+            self._reported[producer.name] = producer.removed
+        return {
+            "in": str(VerdictKind.GAP if self.inbox.gap_waits else kind),
+            "out": str(VerdictKind.GAP if removed else kind),
+        }
+
+    async def open_producer(self, name: bytes | None, listener: ProducerListener, *, takeover: bool) -> Producer:
+        """The producer of that name; one of which nothing is kept without a name. Raises ``producer_in_use``."""
+        if name is None:
+            return self._add_producer(ProducerRecord(-1 - secrets.randbits(61), b""), listener)
+        self._clear_name(name, takeover=takeover)
+        record = await self._session.run(OpenProducer(self.id, name, self.stamp()))
+        self._clear_name(name, takeover=takeover)  # somebody may have been faster
+        return self._add_producer(record, listener)
+
+    def _clear_name(self, name: bytes, *, takeover: bool) -> None:
+        for producer in list(self.outbox.producers.values()):
+            if producer.name == name:
+                if not takeover:
+                    raise RequestError("producer_in_use", "this producer has a live handle on the channel already")
+                producer.detach("taken_over")
+
+    def _add_producer(self, record: ProducerRecord, listener: ProducerListener) -> Producer:
+        producer = Producer(record, listener, self.outbox.submit, self._producer_closed)
+        self.outbox.producers[record.id] = producer
+        return producer
+
+    def _producer_closed(self, producer: Producer) -> None:
+        if self.outbox.producers.get(producer.id) is producer:
+            del self.outbox.producers[producer.id]
+        self.outbox.settle()
+
+    async def open_receiver(self, mode: str, listener: ReceiverListener, *, takeover: bool) -> Receiver:
+        """A receiver in ``exclusive`` or ``observe`` mode. Raises ``in_use``."""
+        return await self.inbox.open(mode, listener, takeover=takeover)
+
+    def close(self) -> None:
+        """End the label for both sides: what is queued is still delivered. Idempotent."""
+        self._session.close_label(self.label)
+
+    def reopen(self) -> None:
+        """Open a closed label anew; nothing happens to one that is not closed."""
+        if self._lane.closed:
+            self._session.reopen_label(self.label)
+
+    async def purge(self, direction: str) -> dict[str, int]:
+        """Empty the ``out``box, the ``in``box or ``both``; answers how many messages that were."""
+        counts = {"out": 0, "in": 0}
+        if direction in {"out", "both"}:
+            more = True
+            while more:
+                result: RemoveResult = await self._session.run(Remove(self.id, 1, _EVERYTHING, Reason.PURGED))
+                counts["out"] += sum(gone.messages for gone in result.removed)
+                more = result.more
+        if direction in {"in", "both"}:
+            more = True
+            while more:
+                taken: InRemoved = await self._session.run(AckIn(self.id, _EVERYTHING))
+                self.inbox.took(taken)
+                counts["in"] += taken.messages
+                more = taken.more
+            self.inbox.purge()
+            self.count("purged_in", counts["in"])
+        for side, count in counts.items():
+            if count:
+                self.event("purged", {"count": count, "direction": side})
+        return counts
+
+    def facts(self) -> dict[str, Any]:
+        """A row for `channels` and `queue`."""
+        return {
+            "connection_id": self.connection_id,
+            "label": self.label,
+            "state": str(self.state),
+            "durability": str(self.settings.durability),
+            "queue_size": self.outbox.count,
+            "queue_bytes": self.outbox.size,
+            "parked": self.outbox.parked,
+            "buffered_amount": self._lane.out.in_flight_bytes,
+            "waiting": self.waiting,
+            "waiting_bytes": self.waiting_bytes,
+            "attached": self.inbox.exclusive is not None,
+            "producers": len(self.outbox.producers),
+            "counters": dict(self.counters) | {"duplicates_dropped": self._lane.incoming.duplicates},
+        }
+
+    # --- from the session ------------------------------------------------------------------------------------------
+
+    def completed(self, operation: Operation[Any], outcome: Any, in_doubt: int) -> None:
+        """The store has done one of this channel's operations; the link machine knows already."""
+        if isinstance(outcome, StoreError):
+            return
+        match operation:
+            case Receive():
+                self.inbox.received(operation, outcome)
+                for item in operation.items:
+                    if isinstance(item, Removal):
+                        self._report_gap_in(item)
+                self._end_if_done()
+            case Acknowledge():
+                self.outbox.acknowledged(outcome)
+            case Remove() | Expire() | Trim():
+                self.outbox.removed(outcome.removed, in_doubt)
+            case ReadOut():
+                self._read_out(outcome)
+            case Put() if operation.payloads[-1] is None:
+                self.outbox.closing_stored()
+                self.outbox.settle()
+            case _:
+                pass
+
+    def _read_out(self, page: OutPage) -> None:
+        if page.damaged:
+            self.outbox.removed(page.damaged)
+
+    def _report_gap_in(self, removal: Removal) -> None:
+        if removal.reason is Reason.RESTART or removal.messages == 0:
+            return
+        facts = {"first": removal.first or None, "next": removal.next or None}
+        self.count(f"gaps_{removal.reason}")
+        self.event("gap", {"direction": "in", "count": removal.messages, "reason": str(removal.reason), **facts})
+
+    def link_opened(self, peer_durability: Durability) -> None:
+        """Both [8] of the current link are there."""
+        self.peer_durability = peer_durability
+        self.outbox.progressed()
+        self.event("open", {"acknowledges": True, "peer_durability": str(peer_durability)})
+        self.outbox.settle()
+
+    def link_verdict(self, verdict: Verdict) -> None:
+        self.link_verdicts[verdict.direction] = verdict
+        data = {"direction": str(verdict.direction)}
+        if verdict.kind is VerdictKind.RESUMED:
+            self.event("resumed", data)
+        elif verdict.kind is VerdictKind.GAP and verdict.direction is Direction.OUT:
+            self.count("gaps_out")
+            facts = {"first": verdict.first or None, "next": verdict.next or None, "count": verdict.messages}
+            self.event("gap", {**data, **facts, "reason": str(Reason.LOST)})
+
+    def link_closed(self) -> None:
+        """Both closing messages are stored and acknowledged."""
+        self.event("close", {})
+        for producer in list(self.outbox.producers.values()):
+            producer.detach("closed")
+        self._end_if_done()
+
+    def link_lost(self) -> None:
+        """There is no link now: the policy decides about what is parked."""
+        self.outbox.settle()
+
+    def end(self) -> None:
+        """The session has ended: nothing more is sent; what waits is still delivered."""
+        self._ended = True
+        for producer in list(self.outbox.producers.values()):
+            producer.detach("closed")
+        self.outbox.close()
+        self._end_if_done()
+
+    def stop(self) -> None:
+        """The daemon stops: no more timers."""
+        self.outbox.close()
+
+    def _end_if_done(self) -> None:
+        if (self._ended or self._lane.incoming.closed) and not self.inbox.count:
+            self.inbox.detach_all("closed")
+
+    def _inbox_taken(self, count: int, size: int) -> None:
+        self._session.inbox_taken(self.label, count, size)
+        self._end_if_done()
+
+    def _announce_waiting(self) -> None:
+        if self.state is not ChannelState.CLOSED or self.waiting:
+            self.event("channel", {"waiting": self.waiting})
+
+    # --- host of the queues ----------------------------------------------------------------------------------------
+
+    def now(self) -> float:
+        return self._session.now()
+
+    def stamp(self) -> Stamp:
+        return self._session.stamp()
+
+    def execute(self, operation: Operation[Any], done: Callable[[Any], None] | None = None) -> None:
+        self._session.execute(operation, done)
+
+    async def run(self, operation: Operation[Any]) -> Any:
+        return await self._session.run(operation)
+
+    def put(
+        self, payloads: tuple[Payload, ...], max_age: float | None, producer: Producer, first_seq: int
+    ) -> Operation[PutResult]:
+        rejected = producer.take_unsaved(first_seq + len(payloads) - 1)
+        return self._session.put(
+            self.label, payloads, max_age=max_age, producer=producer.id, first_seq=first_seq, rejected=rejected
+        )
+
+    def event(self, name: str, data: dict[str, Any]) -> None:
+        self._session.event(name, data, self.label)
+
+    def count(self, counter: str, amount: int = 1) -> None:
+        self.counters[counter] += amount

@@ -1,0 +1,351 @@
+"""The inbox of a channel: what waits for local programs, and who gets it.
+
+    store ──pages, or straight from the commit──► loaded ──credit──► delivered ──ack──► AckIn ──► gone
+
+One receiver is exclusive: it gets everything in order and acknowledges it. Observers get a copy of what comes while they
+have credit, and are told how much they missed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from rondevud.durable.outbox import Host
+from rondevud.errors import RequestError, StoreError
+from rondevud.records import (
+    AckIn,
+    ChannelRecord,
+    InGap,
+    InItem,
+    InMessage,
+    InPage,
+    InRemoved,
+    MarkAttached,
+    OutMessage,
+    ReadIn,
+    Reason,
+    Receive,
+    ReceiveResult,
+)
+
+LOADED = 1_024
+"""Items kept in memory for delivery; what comes beyond stays in the store until they are delivered."""
+
+READ_AHEAD = 64
+MAX_CREDIT = 2**31
+
+
+class ReceiverListener(Protocol):
+    """Hears what a receiver delivers."""
+
+    def messages(self, tag: int, rows: list[list[Any]]) -> None: ...
+
+    def gap(self, tag: int, gap: dict[str, Any]) -> None: ...
+
+    def missed(self, count: int) -> None: ...
+
+    def detached(self, reason: str) -> None: ...
+
+
+class Receiver:
+    """One receiving attachment. Tags count 1, 2, … over messages and gaps."""
+
+    def __init__(self, inbox: Inbox, listener: ReceiverListener) -> None:
+        self.left = 0
+        """Credit."""
+        self.paused = False
+        self.next_tag = 1
+        self.listener: ReceiverListener | None = listener
+        self._inbox = inbox
+
+    @property
+    def ready(self) -> bool:
+        return self.listener is not None and self.left > 0 and not self.paused
+
+    def credit(self, n: int) -> None:
+        """`n` more messages or gaps may be delivered."""
+        self.left = min(MAX_CREDIT, self.left + n)
+        self._inbox.pump()
+
+    def ack(self, upto_tag: int) -> None:
+        """Everything up to `upto_tag` needs no more delivery."""
+        self._inbox.acknowledge(self, upto_tag)
+
+    def pause(self) -> None:
+        """Deliver nothing until `resume`."""
+        self.paused = True
+
+    def resume(self) -> None:
+        self.paused = False
+        self._inbox.pump()
+
+    def close(self) -> None:
+        """The client is gone: what it had not acknowledged goes back."""
+        self._inbox.leave(self)
+
+    def detach(self, reason: str) -> None:
+        """The handle is taken away."""
+        listener = self.listener
+        self.close()
+        if listener is not None:
+            listener.detached(reason)
+
+    def take_tags(self, count: int) -> int:
+        tag = self.next_tag
+        self.next_tag += count
+        self.left -= count
+        return tag
+
+
+class Inbox:
+    """What waits, and the delivery of it."""
+
+    def __init__(
+        self, record: ChannelRecord, host: Host, taken: Callable[[int, int], None], became_free: Callable[[], None]
+    ) -> None:
+        self.count = record.in_count
+        self.size = record.in_bytes
+        self.gap_waits = False
+        """Whether a gap has come that has not been acknowledged."""
+        self.exclusive: Receiver | None = None
+        self._observers: list[Receiver] = []
+        self._id = record.id
+        self._attached = record.attached
+        self._attached_before = record.attached
+        self._host = host
+        self._taken = taken
+        self._became_free = became_free
+        self._fresh_from: float = float("inf")
+        """Rows from this one on were stored by this run of the daemon."""
+        self._delivered_below: list[int] = []
+        """For each earlier receiver the row behind the last it was given."""
+        self._loaded: deque[InItem] = deque()
+        self._loaded_row = 0
+        self._caught_up = False
+        self._reading = False
+        self._stale_reads = 0
+        self._delivered: deque[tuple[int, int]] = deque()
+        self._acking = False
+        self._ack_row = 0
+        self._acked_row = 0
+        self._last_gap_row = 0
+
+    # --- receivers -------------------------------------------------------------------------------------------------
+
+    async def open(self, mode: str, listener: ReceiverListener, *, takeover: bool) -> Receiver:
+        """A receiver in ``exclusive`` or ``observe`` mode. Raises `RequestError` ``in_use``."""
+        if mode == "observe":
+            receiver = Receiver(self, listener)
+            self._observers.append(receiver)
+            return receiver
+        if self.exclusive is not None and not takeover:
+            raise RequestError("in_use", "the channel has a receiver already; attach with takeover to take its place")
+        if self.exclusive is not None:
+            self.exclusive.detach("taken_over")
+        receiver = self.exclusive = Receiver(self, listener)
+        self._rewind()
+        if not self._attached:
+            await self._mark_attached(receiver)
+        return receiver
+
+    async def _mark_attached(self, receiver: Receiver) -> None:
+        """Before the first delivery: it decides at which attempt a message begins after a restart of the daemon."""
+        self._attached = True
+        receiver.paused = True
+        await self._host.run(MarkAttached(self._id))
+        receiver.resume()
+
+    def leave(self, receiver: Receiver) -> None:
+        receiver.listener = None
+        if receiver in self._observers:
+            self._observers.remove(receiver)
+        if receiver is self.exclusive:
+            self.exclusive = None
+            if self._delivered:
+                self._delivered_below.append(self._delivered[-1][1] + 1)
+            self._rewind()
+            self._became_free()
+
+    def _rewind(self) -> None:
+        """Delivery begins again at the first row that waits."""
+        self._stale_reads += self._reading
+        self._reading = False
+        self._loaded.clear()
+        self._loaded_row = self._acked_row = max(self._acked_row, self._ack_row)
+        self._caught_up = False
+        self._delivered.clear()
+
+    def detach_all(self, reason: str) -> None:
+        for receiver in [*self._observers, *([self.exclusive] if self.exclusive else [])]:
+            receiver.detach(reason)
+
+    # --- what comes ------------------------------------------------------------------------------------------------
+
+    def received(self, operation: Receive, result: ReceiveResult) -> None:
+        """The store has taken a batch of the peer's."""
+        first_wait = not self.count and result.rows
+        self.count += result.rows
+        self.size += result.size
+        if not result.rows:
+            return
+        self._fresh_from = min(self._fresh_from, result.first_row)
+        items = _rows(operation, result.first_row)
+        gaps = [item for item in items if isinstance(item, InGap)]
+        if gaps:
+            self.gap_waits = True
+            self._last_gap_row = gaps[-1].row
+        self._host.count("received", len(items) - len(gaps))
+        if self.exclusive is not None and self._caught_up and len(self._loaded) + len(items) <= LOADED:
+            self._loaded.extend(items)
+            self._loaded_row = items[-1].row + 1
+        else:
+            self._caught_up = False
+        for observer in list(self._observers):
+            self._copy(observer, items)
+        if first_wait and self.exclusive is None:
+            self._became_free()
+        self.pump()
+
+    def _copy(self, observer: Receiver, items: list[InItem]) -> None:
+        """An observer gets what it has credit for, and the number of the rest."""
+        missed = 0
+        for item in items:
+            if observer.ready:
+                self._hand_over(observer, [item], attempts=1)
+            else:
+                missed += 1
+        if missed and observer.listener is not None:
+            observer.listener.missed(missed)
+
+    # --- delivery --------------------------------------------------------------------------------------------------
+
+    def pump(self) -> None:
+        """Deliver what the exclusive receiver has credit for; read ahead."""
+        receiver = self.exclusive
+        if receiver is None:
+            return
+        while receiver.ready and self._loaded:
+            self._hand_over(receiver, self._next_run(receiver.left), attempts=None)
+        if self._caught_up or self._reading or len(self._loaded) >= READ_AHEAD or not self.count:
+            return
+        self._reading = True
+        self._host.execute(ReadIn(self._id, self._loaded_row), self._page_read)
+
+    def _next_run(self, most: int) -> list[InItem]:
+        """Messages that go in one notification, or one gap."""
+        first = self._loaded.popleft()
+        run: list[InItem] = [first]
+        if isinstance(first, InMessage):
+            while self._loaded and len(run) < most and isinstance(self._loaded[0], InMessage):
+                run.append(self._loaded.popleft())
+        return run
+
+    def _page_read(self, page: InPage | StoreError) -> None:
+        if self._stale_reads:
+            self._stale_reads -= 1
+            return
+        self._reading = False
+        if isinstance(page, StoreError):
+            return
+        if page.damaged:
+            self._host.count("damaged", page.damaged)
+        if page.items:
+            self._loaded.extend(page.items)
+            self._loaded_row = page.next_row
+        else:
+            self._caught_up = True
+        self.pump()
+
+    def _hand_over(self, receiver: Receiver, items: list[InItem], attempts: int | None) -> None:
+        """Deliver a run of messages or one gap; `attempts` None = as counted."""
+        tag = receiver.take_tags(len(items))
+        if receiver is self.exclusive:
+            self._delivered.extend((tag + i, item.row) for i, item in enumerate(items))
+        listener = receiver.listener
+        if listener is None:
+            return
+        if isinstance(items[0], InGap):
+            listener.gap(tag, _gap(items[0]))
+            return
+        rows = []
+        redelivered = 0
+        for item in items:
+            attempt = self._attempt(item.row) if attempts is None else attempts
+            redelivered += attempt > 1
+            if isinstance(item, InMessage):
+                rows.append([item.payload, f"{item.epoch.hex()}-{item.seq}", item.enqueued, attempt])
+        self._host.count("delivered", len(rows))
+        if redelivered:
+            self._host.count("redelivered", redelivered)
+        listener.messages(tag, rows)
+
+    def _attempt(self, row: int) -> int:
+        old = row < self._fresh_from and self._attached_before
+        return 1 + old + sum(row < below for below in self._delivered_below)
+
+    # --- acknowledgement -------------------------------------------------------------------------------------------
+
+    def acknowledge(self, receiver: Receiver, upto_tag: int) -> None:
+        if receiver is not self.exclusive:
+            return
+        while self._delivered and self._delivered[0][0] <= upto_tag:
+            self._ack_row = self._delivered.popleft()[1] + 1
+        self._send_ack()
+
+    def _send_ack(self) -> None:
+        if not self._acking and self._ack_row > self._acked_row:
+            self._acking = True
+            row = self._ack_row
+            self._host.execute(AckIn(self._id, row), lambda outcome: self._acknowledged(row, outcome))
+
+    def purge(self) -> None:
+        """Everything that waits is gone (the caller has deleted it up to the last row): begin behind it."""
+        self.gap_waits = False
+        self._rewind()
+        self.pump()
+
+    def _acknowledged(self, row: int, outcome: InRemoved | StoreError) -> None:
+        self._acking = False
+        if isinstance(outcome, StoreError):
+            self._send_ack()
+            return
+        if not outcome.more:
+            self._acked_row = max(self._acked_row, row)
+            self._delivered_below = [below for below in self._delivered_below if below > row]
+            if self._last_gap_row < row:
+                self.gap_waits = False
+        self.took(outcome)
+        self._send_ack()
+
+    def took(self, outcome: InRemoved) -> None:
+        """Rows left the inbox."""
+        self.count -= outcome.messages
+        self.size -= outcome.size
+        self._taken(outcome.messages, outcome.size)
+
+
+def _rows(operation: Receive, first_row: int) -> list[InItem]:
+    """The rows that the store made of a batch (see `rondevud.records.Receive`)."""
+    rows: list[InItem] = []
+    row, enqueued = first_row, operation.stamp.wall
+    for item in operation.items:
+        if isinstance(item, OutMessage):
+            if item.payload is not None:
+                rows.append(InMessage(row, operation.epoch, item.seq, item.payload, enqueued))
+                row += 1
+        elif item.messages != 0 and item.reason is not Reason.RESTART:
+            rows.append(InGap(row, operation.epoch, item, enqueued))
+            row += 1
+    return rows
+
+
+def _gap(item: InGap) -> dict[str, Any]:
+    removal = item.removal
+    return {
+        "first": removal.first or None,
+        "next": removal.next or None,
+        "count": removal.messages,
+        "reason": str(removal.reason),
+    }

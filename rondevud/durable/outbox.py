@@ -1,0 +1,303 @@
+"""The outbox of a channel: what may enter it, what leaves it, and who is told.
+
+Submissions wait in `_parked`, in order, until there is room. While the channel makes progress a full outbox holds its
+producers back whatever the policy says: nothing is dropped for speed. When it makes none, the policy decides: ``reject``
+refuses what is parked, ``drop_oldest`` stores it and removes the oldest, ``block`` goes on waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from rondevud.durable import frames
+from rondevud.durable.producer import Producer, Submission
+from rondevud.durable.settings import OutboxLimits
+from rondevud.errors import StoreError, StoreFailed
+from rondevud.records import (
+    Acknowledged,
+    ChannelRecord,
+    Expire,
+    FindExpiry,
+    NextExpiry,
+    Operation,
+    Payload,
+    PutResult,
+    Reason,
+    Removed,
+    RemoveResult,
+    Stamp,
+    Trim,
+)
+
+PROGRESS = 5.0
+"""Seconds without an acknowledgement after which a channel with a link counts as making no progress."""
+
+EXPIRY_LATEST = 60.0
+"""Seconds between two looks for expired messages at most: timers stand still while the machine sleeps, ages do not."""
+
+
+class Host(Protocol):
+    """What an outbox needs of its channel."""
+
+    @property
+    def open(self) -> bool:
+        """Whether there is a link on which the channel flows."""
+
+    @property
+    def refusal(self) -> tuple[str, str] | None:
+        """Code and message with which everything new is refused at present; None = it is taken."""
+
+    def now(self) -> float: ...
+
+    def stamp(self) -> Stamp: ...
+
+    def execute(self, operation: Operation[Any], done: Callable[[Any], None] | None = None) -> None: ...
+
+    def put(
+        self, payloads: tuple[Payload, ...], max_age: float | None, producer: Producer, first_seq: int
+    ) -> Operation[PutResult]: ...
+
+    async def run(self, operation: Operation[Any]) -> Any:
+        """`execute`, and wait. Raises `RequestError` when the store fails."""
+
+    def event(self, name: str, data: dict[str, Any]) -> None: ...
+
+    def count(self, counter: str, amount: int = 1) -> None: ...
+
+
+class Outbox:
+    """Counts what is stored and not acknowledged, and keeps it within `limits`."""
+
+    def __init__(self, record: ChannelRecord, limits: OutboxLimits, host: Host) -> None:
+        self.limits = limits
+        self.count = record.out_count
+        self.size = record.out_bytes
+        self.producers: dict[int, Producer] = {}
+        self._id = record.id
+        self._host = host
+        self._storing_count = 0
+        self._storing_size = 0
+        self._parked: deque[Submission] = deque()
+        self._progress_at = float("-inf")
+        self._look: asyncio.TimerHandle | None = None
+        self._expiry: asyncio.TimerHandle | None = None
+        self._expiry_at = float("inf")
+        self._drained: list[asyncio.Future[None]] = []
+        if self.count:
+            self._find_expiry()
+
+    @property
+    def parked(self) -> int:
+        """Submissions that wait for room."""
+        return len(self._parked)
+
+    # --- in --------------------------------------------------------------------------------------------------------
+
+    def submit(self, submission: Submission) -> None:
+        """Take messages of a producer: store them, park them, or refuse them."""
+        self._parked.append(submission)
+        self.settle()
+
+    def settle(self) -> None:
+        """Do with parked submissions what can be done now; called whenever something changed."""
+        while self._parked:
+            submission = self._parked[0]
+            if not submission.producer.live:
+                self._parked.popleft()
+                continue
+            refusal = self._host.refusal or self._never_fits(submission)
+            if refusal is not None:
+                self._parked.popleft()
+                submission.producer.refuse(submission, *refusal)
+                continue
+            fitting = self._fitting(submission)
+            if 0 < fitting < len(submission.payloads):
+                self._store(submission.split(fitting))
+            elif fitting:
+                self._store(self._parked.popleft())
+            elif self._holds_back():
+                return
+            else:
+                self._overflow(self._parked.popleft())
+
+    def _never_fits(self, submission: Submission) -> tuple[str, str] | None:
+        limit = self.limits.max_bytes
+        if limit is None or submission.size <= limit:
+            return None
+        largest = max(map(frames.payload_size, submission.payloads))
+        if largest <= limit:
+            return None
+        return "queue_full", f"a message of {largest} bytes is over max_queue_bytes ({limit})"
+
+    def _fitting(self, submission: Submission) -> int:
+        """How many messages of it fit, from the first on."""
+        count, size = self.count + self._storing_count, self.size + self._storing_size
+        limits = self.limits
+        room = len(submission.payloads) if limits.max_count is None else limits.max_count - count
+        if limits.max_bytes is None or size + submission.size <= limits.max_bytes:
+            return max(0, min(room, len(submission.payloads)))
+        fitting = 0
+        for payload in submission.payloads[: max(0, room)]:
+            size += frames.payload_size(payload)
+            if size > limits.max_bytes:
+                break
+            fitting += 1
+        return fitting
+
+    def _holds_back(self) -> bool:
+        if self.limits.overflow == "block":
+            return True
+        if not self._host.open:
+            return False
+        left = self._progress_at + PROGRESS - self._host.now()
+        if left <= 0:
+            return False
+        if self._look is None:
+            self._look = asyncio.get_running_loop().call_later(left + 0.01, self._look_again)
+        return True
+
+    def _look_again(self) -> None:
+        self._look = None
+        self.settle()
+
+    def _overflow(self, submission: Submission) -> None:
+        count = len(submission.payloads)
+        if self.limits.overflow != "drop_oldest":
+            self._host.count("overflow_rejected", count)
+            self._host.event("queue_overflow", {"count": count, "policy": self.limits.overflow})
+            submission.producer.refuse(submission, "queue_full", "the outbox is full and nothing leaves it")
+            return
+        limits = self.limits
+        left = None if limits.max_count is None else max(0, limits.max_count - count)
+        room = None if limits.max_bytes is None else max(0, limits.max_bytes - submission.size)
+        self._host.execute(Trim(self._id, left, room), self._trimmed)
+        self._store(submission)
+
+    def _trimmed(self, outcome: RemoveResult | StoreError) -> None:
+        if isinstance(outcome, RemoveResult):
+            count = sum(gone.messages for gone in outcome.removed)
+            self._host.event("queue_overflow", {"count": count, "policy": "drop_oldest"})
+
+    def _store(self, submission: Submission) -> None:
+        count, size, producer = len(submission.payloads), submission.size, submission.producer
+        max_age = min((age for age in (submission.max_age, self.limits.max_age) if age is not None), default=None)
+        operation = self._host.put(submission.payloads, max_age, producer, submission.first_seq)
+        self._storing_count += count
+        self._storing_size += size
+
+        def stored(outcome: PutResult | StoreError) -> None:
+            self._storing_count -= count
+            self._storing_size -= size
+            if isinstance(outcome, StoreError):
+                code = outcome.code if isinstance(outcome, StoreFailed) else "store_failed"
+                producer.refuse(submission, code, str(outcome))
+                self.settle()
+                return
+            self._host.count("accepted", count)
+            self._added(count, size, max_age)
+            producer.accept(submission)
+
+        self._host.execute(operation, stored)
+
+    def closing_stored(self) -> None:
+        """The closing message has been stored."""
+        self._added(1, 0, None)
+
+    def _added(self, count: int, size: int, max_age: float | None) -> None:
+        self.count += count
+        self.size += size
+        if max_age is not None:
+            self._look_for_expiry(max_age)
+
+    # --- out -------------------------------------------------------------------------------------------------------
+
+    def progressed(self) -> None:
+        """The link came up, or something was acknowledged."""
+        self._progress_at = self._host.now()
+
+    def acknowledged(self, result: Acknowledged) -> None:
+        """The peer's store has what `result` says."""
+        self.count -= result.messages
+        self.size -= result.size
+        self._host.count("acknowledged", result.messages)
+        for done in result.producers:
+            if done.producer in self.producers:
+                self.producers[done.producer].tell_acknowledged(done)
+        if result.messages:
+            self.progressed()
+        self.settle()
+        self._tell_drained()
+
+    def removed(self, removed: Iterable[Removed], in_doubt: int = 0) -> None:
+        """Messages were taken out by a limit or a purge, or found damaged."""
+        for gone in removed:
+            self.count -= gone.messages
+            self.size -= gone.size
+            self._host.count(f"removed_{gone.reason}", gone.messages)
+            if gone.reason is Reason.EXPIRED:
+                self._host.event("message_expired", {"count": gone.messages, "first": gone.first, "next": gone.next})
+            elif gone.reason in {Reason.TOO_LARGE, Reason.DAMAGED}:
+                facts = {"first": gone.first, "next": gone.next, "count": gone.messages, "reason": str(gone.reason)}
+                self._host.event("gap", {"direction": "out", **facts})
+            for lost in gone.producers:
+                if lost.producer in self.producers:
+                    self.producers[lost.producer].tell_removed(lost, str(gone.reason))
+        if in_doubt:
+            self._host.count("in_doubt", in_doubt)
+        self.settle()
+        self._tell_drained()
+
+    async def drained(self) -> None:
+        """Wait until everything stored has been acknowledged or removed."""
+        if self.count or self._storing_count:
+            waiter = asyncio.get_running_loop().create_future()
+            self._drained.append(waiter)
+            await waiter
+
+    def _tell_drained(self) -> None:
+        if not self.count and not self._storing_count:
+            waiting, self._drained = self._drained, []
+            for waiter in waiting:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    # --- ages ------------------------------------------------------------------------------------------------------
+
+    def _look_for_expiry(self, delay: float) -> None:
+        loop = asyncio.get_running_loop()
+        delay = min(max(delay, 0.0), EXPIRY_LATEST)
+        if self._expiry is not None:
+            if self._expiry_at <= loop.time() + delay:
+                return
+            self._expiry.cancel()
+        self._expiry_at = loop.time() + delay
+        self._expiry = loop.call_at(self._expiry_at, self._expire)
+
+    def _expire(self) -> None:
+        self._expiry = None
+        self._host.execute(Expire(self._id, self._host.stamp()), self._expired)
+
+    def _expired(self, outcome: RemoveResult | StoreError) -> None:
+        if isinstance(outcome, RemoveResult) and outcome.more:
+            self._expire()
+        else:
+            self._find_expiry()
+
+    def _find_expiry(self) -> None:
+        self._host.execute(FindExpiry(self._id, self._host.stamp()), self._found_expiry)
+
+    def _found_expiry(self, outcome: NextExpiry | StoreError) -> None:
+        if isinstance(outcome, NextExpiry) and outcome.seconds is not None:
+            self._look_for_expiry(outcome.seconds)
+
+    def close(self) -> None:
+        """No more timers; parked submissions are forgotten with their sockets."""
+        for timer in (self._look, self._expiry):
+            if timer is not None:
+                timer.cancel()
+        self._look = self._expiry = None
+        self._parked.clear()
+        self._tell_drained()

@@ -1,0 +1,178 @@
+"""Who sends into a channel: numbers that survive handles, sockets and daemons, and what became of each.
+
+A number is *decided* when it was stored or rejected. Decisions are told in order: `accepted` passes a number only when all
+before it are decided. What was decided before is answered again in the same way and not stored again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from rondevud.durable import frames
+from rondevud.records import REJECTED_KEPT, Payload, ProducerRange, ProducerRecord
+
+
+class ProducerListener(Protocol):
+    """Hears what became of a producer's messages."""
+
+    def accepted(self, upto_seq: int) -> None: ...
+
+    def rejected(self, seq: int, code: str, message: str) -> None: ...
+
+    def removed(self, from_seq: int, upto_seq: int, reason: str) -> None: ...
+
+    def acknowledged(self, upto_seq: int) -> None: ...
+
+    def detached(self, reason: str) -> None: ...
+
+
+class Submission:
+    """Messages of one producer with consecutive numbers, on their way into the outbox."""
+
+    __slots__ = ("decided", "first_seq", "max_age", "payloads", "producer", "size")
+
+    def __init__(
+        self, producer: Producer, first_seq: int, payloads: tuple[Payload, ...], max_age: float | None
+    ) -> None:
+        self.producer = producer
+        self.first_seq = first_seq
+        self.payloads = payloads
+        self.max_age = max_age
+        self.size = sum(map(frames.payload_size, payloads))
+        self.decided = False
+
+    @property
+    def last_seq(self) -> int:
+        return self.first_seq + len(self.payloads) - 1
+
+    def split(self, count: int) -> Submission:
+        """Cut off the first `count` messages as a submission of their own; this one keeps the rest."""
+        head = Submission(self.producer, self.first_seq, self.payloads[:count], self.max_age)
+        self.first_seq += count
+        self.payloads = self.payloads[count:]
+        self.size -= head.size
+        self.producer.was_split(self, head)
+        return head
+
+
+class Producer:
+    """One live producer of a channel. `submit` is the channel's; an id below 0 is unnamed and nothing of it is kept."""
+
+    def __init__(
+        self,
+        record: ProducerRecord,
+        listener: ProducerListener,
+        submit: Callable[[Submission], None],
+        closed: Callable[[Producer], None],
+    ) -> None:
+        self.id = record.id
+        self.name = record.name
+        self.last_seq = record.last_seq
+        self.acknowledged_seq = record.acknowledged_seq
+        self.removed = record.removed
+        self._rejected: deque[tuple[int, str]] = deque(record.rejected, maxlen=REJECTED_KEPT)
+        self._unsaved: list[tuple[int, str]] = []
+        self._undecided: deque[Submission] = deque()
+        self._highest = record.last_seq
+        self._listener: ProducerListener | None = listener
+        self._submit = submit
+        self._closed = closed
+
+    @property
+    def rejected(self) -> list[tuple[int, str]]:
+        """Which of the last 1,024 decided numbers were rejected, and with which code."""
+        return [(seq, code) for seq, code in self._rejected if seq <= self.last_seq]
+
+    @property
+    def live(self) -> bool:
+        return self._listener is not None
+
+    # --- from the socket -------------------------------------------------------------------------------------------
+
+    def send(self, first_seq: int, payloads: list[str | bytes], max_age: float | None) -> None:
+        """Take messages; numbers at or below the highest taken are answered again, the others go to the channel."""
+        known = min(len(payloads), max(0, self._highest + 1 - first_seq))
+        if known:
+            self._answer_again(first_seq, first_seq + known - 1)
+        if known < len(payloads):
+            submission = Submission(self, first_seq + known, tuple(payloads[known:]), max_age)
+            self._highest = submission.last_seq
+            self._undecided.append(submission)
+            self._submit(submission)
+
+    def reject(self, first_seq: int, count: int, code: str, message: str) -> None:
+        """These numbers were refused before they came here: they are spent."""
+        first = max(first_seq, self._highest + 1)
+        if first < first_seq + count:
+            submission = Submission(self, first, (None,) * (first_seq + count - first), None)
+            self._highest = submission.last_seq
+            self._undecided.append(submission)
+            self.refuse(submission, code, message)
+
+    def close(self) -> None:
+        """The client is gone."""
+        if self._listener is not None:
+            self._listener = None
+            self._closed(self)
+
+    def detach(self, reason: str) -> None:
+        """The handle is taken away."""
+        listener = self._listener
+        self.close()
+        if listener is not None:
+            listener.detached(reason)
+
+    def _answer_again(self, first: int, last: int) -> None:
+        for seq, code in self._rejected:
+            if first <= seq <= last and self._listener is not None:
+                self._listener.rejected(seq, code, "rejected before")
+        if self._listener is not None and first <= self.last_seq:
+            self._listener.accepted(self.last_seq)
+
+    # --- from the channel ------------------------------------------------------------------------------------------
+
+    def take_unsaved(self, last_seq: int) -> tuple[tuple[int, str], ...]:
+        """Rejections up to `last_seq` that no stored message has carried into the store so far."""
+        taken = tuple(entry for entry in self._unsaved if entry[0] <= last_seq)
+        if taken:
+            self._unsaved = [entry for entry in self._unsaved if entry[0] > last_seq]
+        return taken
+
+    def was_split(self, rest: Submission, head: Submission) -> None:
+        self._undecided.insert(self._undecided.index(rest), head)
+
+    def accept(self, submission: Submission) -> None:
+        """The messages are stored."""
+        self._decide(submission)
+
+    def refuse(self, submission: Submission, code: str, message: str) -> None:
+        """The messages are not stored and never will be."""
+        for seq in range(submission.first_seq, submission.last_seq + 1):
+            self._rejected.append((seq, code))
+            if self.id > 0:
+                self._unsaved.append((seq, code))
+            if self._listener is not None:
+                self._listener.rejected(seq, code, message)
+        del self._unsaved[:-REJECTED_KEPT]
+        self._decide(submission)
+
+    def _decide(self, submission: Submission) -> None:
+        submission.decided = True
+        before = self.last_seq
+        while self._undecided and self._undecided[0].decided:
+            self.last_seq = self._undecided.popleft().last_seq
+        if self.last_seq > before and self._listener is not None:
+            self._listener.accepted(self.last_seq)
+
+    def tell_removed(self, gone: ProducerRange, reason: str) -> None:
+        self.removed += gone.messages
+        if self._listener is not None:
+            self._listener.removed(gone.first, gone.last, reason)
+
+    def tell_acknowledged(self, done: ProducerRange) -> None:
+        if done.last > self.acknowledged_seq:
+            self.acknowledged_seq = done.last
+            if self._listener is not None:
+                self._listener.acknowledged(done.last)

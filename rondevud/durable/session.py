@@ -1,0 +1,514 @@
+"""DurableSession: the shell around the link machine. It has the clock, the store, the data channels and the timers.
+
+    data channels ──messages──► Session (link.py) ──effects──► data channels, store, owner
+
+Whatever feeds the machine asks for a flush; one flush per turn of the loop carries out everything that came of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgpack
+
+from rondevud.durable import frames
+from rondevud.durable.channel import DurableChannel
+from rondevud.durable.effects import (
+    ChannelClosed,
+    ChannelOpened,
+    ChannelResumed,
+    CloseLink,
+    CreateLabel,
+    Effect,
+    Execute,
+    LabelRefused,
+    LinkDown,
+    LinkUp,
+    Recovered,
+    SessionFailed,
+    Suspect,
+    Transmit,
+)
+from rondevud.durable.handshake import Fingerprints
+from rondevud.durable.link import LinkSettings, Session
+from rondevud.durable.ports import Clock, Configure, Publish, Store
+from rondevud.durable.settings import ChannelSettings
+from rondevud.errors import RequestError, StoreError, TransportError
+from rondevud.records import (
+    ChannelRecord,
+    CreateChannel,
+    DeleteSession,
+    Durability,
+    Operation,
+    Payload,
+    Put,
+    SaveSession,
+    SessionRecord,
+    Stamp,
+)
+from rondevud.transport.base import ConnectionState as TransportState
+from rondevud.transport.base import DataChannel, Message, PeerConnection
+
+logger = logging.getLogger(__name__)
+
+BUFFER_LOW = 16 * 1024
+"""Bytes in the engine's buffer at which more is handed over."""
+
+
+class Owner(Protocol):
+    """Who has the session: a DurableConnection or a DurableService."""
+
+    def link_up(self, session: DurableSession, effect: LinkUp) -> None: ...
+
+    def link_down(self, session: DurableSession, effect: LinkDown) -> None: ...
+
+    def suspect(self, session: DurableSession, effect: Suspect) -> None: ...
+
+    def recovered(self, session: DurableSession, effect: Recovered) -> None: ...
+
+    def session_failed(self, session: DurableSession, effect: SessionFailed) -> None: ...
+
+    def refusal(self, session: DurableSession) -> tuple[str, str] | None:
+        """Code and message with which new messages are refused; None = they are taken."""
+
+    def discard(self, connection: PeerConnection) -> None:
+        """Close a WebRTC connection in a task of the owner."""
+
+
+class Environment:
+    """What all sessions of a daemon share."""
+
+    def __init__(self, disk: Store, memory: Store, clock: Clock, publish: Publish, start_us: int, version: str) -> None:
+        self.disk = disk
+        self.memory = memory
+        self.clock = clock
+        self.publish = publish
+        self.start_us = start_us
+        """Microseconds since 1970 at the start of the daemon: no number given now is below."""
+        self.version = version
+
+
+class _Link:
+    """A data channel that carries, or is to carry, the session."""
+
+    def __init__(self, connection: PeerConnection, channel: DataChannel) -> None:
+        self.connection = connection
+        self.channel = channel
+
+
+class DurableSession:
+    """One session and its channels."""
+
+    def __init__(
+        self,
+        record: SessionRecord,
+        channels: list[ChannelRecord],
+        *,
+        environment: Environment,
+        settings: LinkSettings,
+        configure: Configure,
+        owner: Owner,
+        service: str | None,
+    ) -> None:
+        self.connection_id = record.connection_id
+        self.service = service
+        self.channels: dict[str, DurableChannel] = {}
+        self._by_id: dict[int, DurableChannel] = {}
+        self._environment = environment
+        self._configure = configure
+        self._owner = owner
+        self._links: dict[int, _Link] = {}
+        self._next_key = 1
+        self._creating: dict[str, asyncio.Task[DurableChannel]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._flush_due = False
+        self._stopped = False
+        self._unlinked: asyncio.Future[None] | None = None
+        configured = [(channel, _stored_settings(configure, channel)) for channel in channels]
+        self.machine = Session(
+            record,
+            [(channel, settings_.inbox) for channel, settings_ in configured],
+            settings,
+            clock_us=environment.start_us,
+            random=secrets.token_bytes,
+        )
+        for channel, settings_ in configured:
+            self._add(channel, settings_)
+
+    # --- links -----------------------------------------------------------------------------------------------------
+
+    @property
+    def record(self) -> SessionRecord:
+        return self.machine.record
+
+    @property
+    def connected(self) -> bool:
+        return self.machine.current is not None
+
+    def open_link(self, connection: PeerConnection, channel: DataChannel, fingerprints: Fingerprints) -> int:
+        """Connecting side: the data channel is open; say hello on it. Answers the link's key."""
+        key = self._attach(connection, channel)
+        self.machine.open_link(key, fingerprints, self.now(), self._environment.clock.wall_microseconds())
+        self.schedule_flush()
+        return key
+
+    def accept_link(
+        self,
+        connection: PeerConnection,
+        channel: DataChannel,
+        hello: frames.Hello,
+        fingerprints: Fingerprints,
+        *,
+        resumed: bool,
+    ) -> None:
+        """Service side: a good hello has come on this data channel."""
+        key = self._attach(connection, channel)
+        self.machine.accept_link(key, hello, fingerprints, self.now(), resumed=resumed)
+        self.schedule_flush()
+
+    def drop_link(self, key: int) -> None:
+        """Give up a link on which hello has not been said."""
+        self.machine.drop_link(key, self.now())
+        self.schedule_flush()
+
+    def say_goodbye(self, code: frames.GoodbyeCode, reason: str) -> None:
+        self.machine.say_goodbye(code, reason, self.now())
+        self.schedule_flush()
+
+    def _attach(self, connection: PeerConnection, channel: DataChannel) -> int:
+        key = self._next_key
+        self._next_key += 1
+        self._links[key] = _Link(connection, channel)
+        channel.buffered_amount_low_threshold = BUFFER_LOW
+        channel.on_buffered_amount_low = self.schedule_flush
+        channel.on_close = lambda: self._lost(key, "the data channel was closed")
+        channel.on_message = lambda message: self._receive(key, message)
+        connection.on_state = lambda state: self._state_changed(key, state)
+        return key
+
+    def _receive(self, key: int, message: Message) -> None:
+        self.machine.receive(key, message, self.now())
+        self.schedule_flush()
+
+    def _state_changed(self, key: int, state: TransportState) -> None:
+        if state is TransportState.CLOSED:
+            self._lost(key, "the connection was closed")
+
+    def _lost(self, key: int, reason: str) -> None:
+        link = self._take_link(key)
+        if link is not None:
+            self._owner.discard(link.connection)
+            self.machine.link_lost(key, self.now(), reason)
+            self.schedule_flush()
+
+    # --- channels --------------------------------------------------------------------------------------------------
+
+    async def channel(self, label: str, options: dict[str, Any] | None, *, create: bool = True) -> DurableChannel:
+        """The channel of that label; made when there is none and `create` is true. Raises `RequestError`."""
+        channel = self.channels.get(label)
+        if channel is None and not create:
+            raise RequestError("unknown_channel", f"{self.connection_id} has no channel {label!r}")
+        if channel is None:
+            if label.startswith("rondevu"):
+                raise RequestError("reserved_label", "labels that begin with rondevu are reserved")
+            if not frames.valid_label(label):
+                raise RequestError("bad_params", f"a label has 1 to {frames.MAX_LABEL} bytes of UTF-8")
+            channel = await asyncio.shield(self._create(label, options))
+            channel.made_by_attach = True
+            return channel
+        if options:
+            _compare_options(self._configure(label, options), channel.settings, label)
+        if create:
+            channel.reopen()
+        return channel
+
+    def _create(
+        self, label: str, options: dict[str, Any] | None, durability: Durability | None = None
+    ) -> asyncio.Task[DurableChannel]:
+        task = self._creating.get(label)
+        if task is None:
+            if len(self.channels) + len(self._creating) >= self.machine.settings.max_channels:
+                most = self.machine.settings.max_channels
+                raise RequestError("bad_params", f"{self.connection_id} has {most} channels already")
+            settings = self._configure(label, options)
+            name = f"create channel {self.connection_id} {label}"
+            task = asyncio.get_running_loop().create_task(self._make(label, settings), name=name)
+            self._creating[label] = task
+            task.add_done_callback(lambda _task: self._created(label))
+        return task
+
+    def _created(self, label: str) -> None:
+        task = self._creating.pop(label)
+        if not task.cancelled() and task.exception() is not None:
+            logger.warning("%s: channel %r could not be made: %s", self.connection_id, label, task.exception())
+
+    async def _make(self, label: str, settings: ChannelSettings) -> DurableChannel:
+        store = self._store(settings.durability)
+        create = CreateChannel(
+            self.connection_id, label, settings.durability, secrets.token_bytes(frames.EPOCH_BYTES), settings.options
+        )
+        store.submit(SaveSession(self.record))
+        try:
+            record = await store.execute(create)
+        except StoreError as error:
+            raise RequestError("store_failed", f"the channel could not be stored: {error}") from error
+        self.machine.add_channel(record, settings.inbox)
+        channel = self._add(record, settings)
+        self.schedule_flush()
+        return channel
+
+    def _add(self, record: ChannelRecord, settings: ChannelSettings) -> DurableChannel:
+        channel = DurableChannel(record, self.machine.lanes[record.label], settings, self)
+        self.channels[record.label] = self._by_id[record.id] = channel
+        return channel
+
+    def _peer_opened(self, label: str) -> None:
+        """The peer announced a label that is new here."""
+        try:
+            task = self._create(label, None)
+        except RequestError as error:
+            logger.warning("%s: the peer's channel %r is refused: %s", self.connection_id, label, error)
+            return
+        task.add_done_callback(self._announce)
+
+    def _announce(self, task: asyncio.Task[DurableChannel]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            task.result().event("channel", {"waiting": 0})
+
+    # --- store -----------------------------------------------------------------------------------------------------
+
+    def _store(self, durability: Durability) -> Store:
+        return self._environment.disk if durability is Durability.DISK else self._environment.memory
+
+    def store_failing(self, durability: Durability) -> StoreError | None:
+        return self._store(durability).failing
+
+    def execute(self, operation: Operation[Any], done: Callable[[Any], None] | None = None) -> None:
+        """Submit an operation of this session. The machine hears the outcome first, then the channel, then `done`."""
+        channel = self._by_id.get(getattr(operation, "channel", 0))
+        store = self._store(channel.settings.durability if channel else Durability.DISK)
+
+        def completed(outcome: Any) -> None:
+            in_doubt = self.machine.completed(operation, outcome)
+            if channel is not None:
+                channel.completed(operation, outcome, in_doubt)
+            if done is not None:
+                done(outcome)
+            self.schedule_flush()
+
+        store.submit(operation, completed)
+
+    async def run(self, operation: Operation[Any]) -> Any:
+        """`execute`, and wait. Raises `RequestError` when the store fails."""
+        waiter: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        def done(outcome: Any) -> None:
+            if not waiter.done():
+                waiter.set_result(outcome)
+
+        self.execute(operation, done)
+        outcome = await waiter
+        if isinstance(outcome, StoreError):
+            raise RequestError(getattr(outcome, "code", "store_failed"), str(outcome))
+        return outcome
+
+    # --- what channels ask for -------------------------------------------------------------------------------------
+
+    @property
+    def refusal(self) -> tuple[str, str] | None:
+        return self._owner.refusal(self)
+
+    def now(self) -> float:
+        return self._environment.clock.monotonic()
+
+    def stamp(self) -> Stamp:
+        return self._environment.clock.stamp()
+
+    def put(self, label: str, payloads: tuple[Payload, ...], **facts: Any) -> Put:
+        return self.machine.put(label, payloads, self.stamp(), **facts)
+
+    def close_label(self, label: str) -> None:
+        operation = self.machine.close_channel(label, self.stamp())
+        if operation is not None:
+            self.execute(operation)
+
+    def reopen_label(self, label: str) -> None:
+        self.machine.reopen_channel(label)
+        self.schedule_flush()
+
+    def inbox_taken(self, label: str, count: int, size: int) -> None:
+        if label in self.machine.lanes:
+            self.machine.inbox_taken(label, count, size)
+            self.schedule_flush()
+
+    def event(self, name: str, data: dict[str, Any], label: str | None = None) -> None:
+        self._environment.publish(name, data, service=self.service, connection_id=self.connection_id, label=label)
+
+    # --- effects ---------------------------------------------------------------------------------------------------
+
+    def schedule_flush(self) -> None:
+        """Carry out what the machine wants, once, after what this turn of the loop brings."""
+        if not self._flush_due and not self._stopped:
+            self._flush_due = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_due = False
+        if self._stopped:
+            return
+        for key, link in self._links.items():
+            self.machine.buffered(key, link.channel.buffered_amount)
+        for effect in self.machine.flush(self.now(), self.stamp()):
+            self._carry_out(effect)
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        due = self.machine.next_wakeup()
+        if due is not None and not self._stopped:
+            delay = max(0.0, due - self.now())
+            self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self.machine.tick(self.now())
+        self.schedule_flush()
+
+    def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case Transmit():
+                self._transmit(effect)
+            case Execute():
+                self.execute(effect.operation)
+            case CloseLink():
+                self._close_link(effect.link)
+            case CreateLabel():
+                self._peer_opened(effect.label)
+            case ChannelResumed() | ChannelOpened() | ChannelClosed() | LabelRefused():
+                self._tell_channel(effect)
+            case _:
+                self._tell_owner(effect)
+
+    def _tell_channel(self, effect: ChannelResumed | ChannelOpened | ChannelClosed | LabelRefused) -> None:
+        match effect:
+            case ChannelResumed():
+                self.channels[effect.label].link_verdict(effect.verdict)
+            case ChannelOpened():
+                self.channels[effect.label].link_opened(effect.peer_durability)
+            case ChannelClosed():
+                self.channels[effect.label].link_closed()
+            case LabelRefused():
+                logger.warning("%s: label %r is refused: %s", self.connection_id, effect.label, effect.reason)
+                self.event("error", {"code": "label_refused", "message": effect.reason}, effect.label)
+
+    def _tell_owner(self, effect: LinkUp | LinkDown | Suspect | Recovered | SessionFailed) -> None:
+        match effect:
+            case LinkUp():
+                self._owner.link_up(self, effect)
+            case LinkDown():
+                self._link_down(effect)
+            case Suspect():
+                self._owner.suspect(self, effect)
+            case Recovered():
+                self._owner.recovered(self, effect)
+            case SessionFailed():
+                self._owner.session_failed(self, effect)
+
+    def _transmit(self, effect: Transmit) -> None:
+        link = self._links.get(effect.link)  # type: ignore[call-overload]
+        if link is None:
+            return
+        try:
+            link.channel.send(effect.data)
+        except TransportError as error:
+            logger.debug("%s: link %s cannot send: %s", self.connection_id, effect.link, error)
+            loop = asyncio.get_running_loop()
+            loop.call_soon(self._lost, effect.link, str(error))  # type: ignore[arg-type]
+
+    def _close_link(self, key: Any) -> None:
+        link = self._take_link(key)
+        if link is not None:
+            self._owner.discard(link.connection)
+
+    def _take_link(self, key: Any) -> _Link | None:
+        link = self._links.pop(key, None)
+        if not self._links and self._unlinked is not None and not self._unlinked.done():
+            self._unlinked.set_result(None)
+        return link
+
+    def _link_down(self, effect: LinkDown) -> None:
+        self._owner.link_down(self, effect)
+        if effect.current:
+            for channel in self.channels.values():
+                channel.link_lost()
+
+    # --- the end ---------------------------------------------------------------------------------------------------
+
+    async def drained(self) -> None:
+        """Wait until everything in the outboxes is acknowledged or removed."""
+        for channel in list(self.channels.values()):
+            await channel.outbox.drained()
+
+    async def goodbyes_said(self) -> None:
+        """Wait until every link is closed, goodbyes included; the machine bounds the time."""
+        if self._links:
+            self._unlinked = asyncio.get_running_loop().create_future()
+            await self._unlinked
+
+    def end(self) -> None:
+        """The session is over: channels take nothing any more, links are closed."""
+        for channel in self.channels.values():
+            channel.end()
+
+    def stop(self) -> None:
+        """The daemon stops: no more timers, no more flushes. Idempotent."""
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._creating.values():
+            task.cancel()
+        for channel in self.channels.values():
+            channel.stop()
+        for link in self._links.values():
+            self._owner.discard(link.connection)
+        self._links.clear()
+        if self._unlinked is not None and not self._unlinked.done():
+            self._unlinked.set_result(None)
+
+    async def forget(self) -> None:
+        """Delete the session with everything in it from the stores."""
+        self.stop()
+        for store in (self._environment.disk, self._environment.memory):
+            await store.execute(DeleteSession(self.connection_id))
+
+    def snapshot_channels(self) -> list[dict[str, Any]]:
+        """Rows ``{label, state, waiting, attached}``."""
+        return [
+            {
+                "label": channel.label,
+                "state": str(channel.state),
+                "waiting": channel.waiting,
+                "attached": channel.inbox.exclusive is not None,
+            }
+            for channel in self.channels.values()
+        ]
+
+
+def _stored_settings(configure: Configure, record: ChannelRecord) -> ChannelSettings:
+    options = msgpack.unpackb(record.options) if record.options else None
+    try:
+        return configure(record.label, options)
+    except RequestError:
+        logger.warning("The stored options of channel %r are not valid any more; defaults are used", record.label)
+        return configure(record.label, None)
+
+
+def _compare_options(asked: ChannelSettings, has: ChannelSettings, label: str) -> None:
+    if (asked.outbox, asked.inbox, asked.durability) != (has.outbox, has.inbox, has.durability):
+        raise RequestError("options_differ", f"channel {label!r} exists with other options")
