@@ -17,6 +17,8 @@ from itertools import count, pairwise
 from random import Random
 from typing import Any
 
+import msgpack
+
 from rondevud.durable import frames
 from rondevud.durable.effects import (
     ChannelResumed,
@@ -127,6 +129,8 @@ class Node:
         self.creating: set[tuple[str, str]] = set()
         self.making: set[bytes] = set()
         self.gaps = 0
+        self.protocol_errors = 0
+        """Of sessions that have ended."""
         self.failed: list[SessionFailed] = []
         self.put_next = count(1)
         self.behind = 0
@@ -160,6 +164,7 @@ class Node:
         return session
 
     def crash(self) -> None:
+        self.protocol_errors = self.count_protocol_errors()
         self.pending.clear()
         self.sessions.clear()
         self.by_link.clear()
@@ -168,6 +173,9 @@ class Node:
         for wire in self.world.wires.values():
             wire.there[self.side] = False
             wire.queues[self.side].clear()
+
+    def count_protocol_errors(self) -> int:
+        return self.protocol_errors + sum(s.counters.get("protocol_errors", 0) for s in self.sessions.values())
 
     def restart(self) -> None:
         self.crash()
@@ -268,8 +276,9 @@ class Node:
 
     def execute(self, session: Session, operation: Any) -> None:
         def done(outcome: Any) -> None:
-            session.completed(operation, outcome)
-            self.carry_out(session)
+            if session in self.sessions.values():
+                session.completed(operation, outcome)
+                self.carry_out(session)
 
         if operation is not None:
             self.submit(operation, done)
@@ -365,6 +374,10 @@ class Node:
         session = self.session()
         if session is not None and self.side == "s":
             self.world.forgotten = True
+            self.protocol_errors += session.counters.get("protocol_errors", 0)
+            for key in [key for key, owner in self.by_link.items() if owner is session]:
+                del self.by_link[key]
+                self.world.close_end(self.side, key)
             del self.sessions[session.record.connection_id]
             self.submit(DeleteSession(session.record.connection_id), lambda _outcome: None)
 
@@ -379,6 +392,7 @@ class World:
     """Two nodes, their links, a clock, and one source of chance."""
 
     def __init__(self, seed: int = 0, *, limits: InboxLimits | None = None, max_message: int = 400) -> None:
+        self.seed = seed
         self.random = Random(seed)
         self.limits = limits or InboxLimits(max_count=12)
         self.settings = {
@@ -390,6 +404,8 @@ class World:
         self.keys = count(1)
         self.went_back: set[str] = set()
         self.forgotten = False
+        self.tampered = False
+        """Whether a link did what no transport does: repeated a frame, or lost one and went on."""
         self.most_links = 0
         self.nodes = {side: Node(self, side) for side in "cs"}
         for node in self.nodes.values():
@@ -446,11 +462,20 @@ class World:
             session.link_lost(key, self.now)
             self.nodes[side].carry_out(session)
 
+    def lose_frame(self, key: int, side: str, index: int) -> None:
+        """A message, a piece or a removal is lost on a link that lives on: as from a peer that skips one."""
+        queue = self.wires[key].queues[side]
+        places = [i for i, data in enumerate(queue) if msgpack.unpackb(data)[0] in {9, 10, 12}]
+        if places:
+            self.tampered = True
+            del queue[places[index % len(places)]]
+
     def deliver(self, key: int, side: str, *, repeat: bool = False) -> bool:
         """One frame arrives at `side`; with `repeat` it stays and will arrive again."""
         queue = self.wires[key].queues[side]
         if not queue:
             return False
+        self.tampered |= repeat
         data = queue[0] if repeat else queue.popleft()
         node = self.nodes[side]
         session = node.by_link.get(key)
@@ -518,12 +543,15 @@ class World:
             for side in "cs":
                 wire.queues[side].clear()
                 self.lose_end(side, key)
+        errors = {side: node.count_protocol_errors() for side, node in self.nodes.items()}
         for _ in range(60):
             session = self.nodes["c"].session()
             if session is not None and session.current is None:
                 self.connect()
             self.run()
             if self._at_rest():
+                for side, node in self.nodes.items():
+                    assert node.count_protocol_errors() == errors[side], f"{side}: protocol errors at the end"
                 return
             self.now += 0.5
             for node in self.nodes.values():
@@ -569,6 +597,10 @@ class World:
 
     def verify(self) -> None:
         """Every promise about the two histories."""
+        for side, node in self.nodes.items():
+            assert not node.failed, f"{side}: {node.failed}"
+            faultless = not (self.tampered or self.forgotten or self.went_back)
+            assert not faultless or not node.count_protocol_errors(), f"{side}: protocol errors, and nobody broke it"
         connections = {side: node.session().record.connection_id for side, node in self.nodes.items()}
         for side in "cs":
             sender, receiver = self.nodes[side].disk, self.nodes[other(side)].disk
@@ -629,6 +661,7 @@ class World:
                 incoming = session.lanes[record.label].incoming
                 assert (incoming.in_count, incoming.in_bytes) == (record.in_count, record.in_bytes)
                 assert (incoming.recv_next, incoming.recv_count) == (record.recv_next, record.recv_count)
+                assert incoming.closed == session.lanes[record.label].closed, f"{node.side}: {record} half closed"
 
 
 def _between_epochs(received: list[tuple[str, Any]], *, reopened: bool) -> list[list[tuple[bytes, int, Any]]]:
@@ -666,7 +699,7 @@ def random_step(world: World, random: Random) -> None:
     if choice < 0.42 and world.wires:
         key = random.choice(list(world.wires)[-4:])
         for _ in range(random.randint(1, 6)):
-            world.deliver(key, node.side, repeat=random.random() < 0.05)
+            world.deliver(key, node.side, repeat=world.seed % 2 == 0 and random.random() < 0.05)
     elif choice < 0.62:
         node.commit(random.randint(1, 6))
     elif choice < 0.76:
@@ -702,7 +735,9 @@ def random_fault(world: World, random: Random, node: Node, label: str) -> None:
         node.go_back(random.randint(0, 3))
     elif choice < 0.88:
         world.nodes["s"].forget()
-    elif choice < 0.89:
+    elif choice < 0.90 and world.wires and world.seed % 4 == 0:
+        world.lose_frame(random.choice(list(world.wires)[-3:]), node.side, random.randint(0, 3))
+    elif choice < 0.90:
         node.set_clock_back(random.randint(1, 3))
     elif choice < 0.94:
         node.close_label(label)
