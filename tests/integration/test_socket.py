@@ -1,0 +1,722 @@
+"""The client library against the daemon's socket, over a real Unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+
+from rondevu_client import (
+    ConnectionLost,
+    Daemon,
+    DaemonUnavailable,
+    Detached,
+    MessageRejected,
+    MessagesRemoved,
+    NotAcknowledged,
+    RequestRefused,
+)
+from rondevu_client import channel as channel_module
+from rondevud.ipc.server import Server
+from tests.unit.ipc.house import MemoryHouse
+
+FQN = "com.example.chat@1.0.0"
+
+
+class Place:
+    """A daemon that can be stopped and started again over what it had stored."""
+
+    def __init__(self, path):
+        self.path = path
+        self.house = MemoryHouse()
+        self.server = None
+
+    async def start(self):
+        self.server = Server(self.house, path=self.path)
+        await self.server.start()
+
+    async def stop(self):
+        await self.server.stop()
+
+    async def restart(self):
+        """Stop and start; what was attached is gone, what was stored is there."""
+        await self.stop()
+        self.house = MemoryHouse(self.house.disk, instance=self.house.instance + "+")
+        await self.start()
+
+    def channel(self, label="main", connection_id="conn-a"):
+        return self.house.get(connection_id, label)
+
+    def cut(self):
+        """Break every client's socket."""
+        for session in list(self.server._sessions):
+            session.abort()
+
+
+@pytest.fixture
+async def place(tmp_path):
+    place = Place(tmp_path / "rondevud.sock")
+    place.house.add_connection("conn-a", "alice-chat")
+    await place.start()
+    yield place
+    await place.stop()
+
+
+@pytest.fixture
+async def daemon(place):
+    async with Daemon(place.path) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def quick_retries(monkeypatch):
+    monkeypatch.setattr(channel_module, "RETRY_FIRST", 0.001)
+
+
+def stored(channel):
+    return [payload for _, payload, _ in channel.stored.outbox]
+
+
+def heard(emitter, event):
+    """A queue of what comes with `event`."""
+    queue = asyncio.Queue()
+    emitter.on(event, queue.put_nowait)
+    return queue
+
+
+# --- opening ---------------------------------------------------------------------------------------------------------
+
+
+async def test_nobody_answers_says_what_was_tried_and_how_to_start(tmp_path, monkeypatch):
+    monkeypatch.setenv("RONDEVU_SOCKET", str(tmp_path / "one.sock"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr("rondevu_client.sockets.SYSTEM_SOCKET", tmp_path / "system.sock")
+    (tmp_path / "rondevud.sock").write_text("no socket")
+    with pytest.raises(DaemonUnavailable) as caught:
+        await Daemon().open()
+    text = str(caught.value)
+    assert f"{tmp_path}/one.sock: does not exist" in text
+    assert f"{tmp_path}/rondevud.sock: exists, but nobody listens there" in text
+    assert f"{tmp_path}/system.sock: does not exist" in text
+    assert "rondevud run" in text
+
+
+async def test_the_first_socket_that_answers_is_taken(place, tmp_path, monkeypatch):
+    monkeypatch.setenv("RONDEVU_SOCKET", str(tmp_path / "dead.sock"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    async with Daemon() as daemon:
+        assert daemon.path == place.path
+        assert daemon.instance == "first"
+
+
+async def test_access_denied_is_said(place):
+    await place.stop()
+    place.server = Server(place.house, path=place.path, allow=lambda _peer: False)
+    await place.server.start()
+    with pytest.raises(RequestRefused) as caught:
+        await Daemon(place.path).open()
+    assert caught.value.code == "access_denied"
+
+
+async def test_requests_bring_their_answers_and_refusals(daemon):
+    assert (await daemon.status())["version"] == "0.1.0"
+    assert [row["name"] for row in await daemon.connections()] == ["alice-chat"]
+    assert (await daemon.clients())[0]["handles"] == 0
+    assert await daemon.claim("alice") == {"username": "alice"}
+    assert (await daemon.why("conn-a"))["why"] == "because"
+    with pytest.raises(RequestRefused, match="nobody") as caught:
+        await daemon.attach("nobody", "main")
+    assert caught.value.code == "unknown_target"
+
+
+# --- sending ---------------------------------------------------------------------------------------------------------
+
+
+async def test_send_returns_once_stored_and_not_before(place, daemon):
+    channel = await daemon.attach("alice-chat", "main")
+    assert await channel.send("one") == 1
+    place.channel().hold = True
+    sending = asyncio.create_task(channel.send(b"two", max_age=5))
+    await daemon.status()
+    assert not sending.done()
+    place.channel().release()
+    assert await sending == 2
+    assert place.channel().stored.outbox == [(1, "one", None), (2, b"two", 5.0)]
+
+
+async def test_messages_of_one_turn_share_frames_and_keep_their_order(place, daemon):
+    channel = await daemon.attach("alice-chat", "main")
+    texts = [str(number) for number in range(600)]
+    assert await asyncio.gather(*(channel.send(text) for text in texts)) == list(range(1, 601))
+    assert stored(place.channel()) == texts
+    assert place.channel().producer.frames == 3
+
+
+async def test_more_than_a_window_waits_instead_of_being_rejected(place, daemon):
+    channel = await daemon.attach("alice-chat", "main")
+    place.channel().hold = True
+    sending = [asyncio.create_task(channel.send(str(number))) for number in range(3000)]
+    await daemon.status()
+    await daemon.status()
+    assert len(place.channel().producer.parked) == 1024
+    place.channel().release()
+    assert await asyncio.gather(*sending) == list(range(1, 3001))
+    assert stored(place.channel()) == [str(number) for number in range(3000)]
+
+
+async def test_more_bytes_than_a_window_wait_too(place, daemon):
+    channel = await daemon.attach("alice-chat", "main")
+    big = b"x" * (1024 * 1024)
+    await asyncio.gather(*(channel.send(big) for _ in range(9)))
+    assert stored(place.channel()) == [big] * 9
+
+
+async def test_a_rejection_is_an_exception_of_its_send_only(place, daemon):
+    channel = await daemon.attach("alice-chat", "main")
+    place.channel().refused = {"bad"}
+    first, bad, last = await asyncio.gather(*map(channel.send, ["a", "bad", "b"]), return_exceptions=True)
+    assert (first, last) == (1, 3)
+    assert isinstance(bad, MessageRejected)
+    assert (bad.seq, bad.code) == (2, "queue_full")
+    assert stored(place.channel()) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [(5, TypeError), (None, TypeError), ("\ud800", ValueError), (b"x" * (1024 * 1024 + 1), MessageRejected)],
+)
+async def test_what_cannot_be_sent_is_refused_before_it_takes_a_number(place, daemon, data, error):
+    channel = await daemon.attach("alice-chat", "main")
+    with pytest.raises(error):
+        await channel.send(data)
+    assert await channel.send("fine") == 1
+
+
+async def test_numbers_go_on_where_a_named_producer_left_off(place):
+    for text in ("a", "b"):
+        async with Daemon(place.path) as daemon:
+            channel = await daemon.attach("alice-chat", "main", producer=b"outbox")
+            await channel.send(text)
+    assert place.channel().stored.outbox == [(1, "a", None), (2, "b", None)]
+
+
+async def test_flush_returns_when_the_peer_has_everything(place, daemon):
+    channel = await daemon.attach("alice-chat", "main")
+    await channel.flush()
+    await channel.send("a")
+    await channel.send("b")
+    assert channel.queue_size == 2
+    flushing = asyncio.create_task(channel.flush())
+    place.channel().producer.acknowledge(1)
+    await daemon.status()
+    assert not flushing.done()
+    place.channel().producer.acknowledge(2)
+    await flushing
+    assert channel.queue_size == 0
+
+
+async def test_flush_raises_what_was_removed_once(place, daemon):
+    channel = await daemon.attach("alice-chat", "main")
+    for text in "abcd":
+        await channel.send(text)
+    place.channel().producer.remove(1, 1, "expired")
+    place.channel().producer.remove(2, 3, "expired")
+    place.channel().producer.acknowledge(4)
+    with pytest.raises(MessagesRemoved) as caught:
+        await channel.flush()
+    assert caught.value.ranges == [(1, 3, "expired")]
+    assert caught.value.unnumbered == 0
+    await channel.flush()
+
+
+async def test_flush_counts_what_was_removed_while_the_socket_was_broken(place, daemon):
+    channel = await daemon.attach("alice-chat", "main")
+    for text in "abc":
+        await channel.send(text)
+    producer = place.channel().producer
+    await place.stop()
+    producer.remove(1, 2, "expired")
+    producer.books.acknowledged_seq = 3
+    await place.start()
+    await daemon.status()
+    with pytest.raises(MessagesRemoved) as caught:
+        await channel.flush()
+    assert (caught.value.ranges, caught.value.unnumbered) == ([], 2)
+
+
+async def test_flush_to_a_peer_that_acknowledges_nothing_waits_until_the_queue_is_empty(place, daemon):
+    place.channel().acknowledges = False
+    channel = await daemon.attach("alice-chat", "main")
+    await channel.send("a")
+    flushing = asyncio.create_task(channel.flush())
+    await daemon.status()
+    assert not flushing.done()
+    place.channel().stored.outbox.clear()
+    with pytest.raises(NotAcknowledged):
+        await flushing
+
+
+async def test_a_first_contact_that_acknowledges_nothing_ends_a_flush(place, daemon):
+    place.channel().acknowledges = None
+    channel = await daemon.attach("alice-chat", "main")
+    await channel.send("a")
+    place.channel().stored.outbox.clear()
+    flushing = asyncio.create_task(channel.flush())
+    await daemon.status()
+    assert not flushing.done()
+    place.house.publish("open", {"acknowledges": False}, place.channel())
+    with pytest.raises(NotAcknowledged):
+        await flushing
+
+
+# --- receiving -------------------------------------------------------------------------------------------------------
+
+
+async def test_asking_for_the_next_message_acknowledges_the_one_before(place, daemon):
+    channel = await daemon.attach("alice-chat", "main")
+    place.channel().deliver("a", b"b")
+    first = await anext(channel)
+    assert (first.data, first.attempt, first.redelivered, first.id) == ("a", 1, False, "00ff-1")
+    assert (first.enqueued_at, first.connection_id) == (1_700_000_000.5, "conn-a")
+    await daemon.status()
+    assert place.channel().waiting == 2
+    second = await anext(channel)
+    assert second.data == b"b"
+    await place.house.until(lambda: place.channel().waiting == 1)
+
+
+async def test_without_auto_ack_only_ack_acknowledges(place, daemon):
+    channel = await daemon.attach("alice-chat", "main", auto_ack=False)
+    place.channel().deliver("a", "b", "c")
+    got = [await anext(channel) for _ in range(3)]
+    await daemon.status()
+    assert place.channel().waiting == 3
+    await got[1].ack()
+    await place.house.until(lambda: place.channel().waiting == 1)
+
+
+async def test_what_was_not_acknowledged_comes_again_on_the_next_attach(place, daemon):
+    place.channel().deliver("a", "b")
+    channel = await daemon.attach("alice-chat", "main")
+    await anext(channel)
+    await anext(channel)
+    await channel.detach()
+    again = await daemon.attach("alice-chat", "main")
+    message = await anext(again)
+    assert (message.data, message.attempt, message.redelivered) == ("b", 2, True)
+
+
+async def test_an_acknowledgement_right_before_leaving_is_not_lost(place):
+    place.channel().deliver("a")
+    async with Daemon(place.path) as daemon:
+        channel = await daemon.attach("alice-chat", "main", auto_ack=False)
+        await (await anext(channel)).ack()
+    await place.house.until(lambda: place.channel().waiting == 0)
+
+
+async def test_credit_is_given_again_as_messages_are_taken(place, daemon):
+    place.channel().deliver(*map(str, range(20)))
+    channel = await daemon.attach("alice-chat", "main", credit=4)
+    assert [(await anext(channel)).data for _ in range(20)] == list(map(str, range(20)))
+
+
+async def test_a_program_that_takes_nothing_gets_no_more_than_its_credit(place, daemon):
+    place.channel().deliver(*map(str, range(20)))
+    await daemon.attach("alice-chat", "main", credit=4)
+    await daemon.status()
+    assert place.channel().receiver.next == 4
+
+
+async def test_gaps_are_skipped_told_in_their_place_and_acknowledged(place, daemon):
+    channel = await daemon.attach("alice-chat", "main")
+    order = []
+    channel.on("gap", lambda gap: order.append(gap["count"]))
+    place.channel().deliver("a")
+    place.channel().deliver(gap={"first": 2, "next": 5, "count": 3, "reason": "expired"})
+    place.channel().deliver("b")
+    for _ in range(2):
+        order.append((await anext(channel)).data)  # noqa: PERF401 - the order is what is tested
+    assert order == ["a", 3, "b"]
+    await place.house.until(lambda: place.channel().waiting == 1)
+
+
+async def test_an_observer_sees_copies_and_takes_nothing(place, daemon):
+    place.channel()
+    place.channel().deliver("before")
+    channel = await daemon.attach("alice-chat", "main", mode="observe")
+    place.channel().deliver("after")
+    assert (await anext(channel)).data == "after"
+    assert place.channel().waiting == 2
+    with pytest.raises(ValueError, match="observed"):
+        await channel.send("x")
+
+
+async def test_a_sender_and_a_receiver_of_one_program_may_share_a_channel(place, daemon):
+    receiver = await daemon.attach("alice-chat", "main")
+    sender = await daemon.attach("alice-chat", "main", mode="send")
+    assert [await sender.send("a"), await receiver.send("b")] == [1, 1]
+    assert stored(place.channel()) == ["a", "b"]
+
+
+async def test_events_and_messages_of_a_channel_keep_their_order(place, daemon):
+    channel = await daemon.attach("alice-chat", "main")
+    order = asyncio.Queue()
+    channel.on("close", lambda _data: order.put_nowait("close"))
+    channel.on("open", lambda data: order.put_nowait(data["acknowledges"]))
+    place.house.publish("close", {}, place.channel())
+    place.house.publish("open", {"acknowledges": True}, place.channel())
+    place.house.publish("close", {}, place.channel())
+    assert [await order.get() for _ in range(3)] == ["close", True, "close"]
+    assert channel.ready_state == "connecting"
+
+
+async def test_listeners_come_and_go(place, daemon):
+    channel = await daemon.attach("alice-chat", "main")
+    once, never, always = [], [], heard(channel, "suspect")
+    channel.once("suspect", once.append)
+    channel.on("suspect", never.append)
+    channel.off("suspect", never.append)
+    for _ in range(2):
+        place.house.publish("suspect", {}, place.channel())
+        await always.get()
+    assert (len(once), never) == (1, [])
+
+
+async def test_message_listeners_acknowledge_when_they_return(place, daemon):
+    channel = await daemon.attach("alice-chat", "main")
+    gate, entered = asyncio.Event(), asyncio.Event()
+
+    async def slow(message):
+        entered.set()
+        await gate.wait()
+
+    channel.on("message", slow)
+    place.channel().deliver("a")
+    await entered.wait()
+    await daemon.status()
+    assert place.channel().waiting == 1
+    gate.set()
+    await place.house.until(lambda: place.channel().waiting == 0)
+
+
+async def test_a_message_listener_that_raises_gets_the_message_again(place, daemon, quick_retries):
+    channel = await daemon.attach("alice-chat", "main")
+    errors = heard(channel, "error")
+    attempts = asyncio.Queue()
+
+    def listener(message):
+        attempts.put_nowait(message.attempt)
+        if message.attempt < 3:
+            raise RuntimeError("not yet")
+
+    channel.on("message", listener)
+    place.channel().deliver("a")
+    assert [await attempts.get() for _ in range(3)] == [1, 2, 3]
+    assert await errors.get() == {"context": "handler", "code": "RuntimeError", "message": "not yet"}
+    await place.house.until(lambda: place.channel().waiting == 0)
+
+
+async def test_once_a_listener_has_its_one_message_the_next_stays_where_it_is(place, daemon):
+    channel = await daemon.attach("alice-chat", "main")
+    first = asyncio.Queue()
+    channel.once("message", first.put_nowait)
+    place.channel().deliver("a", "b")
+    assert (await first.get()).data == "a"
+    await place.house.until(lambda: place.channel().waiting == 1)
+    assert (await anext(channel)).data == "b"
+
+
+# --- whose channel ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_second_receiver_is_refused_or_takes_over(place, daemon):
+    channel = await daemon.attach("alice-chat", "main")
+    async with Daemon(place.path) as other:
+        with pytest.raises(RequestRefused) as caught:
+            await other.attach("alice-chat", "main")
+        assert caught.value.code == "in_use"
+        await other.attach("alice-chat", "main", takeover=True)
+        with pytest.raises(Detached) as detached:
+            await anext(channel)
+        assert detached.value.reason == "taken_over"
+        with pytest.raises(Detached):
+            await channel.send("x")
+        assert channel.ready_state == "closed"
+
+
+async def test_a_fixed_producer_has_one_live_handle(place, daemon):
+    await daemon.attach("alice-chat", "main", mode="send", producer=b"outbox")
+    with pytest.raises(RequestRefused) as caught:
+        await daemon.attach("alice-chat", "main", mode="send", producer=b"outbox")
+    assert caught.value.code == "producer_in_use"
+    await daemon.attach("alice-chat", "main", mode="send", producer=b"outbox", takeover=True)
+
+
+async def test_a_closed_channel_ends_the_iteration_after_what_came(place, daemon):
+    channel = await daemon.attach("alice-chat", "main")
+    place.channel().deliver("a")
+    place.channel().close_by_peer()
+    assert [message.data async for message in channel] == ["a"]
+    assert await channel.wait_detached() == "closed"
+
+
+async def test_close_ends_the_label_and_detach_gives_it_back(place, daemon):
+    channel = await daemon.attach("alice-chat", "main")
+    await channel.detach()
+    await channel.detach()
+    assert place.channel().receiver is None
+    again = await daemon.attach("alice-chat", "main")
+    await again.close()
+    assert ("conn-a", "main") not in place.house.channels_by_key
+
+
+# --- the daemon goes and comes ---------------------------------------------------------------------------------------
+
+
+async def test_after_a_broken_socket_what_was_not_stored_is_sent_again_without_duplicates(place, daemon):
+    """The daemon stored a part without having said so; its restart must make neither a hole nor a double."""
+    channel = await daemon.attach("alice-chat", "main")
+    place.channel().mute = True
+    place.channel().refused = {"2"}
+    half = [asyncio.create_task(channel.send(str(number))) for number in range(5)]
+    await daemon.status()
+    place.channel().producer.decide()
+    place.channel().hold = True
+    rest = [asyncio.create_task(channel.send(str(number))) for number in range(5, 2000)]
+    await daemon.status()
+    assert not any(task.done() for task in half)
+    await place.restart()
+    numbers = await asyncio.gather(*half, *rest, return_exceptions=True)
+    assert isinstance(numbers.pop(2), MessageRejected)
+    assert numbers == [1, 2, *range(4, 2001)]
+    assert stored(place.channel()) == [str(number) for number in range(2000) if number != 2]
+    assert daemon.instance == "first+"
+
+
+async def test_sends_and_requests_wait_for_the_daemon(place, daemon):
+    channel = await daemon.attach("alice-chat", "main")
+    await place.stop()
+    sending = asyncio.create_task(channel.send("later"))
+    asking = asyncio.create_task(daemon.status())
+    attaching = asyncio.create_task(daemon.attach("alice-chat", "second"))
+    await place.start()
+    assert await sending == 1
+    assert (await asking)["version"] == "0.1.0"
+    assert (await attaching).verdict == {"in": "new", "out": "new"}
+
+
+async def test_what_was_received_and_not_acknowledged_comes_again_and_old_acknowledgements_do_not_count(place, daemon):
+    channel = await daemon.attach("alice-chat", "main", auto_ack=False)
+    place.channel().deliver("a", "b")
+    old = [await anext(channel) for _ in range(2)]
+    place.cut()
+    await daemon.status()
+    assert [(await anext(channel)).data for _ in range(2)] == ["a", "b"]
+    await old[1].ack()
+    await daemon.status()
+    assert place.channel().waiting == 2
+
+
+async def test_credit_is_given_again_after_a_restart(place, daemon):
+    channel = await daemon.attach("alice-chat", "main", credit=2)
+    place.channel().deliver("a", "b", "c", "d")
+    assert (await anext(channel)).data == "a"
+    await place.restart()
+    await daemon.status()
+    assert [(await anext(channel)).data for _ in range(4)] == ["a", "b", "c", "d"]
+
+
+async def test_a_channel_somebody_else_has_by_then_is_ended(place, daemon, monkeypatch):
+    monkeypatch.setattr(channel_module, "STOLEN_TRIES", 2)
+    channel = await daemon.attach("alice-chat", "main")
+    await place.stop()
+    place.house = MemoryHouse(place.house.disk)
+    await place.channel().open_receiver("exclusive", None, False)
+    await place.start()
+    assert await channel.wait_detached() == "in_use"
+
+
+async def test_without_reconnect_everything_fails_when_the_socket_breaks(place):
+    async with Daemon(place.path, reconnect=False) as daemon:
+        channel = await daemon.attach("alice-chat", "main")
+        place.channel().hold = True
+        sending = asyncio.create_task(channel.send("x"))
+        await daemon.status()
+        place.cut()
+        with pytest.raises(ConnectionLost):
+            await sending
+        with pytest.raises(ConnectionLost):
+            await daemon.status()
+        with pytest.raises(Detached):
+            await anext(channel)
+
+
+async def test_leaving_ends_what_waits_and_no_task_is_left(place):
+    async with Daemon(place.path) as daemon:
+        channel = await daemon.attach("alice-chat", "main")
+        channel.on("message", lambda _message: None)
+        place.channel().hold = True
+        sending = asyncio.create_task(channel.send("x"))
+        waiting = asyncio.create_task(daemon.wait("conn-a"))
+        await daemon.status()
+    for task in (sending, waiting):
+        with pytest.raises(ConnectionLost):
+            await task
+    await place.house.until(lambda: place.house.gone)
+    mine = {"messages of main", "rondevu: wait for the daemon"}
+    assert not mine & {task.get_name() for task in asyncio.all_tasks()}
+
+
+async def test_a_cancelled_attach_holds_nothing(place, daemon):
+    """The answer that comes too late is given back at once."""
+    attaching = asyncio.create_task(daemon.attach("alice-chat", "main"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    attaching.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await attaching
+    await daemon.status()
+    await daemon.status()
+    assert place.channel().receiver is None
+
+
+# --- connections, events, services -----------------------------------------------------------------------------------
+
+
+async def test_a_connection_is_declared_once_and_tells_its_events(place, daemon):
+    connection = await daemon.connect("bob", FQN, name="bob-chat")
+    assert (connection.name, connection.created) == ("bob-chat", True)
+    assert not (await daemon.connect("bob", FQN, name="bob-chat")).created
+    states = heard(connection, "state")
+    place.house.events.publish("state", {"new": "failed", "previous": "x"}, connection_id=connection.id)
+    assert (await states.get())["new"] == "failed"
+    assert connection.state == "failed"
+    channel = await connection.create_channel("main")
+    await channel.send("hello")
+    await place.restart()
+    await daemon.status()
+    place.house.events.publish("state", {"new": "connected", "previous": "x"}, connection_id=connection.id)
+    await states.get()
+    assert connection.state == "connected"
+
+
+async def test_a_stream_of_events_begins_where_it_was_asked_to(place, daemon):
+    place.house.events.publish("one", connection_id="conn-a")
+    place.house.events.publish("two", connection_id="conn-a")
+    stream = await daemon.subscribe("alice-chat", since=2)
+    assert [row["connection_id"] for row in stream.connections] == ["conn-a"]
+    place.house.events.publish("three", connection_id="conn-a")
+    assert [tuple(await anext(stream))[:2] for _ in range(2)] == [(2, "two"), (3, "three")]
+    await stream.close()
+    assert [event async for event in stream] == []
+
+
+class Serving:
+    """A handler and what it was given."""
+
+    def __init__(self):
+        self.got = asyncio.Queue()
+        self.failures = 0
+
+    async def __call__(self, channel, connection_id):
+        async for message in channel:
+            if self.failures:
+                self.failures -= 1
+                raise RuntimeError("cannot")
+            self.got.put_nowait((connection_id, channel.label, message.data, message.attempt))
+
+
+async def test_a_handler_serves_the_channels_that_are_there_and_those_that_come(place, daemon):
+    house, serving = place.house, Serving()
+    house.add_connection("conn-s", "joe", service=f"alice/{FQN}")
+    house.get("conn-s", "main").deliver("early")
+    service = await daemon.expose_service("alice", FQN, handler=serving, pool_size=2)
+    joined = heard(service, "connection")
+    assert (service.uuid, service.created, house.disk.services) == ("uuid-1", True, {f"alice/{FQN}": {"pool_size": 2}})
+    assert await joined.get() == "conn-s"
+    assert await serving.got.get() == ("conn-s", "main", "early", 1)
+    house.get("conn-s", "second").deliver("new label")
+    assert await serving.got.get() == ("conn-s", "second", "new label", 1)
+    house.add_connection("conn-t", "jim", service=f"alice/{FQN}")
+    assert await joined.get() == "conn-t"
+    house.get("conn-t", "main").deliver("other connection")
+    assert await serving.got.get() == ("conn-t", "main", "other connection", 1)
+
+
+async def test_a_handler_that_raises_is_tried_again_with_the_same_message(place, daemon, quick_retries):
+    house, serving = place.house, Serving()
+    serving.failures = 2
+    house.add_connection("conn-s", "joe", service=f"alice/{FQN}")
+    service = await daemon.expose_service("alice", FQN, handler=serving)
+    errors = heard(service, "error")
+    house.get("conn-s", "main").deliver("stubborn")
+    assert await serving.got.get() == ("conn-s", "main", "stubborn", 3)
+    error = await errors.get()
+    assert (error["context"], error["message"], error["label"]) == ("handler", "cannot", "main")
+
+
+async def test_a_second_program_takes_over_what_the_first_leaves(place, daemon):
+    house, first, second = place.house, Serving(), Serving()
+    house.add_connection("conn-s", "joe", service=f"alice/{FQN}")
+    await daemon.expose_service("alice", FQN, handler=second)
+    async with Daemon(place.path) as other:
+        held = await other.attach("conn-s", "main")
+        house.get("conn-s", "main").deliver("x")
+        assert (await anext(held)).data == "x"
+        await other.expose_service("alice", FQN, handler=first)
+        await daemon.status()
+        assert second.got.empty()
+    assert await second.got.get() == ("conn-s", "main", "x", 2)
+    assert first.got.empty()
+
+
+async def test_a_handler_that_returned_keeps_its_channel_and_its_listeners(place, daemon):
+    house, got = place.house, asyncio.Queue()
+    house.add_connection("conn-s", "joe", service=f"alice/{FQN}")
+
+    async def handler(channel, connection_id):
+        channel.on("message", lambda message: got.put_nowait(message.data))
+
+    await daemon.expose_service("alice", FQN, handler=handler)
+    house.get("conn-s", "main").deliver("a")
+    assert await got.get() == "a"
+    house.get("conn-s", "main").deliver("b")
+    assert await got.get() == "b"
+
+
+async def test_a_service_goes_on_after_a_restart(place, daemon):
+    serving = Serving()
+    place.house.add_connection("conn-s", "joe", service=f"alice/{FQN}")
+    place.house.get("conn-s", "main").deliver("a")
+    await daemon.expose_service("alice", FQN, handler=serving)
+    assert (await serving.got.get())[2] == "a"
+    await place.house.until(lambda: place.channel(connection_id="conn-s").waiting <= 1)
+    await place.restart()
+    await daemon.status()
+    place.house.get("conn-s", "main").deliver("b")
+    place.house.get("conn-s", "second").deliver("c")
+    got = [(await serving.got.get())[1:3] for _ in range(2)]
+    assert sorted(got) == [("main", "b"), ("second", "c")]
+
+
+async def test_stopping_a_service_ends_the_wait_for_it(place, daemon):
+    service = await daemon.expose_service("alice", FQN)
+    waiting = asyncio.create_task(service.wait_closed())
+    await service.stop(drain=0)
+    assert await waiting == "closed"
+    assert place.house.disk.services == {}
+
+
+async def test_a_service_withdrawn_by_somebody_else_ends_the_wait_for_it(place, daemon):
+    service = await daemon.expose_service("alice", FQN)
+    async with Daemon(place.path) as other:
+        await other.withdraw("alice", FQN)
+    assert await service.wait_closed() == "closed"
+
+
+async def test_other_options_are_a_conflict(place, daemon):
+    await daemon.expose_service("alice", FQN, pool_size=1)
+    with pytest.raises(RequestRefused) as caught:
+        await daemon.expose_service("alice", FQN, pool_size=2)
+    assert (caught.value.code, caught.value.data) == ("conflict", {"options": ["pool_size"]})
