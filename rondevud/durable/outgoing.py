@@ -86,6 +86,8 @@ class Outgoing:
         self.epoch = record.epoch
         self.next = max(record.next, floor)
         self.stored_next = record.next
+        self._known = (record.next, self.next)
+        """Behind the last number that the store knew at this start, and the first one that this start can give."""
         self.acked = record.acked
         self.acked_count = record.acked_count
         self.closed = record.out_closed
@@ -141,13 +143,14 @@ class Outgoing:
         return Verdict(Direction.OUT, VerdictKind.NEW)
 
     def _resume(self, recv_next: int, recv_count: int) -> Verdict:
-        if recv_next > self.next:
+        last, first = self._known
+        if recv_next > max(first, self.sent_high):
             return self._went_back()
         self.flowing = True
         if recv_next < self.acked:
             return self._peer_lost(recv_next, recv_count)
         self._peer_next = self._loaded_next = recv_next
-        if recv_next > max(self.stored_next, self.acked):
+        if last < recv_next < first:
             return self._forgot(recv_next)
         return Verdict(Direction.OUT, VerdictKind.RESUMED)
 
@@ -164,12 +167,17 @@ class Outgoing:
 
         Numbers from `recv_next` up to this start's first may have held messages too; nobody can tell.
         """
-        self._loaded.append(Removal(recv_next, self.next, Reason.LOST, None))
-        self._loaded_next = self.next
-        return Verdict(Direction.OUT, VerdictKind.GAP, recv_next, self.next, None)
+        first = self._known[1]
+        self._loaded.append(Removal(recv_next, first, Reason.LOST, None))
+        self._loaded_next = first
+        return Verdict(Direction.OUT, VerdictKind.GAP, recv_next, first, None)
 
     def _went_back(self) -> Verdict:
-        """The peer has numbers that we have yet to give: store and clock went back. A new epoch is needed."""
+        """The peer has numbers that this start has yet to give, or to send: store and clock went back. A new epoch is needed.
+
+        What has been stored since may bear the numbers of messages that the peer has, so it is not enough to look at
+        the next number.
+        """
         self.needs_epoch = True
         return Verdict(Direction.OUT, VerdictKind.GAP, self.next, self.next, None)
 
