@@ -186,6 +186,11 @@ class Session:
         return self._current.key if self._current else None
 
     @property
+    def suspect(self) -> bool:
+        """Whether the current link is silent for longer than `SUSPECT_AFTER`."""
+        return self._current is not None and self._current.suspect
+
+    @property
     def round_trip(self) -> float | None:
         """Seconds of the last ping on the current link; None when there was none."""
         return self._current.round_trip if self._current else None

@@ -173,7 +173,7 @@ class Outgoing:
         return Verdict(Direction.OUT, VerdictKind.GAP, recv_next, first, None)
 
     def _went_back(self) -> Verdict:
-        """The peer has numbers that this start has yet to give, or to send: store and clock went back. A new epoch is needed.
+        """The peer has numbers that this start has not sent: store and clock went back. A new epoch is needed.
 
         What has been stored since may bear the numbers of messages that the peer has, so it is not enough to look at
         the next number.

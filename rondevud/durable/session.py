@@ -11,6 +11,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import msgpack
@@ -148,6 +149,16 @@ class DurableSession:
     @property
     def connected(self) -> bool:
         return self.machine.current is not None
+
+    @property
+    def suspect(self) -> bool:
+        """Whether nothing has been heard on the current link for too long."""
+        return self.machine.suspect
+
+    def cut(self) -> None:
+        """Close every link of the session without a word, as if the network had."""
+        for key in list(self._links):
+            self._lost(key, "cut on request")
 
     def open_link(self, connection: PeerConnection, channel: DataChannel, fingerprints: Fingerprints) -> int:
         """Connecting side: the data channel is open; say hello on it. Answers the link's key."""
@@ -480,6 +491,11 @@ class DurableSession:
         self._links.clear()
         if self._unlinked is not None and not self._unlinked.done():
             self._unlinked.set_result(None)
+
+    async def mark_closed(self) -> None:
+        """Remember that this session has ended; what waits for programs stays."""
+        self.machine.record = replace(self.record, closed=True)
+        await self._environment.disk.execute(SaveSession(self.record))
 
     async def forget(self) -> None:
         """Delete the session with everything in it from the stores."""

@@ -1,0 +1,428 @@
+"""DurableConnection: reaches a service, and reaches it again, for as long as its limits allow.
+
+    CONNECTING ──link──► CONNECTED ──lost──► RECONNECTING ──link──► CONNECTED …
+        └──────── attempts used up ────────────────┴──► FAILED ──reconnect──► …
+
+One task dials whenever a link is wanted: at the beginning, after a loss, and beside a link that has become suspect. A dial
+asks signalling for an offer, answers it, opens the data channel ``rondevu.link`` and says hello. Everything about messages
+is the session's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Coroutine, Iterator
+from typing import Any
+
+from rondevud.backoff import delays
+from rondevud.durable import frames, sdp
+from rondevud.durable.effects import LinkDown, LinkUp, Recovered, SessionFailed, Suspect
+from rondevud.durable.frames import GoodbyeCode
+from rondevud.durable.handshake import Fingerprints
+from rondevud.durable.link import LinkSettings
+from rondevud.durable.ports import Configure
+from rondevud.durable.session import DurableSession, Environment
+from rondevud.durable.settings import ConnectionSettings
+from rondevud.durable.states import CONNECTION_TRANSITIONS, ConnectionState, check
+from rondevud.errors import RondevuError, SignallingError, SignallingRejected, TransportError
+from rondevud.records import ChannelRecord, Reason, Remove, SessionRecord
+from rondevud.signalling.base import DiscoveredOffer, Signalling
+from rondevud.transport.base import ChannelState as TransportChannelState
+from rondevud.transport.base import ConnectionState as TransportState
+from rondevud.transport.base import DataChannel, Engine, PeerConnection
+
+logger = logging.getLogger(__name__)
+
+ATTEMPT = 8.0
+"""Seconds that a dial after a loss, or beside a suspect link, may take: ICE checks are repeated after 0.5, 1, 2, 4, 8, 16 s,
+and a path that came back late in an attempt is found sooner by the next one."""
+
+FIRST_MINUTE = 60.0
+"""Seconds after a loss in which attempts are not counted and follow each other within `FIRST_MINUTE_DELAY`."""
+
+FIRST_MINUTE_DELAY = 2.0
+
+STOOD = 10.0
+"""Seconds that a link must have stood before the attempts are forgotten."""
+
+BUSY_DELAY = (0.3, 1.0)
+"""Seconds, at random, until the next try when there was no offer left or somebody was faster."""
+
+
+class DialError(RondevuError):
+    """A dial that came to nothing. `counts` says whether that is one of the connection's attempts."""
+
+    def __init__(self, message: str, code: str, *, counts: bool, delay: tuple[float, float] | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.counts = counts
+        self.delay = delay
+
+
+class DurableConnection:
+    """The connecting side of one session. It is the session's owner."""
+
+    def __init__(
+        self,
+        settings: ConnectionSettings,
+        record: SessionRecord,
+        channels: list[ChannelRecord],
+        *,
+        environment: Environment,
+        signalling: Signalling,
+        engine: Engine,
+        configure: Configure,
+    ) -> None:
+        self.settings = settings
+        self.attempt = 0
+        self.last_error: str | None = None
+        self.ephemeral = False
+        self.state = ConnectionState.CONNECTING
+        self._signalling = signalling
+        self._engine = engine
+        self._environment = environment
+        self._random = random.SystemRandom()
+        self._delays: Iterator[float] = self._new_delays()
+        self._wanted = asyncio.Event()
+        self._soon = False
+        self._lost_at: float | None = None
+        self._stood: asyncio.TimerHandle | None = None
+        self._dialling: asyncio.Task[None] | None = None
+        self._outcomes: dict[int, asyncio.Future[LinkUp | LinkDown]] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._discards: set[asyncio.Task[None]] = set()
+        self._changed: list[asyncio.Future[None]] = []
+        link = LinkSettings(
+            name=settings.name,
+            daemon=f"rondevud/{environment.version}",
+            max_message=settings.max_message,
+            heartbeat=settings.heartbeat,
+        )
+        self.session = DurableSession(
+            record, channels, environment=environment, settings=link, configure=configure, owner=self, service=None
+        )
+        if record.closed:
+            self.state = ConnectionState.CLOSED
+
+    @property
+    def connection_id(self) -> str:
+        return self.session.connection_id
+
+    # --- life ------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Make the channels of the settings, and dial."""
+        if self.state is ConnectionState.CLOSED:
+            return
+        for label in self.settings.channels:
+            await self.session.channel(label, None)
+        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"connection {self.settings.name}")
+        self._wanted.set()
+
+    async def stop(self) -> None:
+        """The daemon stops: tell the peer to expect us back, and let go."""
+        await self._end_tasks()
+        self.session.say_goodbye(GoodbyeCode.RESTARTING, "the daemon stops")
+        await self._let_go()
+
+    async def close(self, drain: float) -> None:
+        """End for good: what is queued gets `drain` seconds, then it is removed and reported as purged."""
+        if self.state is ConnectionState.CLOSED:
+            return
+        for label in list(self.session.channels):
+            self.session.close_label(label)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(drain):
+                await self.session.drained()
+        await self._finish("local")
+        await self._end_tasks()
+        self.session.say_goodbye(GoodbyeCode.CLOSING, "closed")
+        await self._let_go()
+
+    async def _finish(self, by: str) -> None:
+        """Remove what was not acknowledged, and remember that this session is over."""
+        self._enter(ConnectionState.CLOSED)
+        for channel in self.session.channels.values():
+            await self.session.run(Remove(channel.id, 1, 2**62, Reason.PURGED, keep_closing=False))
+        await self.session.mark_closed()
+        self.session.event("closed", {"by": by})
+        self.session.end()
+
+    async def _let_go(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2.0):
+                await self.session.goodbyes_said()
+        self.session.stop()
+        if self._discards:
+            await asyncio.wait(self._discards, timeout=5.0)
+
+    async def _end_tasks(self) -> None:
+        if self._stood is not None:
+            self._stood.cancel()
+        tasks = [task for task in (self._task, self._dialling) if task is not None and not task.done()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=5.0)
+
+    def reconnect(self) -> None:
+        """Try now: dial again after `failed`; otherwise cut the link that is there and dial anew."""
+        if self.state is ConnectionState.CLOSED:
+            return
+        self._forget_attempts()
+        self._soon = True
+        if self.state is ConnectionState.FAILED:
+            contacted = self.session.record.contacted
+            self._enter(ConnectionState.RECONNECTING if contacted else ConnectionState.CONNECTING)
+        self.session.cut()
+        self._wanted.set()
+
+    # --- dialling --------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        """Dial whenever a link is wanted, until there is one."""
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            while self._needs_link() and self.state not in {ConnectionState.FAILED, ConnectionState.CLOSED}:
+                self._dialling = asyncio.get_running_loop().create_task(self._dial(), name=f"dial {self.settings.name}")
+                delay = await self._outcome(self._dialling)
+                self._dialling = None
+                if delay is not None:
+                    await self._pause(delay)
+
+    def _needs_link(self) -> bool:
+        return not self.session.connected or self.session.suspect
+
+    async def _outcome(self, dial: asyncio.Task[None]) -> float | None:
+        """Wait for a dial; answers the seconds until the next one, None when none is needed."""
+        try:
+            await asyncio.wait({dial})
+            if dial.cancelled():
+                return None
+            dial.result()
+        except DialError as error:
+            return self._failed_dial(error)
+        except SignallingRejected as error:
+            return self._failed_dial(_rejected(error))
+        except SignallingError as error:
+            return self._failed_dial(DialError(str(error), "signalling", counts=False))
+        except (TransportError, TimeoutError) as error:
+            message = str(error) or "the connection did not come up in time"
+            return self._failed_dial(DialError(message, "connection", counts=True))
+        except asyncio.CancelledError:
+            dial.cancel()
+            raise
+        except Exception:
+            logger.exception("%s: dialling failed", self.settings.name)
+            return self._failed_dial(DialError("an error in this daemon; its log says more", "internal", counts=True))
+        return None
+
+    def _failed_dial(self, error: DialError) -> float | None:
+        self.last_error = str(error)
+        if not self._needs_link():
+            return None
+        early = self._lost_at is not None and self._now() - self._lost_at < FIRST_MINUTE
+        if error.counts and not early and not self.session.connected:
+            self.attempt += 1
+        limit = self._max_attempts
+        if limit is not None and self.attempt >= limit:
+            self._fail(error.code, f"given up after {self.attempt} attempts: {error}", permanent=True)
+            return None
+        delay = self._random.uniform(*error.delay) if error.delay else next(self._delays)
+        if early and not error.delay:
+            delay = min(delay, self._random.uniform(0.2, FIRST_MINUTE_DELAY))
+        logger.info("%s: %s; trying again in %.1f s", self.settings.name, error, delay)
+        self._tell_reconnecting(delay)
+        return delay
+
+    def _tell_reconnecting(self, delay: float) -> None:
+        facts = {"attempt": self.attempt, "max_attempts": self._max_attempts, "next_retry_in": round(delay, 3)}
+        self.session.event("reconnecting", {**facts, "error": self.last_error})
+
+    @property
+    def _max_attempts(self) -> int | None:
+        reconnect = self.settings.reconnect
+        return reconnect.attempts if self.session.record.contacted else reconnect.attempts_until_contact
+
+    async def _pause(self, delay: float) -> None:
+        """Wait, unless somebody wants a link at once."""
+        self._wanted.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(delay):
+                await self._wanted.wait()
+        self._wanted.clear()
+
+    async def _dial(self) -> None:
+        """One attempt. Raises `DialError`, `SignallingError`, `TransportError` or `TimeoutError`."""
+        if self._soon:
+            self._soon = False
+        again = self.session.record.contacted
+        async with asyncio.timeout(ATTEMPT if again else self.settings.reconnect.connection_timeout):
+            offer = await self._discover()
+            if frames.VERSION not in sdp.link_versions(offer.sdp):
+                word = "the peer is not a daemon; plain peers are not in this version"
+                raise DialError(f"not_a_link: {word}", "not_a_link", counts=True)
+            connection = self._engine.create_peer_connection()
+            try:
+                await self._link(connection, offer)
+            except BaseException:
+                self.discard(connection)
+                raise
+
+    async def _discover(self) -> DiscoveredOffer:
+        settings = self.settings
+        if settings.uuid is not None:
+            return await self._signalling.discover_uuid(settings.uuid)
+        return await self._signalling.discover(settings.username or "", settings.fqn or "")
+
+    async def _link(self, connection: PeerConnection, offer: DiscoveredOffer) -> None:
+        """Answer the offer, open the data channel, say hello, wait for the verdict."""
+        closed = asyncio.get_running_loop().create_future()
+        connection.on_state = lambda state: _resolve(closed, state is TransportState.CLOSED)
+        answer = sdp.mark(await connection.create_answer(offer.sdp))
+        fingerprints = Fingerprints(sdp.fingerprint(offer.sdp), sdp.fingerprint(answer))
+        channel = connection.create_data_channel(frames.LABEL, protocol=frames.PROTOCOL)
+        opened = asyncio.get_running_loop().create_future()
+        channel.on_open = lambda: _resolve(opened, channel.state is TransportChannelState.OPEN)
+        await self._signalling.answer(offer.offer_id, answer)
+        await asyncio.wait({opened, closed}, return_when=asyncio.FIRST_COMPLETED)
+        if not opened.done():
+            raise TransportError("the WebRTC connection ended before the data channel was open")
+        await self._greet(connection, channel, fingerprints)
+
+    async def _greet(self, connection: PeerConnection, channel: DataChannel, fingerprints: Fingerprints) -> None:
+        if not self._needs_link():  # the suspect link was heard again
+            self.discard(connection)
+            return
+        key = self.session.open_link(connection, channel, fingerprints)
+        outcome = self._outcomes[key] = asyncio.get_running_loop().create_future()
+        try:
+            effect = await outcome
+        except BaseException:
+            self.session.drop_link(key)
+            raise
+        finally:
+            del self._outcomes[key]
+        if isinstance(effect, LinkDown):
+            busy = effect.code in {frames.RefuseCode.TOO_MANY, frames.RefuseCode.TRY_LATER, GoodbyeCode.RESTARTING}
+            raise DialError(f"refused: {effect.code}: {effect.reason}", effect.code, counts=not busy)
+
+    # --- owner of the session --------------------------------------------------------------------------------------
+
+    def link_up(self, session: DurableSession, effect: LinkUp) -> None:
+        self._settle_outcome(effect)
+        self.last_error = None
+        self._stood = asyncio.get_running_loop().call_later(STOOD, self._forget_attempts)
+        if self.state is not ConnectionState.CONNECTED:
+            self._enter(ConnectionState.CONNECTED)
+            session.event("connected", {"resumed": effect.resumed})
+        logger.info("%s: connected (%s)", self.settings.name, "resumed" if effect.resumed else "new session")
+
+    def link_down(self, session: DurableSession, effect: LinkDown) -> None:
+        self._settle_outcome(effect)
+        if not effect.current:
+            return
+        if self._stood is not None:
+            self._stood.cancel()
+        logger.info("%s: link lost: %s: %s", self.settings.name, effect.code, effect.reason)
+        if effect.code == GoodbyeCode.CLOSING and self.state is not ConnectionState.CLOSED:
+            self._closed_by_peer()
+            return
+        if self.state is not ConnectionState.CONNECTED:
+            return
+        self._enter(ConnectionState.RECONNECTING)
+        session.event("disconnected", {"reason": effect.code, "message": effect.reason})
+        self._lost_at = None if effect.code == GoodbyeCode.PROTOCOL else self._now()
+        if effect.code == GoodbyeCode.RESTARTING:
+            asyncio.get_running_loop().call_later(self._random.uniform(0, 1), self._wanted.set)
+        elif effect.code == GoodbyeCode.PROTOCOL:
+            self._failed_link(effect)
+        else:
+            self._wanted.set()
+
+    def _failed_link(self, effect: LinkDown) -> None:
+        """The link died of broken rules: an attempt that failed, so that such links do not follow each other at once."""
+        delay = self._failed_dial(DialError(f"{effect.code}: {effect.reason}", effect.code, counts=True))
+        if delay is not None:
+            asyncio.get_running_loop().call_later(delay, self._wanted.set)
+
+    def _closed_by_peer(self) -> None:
+        self._spawn(self._finish("peer"), f"close {self.settings.name}")
+
+    def _settle_outcome(self, effect: LinkUp | LinkDown) -> None:
+        outcome = self._outcomes.get(effect.link)  # type: ignore[call-overload]
+        if outcome is not None and not outcome.done():
+            outcome.set_result(effect)
+
+    def suspect(self, session: DurableSession, effect: Suspect) -> None:
+        session.event("suspect", {"silence": round(effect.silence, 1)})
+        logger.info("%s: nothing heard for %.1f s: dialling a second link", self.settings.name, effect.silence)
+        self._wanted.set()
+
+    def recovered(self, session: DurableSession, effect: Recovered) -> None:
+        session.event("recovered", {})
+        if self._dialling is not None and not self._outcomes:
+            self._dialling.cancel()
+
+    def session_failed(self, session: DurableSession, effect: SessionFailed) -> None:
+        self._fail(effect.code, effect.reason, permanent=effect.code != "denied")
+
+    def refusal(self, session: DurableSession) -> tuple[str, str] | None:
+        if self.state is ConnectionState.FAILED:
+            return "failed", f"the connection has failed: {self.last_error}; reconnect tries again"
+        if self.state is ConnectionState.CLOSED:
+            return "closed", "the connection is closed"
+        return None
+
+    def discard(self, connection: PeerConnection) -> None:
+        self._spawn(connection.close(), f"close a connection of {self.settings.name}")
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._discards.add(task)
+        task.add_done_callback(self._discards.discard)
+
+    # --- states ----------------------------------------------------------------------------------------------------
+
+    def _fail(self, code: str, message: str, *, permanent: bool) -> None:
+        if self.state in {ConnectionState.FAILED, ConnectionState.CLOSED}:
+            return
+        self.last_error = message
+        self._enter(ConnectionState.FAILED)
+        self.session.event("failed", {"code": code, "message": message, "permanent": permanent})
+        logger.warning("%s: failed: %s", self.settings.name, message)
+        for channel in self.session.channels.values():
+            channel.outbox.settle()
+
+    def _enter(self, state: ConnectionState) -> None:
+        previous = self.state
+        check(CONNECTION_TRANSITIONS, previous, state)
+        self.state = state
+        self.session.event("state", {"new": str(state), "previous": str(previous)})
+
+    def _forget_attempts(self) -> None:
+        self.attempt = 0
+        self._lost_at = None
+        self._delays = self._new_delays()
+
+    def _new_delays(self) -> Iterator[float]:
+        reconnect = self.settings.reconnect
+        return delays(reconnect.backoff_base, reconnect.backoff_max, reconnect.jitter, self._random.random)
+
+    def _now(self) -> float:
+        return self._environment.clock.monotonic()
+
+
+def _resolve(future: asyncio.Future[None], now: bool) -> None:
+    if now and not future.done():
+        future.set_result(None)
+
+
+def _rejected(error: SignallingRejected) -> DialError:
+    if error.code in {"no_offer", "offer_taken"}:
+        return DialError(str(error), error.code, counts=False, delay=BUSY_DELAY)
+    return DialError(str(error), error.code, counts=error.code == "not_found" or not error.retryable)

@@ -1,0 +1,602 @@
+"""DurableService: published at the signalling server, with a pool of open offers, and the sessions of those who came.
+
+Two tasks: one keeps the publication and the pool (refresh before the TTL ends, refill, expiry), one polls for answers. Each
+answered offer is greeted in a task of its own: data channel, hello, then it is a link of a session. A session stays when
+its link is lost, with its connection id and its queues, until the peer comes back, closes, or `session_expiry` is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import secrets
+from collections import Counter
+from collections.abc import Coroutine
+from dataclasses import replace
+from typing import Any
+
+from rondevud.durable import frames, sdp
+from rondevud.durable.effects import LinkDown, LinkUp, Recovered, SessionFailed, Suspect
+from rondevud.durable.frames import GoodbyeCode, Refuse, RefuseCode
+from rondevud.durable.handshake import Fingerprints, judge_hello
+from rondevud.durable.link import GOODBYE_TIMEOUT, LinkSettings
+from rondevud.durable.pool import SERVICE_LABEL, OfferPool, PendingOffer, accept_answer
+from rondevud.durable.ports import Configure
+from rondevud.durable.session import DurableSession, Environment
+from rondevud.durable.settings import ServiceSettings
+from rondevud.durable.states import CONNECTION_TRANSITIONS, ConnectionState, check
+from rondevud.errors import PeerError, RequestError, SignallingError, SignallingRejected, StoreError, TransportError
+from rondevud.records import ChannelRecord, Reason, Remove, Role, SaveSession, SessionRecord
+from rondevud.signalling.base import Answer, Signalling
+from rondevud.transport.base import ConnectionState as TransportState
+from rondevud.transport.base import DataChannel, Engine, Message, PeerConnection
+
+logger = logging.getLogger(__name__)
+
+GREETING = 10.0
+"""Seconds from the connection to the data channel, and from that to hello."""
+
+CONNECTING = 30.0
+"""Seconds that an answered offer gets to become a connection."""
+
+RETRY = (1.0, 30.0)
+"""Seconds between attempts to publish: the first, and the longest, pause; doubled in between, with jitter."""
+
+MISSING_POLL = 0.5
+"""Seconds between two polls while a session is without a link."""
+
+KEPT_LONGER = 30 * 86_400.0
+"""Seconds that token, epochs and numbers outlive the queues of an absent peer."""
+
+ABSENCE_STEP = 60.0
+"""Seconds between two looks at how long peers have been absent."""
+
+ABSENCE_SAVED = 600.0
+"""Seconds of absence after which it is written down: what a restart may forget of it."""
+
+
+class Visit:
+    """A session of the service as its users see it: one connection."""
+
+    def __init__(self, session: DurableSession) -> None:
+        self.session = session
+        self.state = ConnectionState.CLOSED if session.record.closed else ConnectionState.DISCONNECTED
+        self.absent_saved = session.record.absent
+
+
+class DurableService:
+    """The service side of all its sessions. It is their owner."""
+
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        *,
+        environment: Environment,
+        signalling: Signalling,
+        engine: Engine,
+        configure: Configure,
+    ) -> None:
+        self.settings = settings
+        self.visits: dict[str, Visit] = {}
+        """By connection id."""
+        self.counters: Counter[str] = Counter()
+        self.ephemeral = False
+        self.stopped = False
+        self.last_error: str | None = None
+        self._environment = environment
+        self._signalling = signalling
+        self._configure = configure
+        self._random = random.SystemRandom()
+        self._publisher = signalling.publisher(settings.username, settings.fqn)
+        self.pool = OfferPool(settings, self._publisher, engine, environment.clock.monotonic, self.discard)
+        self.published = asyncio.Event()
+        """Set while the service is published, as far as we know."""
+        self._changed = asyncio.Event()
+        self._missed = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loops: list[asyncio.Task[None]] = []
+        self._making: set[bytes] = set()
+        self._link_settings = LinkSettings(
+            daemon=f"rondevud/{environment.version}",
+            max_message=settings.max_message,
+            heartbeat=settings.heartbeat,
+            session_expiry=settings.session_expiry,
+            max_channels=settings.max_channels,
+        )
+
+    @property
+    def name(self) -> str:
+        """``USER/FQN``."""
+        return self.settings.name
+
+    # --- life ------------------------------------------------------------------------------------------------------
+
+    def restore(self, record: SessionRecord, channels: list[ChannelRecord]) -> None:
+        """A session of the store, before `start`."""
+        self._add_session(record, channels)
+
+    def start(self) -> None:
+        """Publish, and take whoever comes. A signalling server that is down only delays that."""
+        for work, what in (
+            (self._publication_loop(), "publication"),
+            (self._answers_loop(), "answers"),
+            (self._absence_loop(), "absence"),
+        ):
+            name = f"service {self.name} {what}"
+            self._loops.append(asyncio.get_running_loop().create_task(work, name=name))
+
+    async def stop(self) -> None:
+        """The daemon stops: the service stays declared and published, peers are told to come back."""
+        await self._end_loops()
+        for visit in self.visits.values():
+            visit.session.say_goodbye(GoodbyeCode.RESTARTING, "the daemon stops")
+        await self._let_go()
+
+    async def withdraw(self, drain: float, *, keep_connections: bool) -> None:
+        """Remove the service and its offers from the server; close its connections unless they are to be kept."""
+        await self._end_loops()
+        self.published.clear()
+        with contextlib.suppress(SignallingError):
+            await self._publisher.withdraw()
+        self.pool.close()
+        if not keep_connections:
+            await asyncio.gather(*(self.close(connection_id, drain) for connection_id in list(self.visits)))
+            await self._let_go()
+        self._publish("closed", {})
+
+    async def close(self, connection_id: str, drain: float, by: str = "local") -> None:
+        """End one connection for good."""
+        visit = self.visits[connection_id]
+        if visit.state is ConnectionState.CLOSED:
+            return
+        session = visit.session
+        if by == "local":
+            for label in list(session.channels):
+                session.close_label(label)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(drain):
+                    await session.drained()
+        self._enter(visit, ConnectionState.CLOSED)
+        for channel in session.channels.values():
+            await session.run(Remove(channel.id, 1, 2**62, Reason.PURGED, keep_closing=False))
+        await session.mark_closed()
+        session.say_goodbye(GoodbyeCode.CLOSING, "closed")
+        session.event("closed", {"by": by})
+        self._publish("disconnection", {"reason": by}, connection_id)
+        session.end()
+
+    async def _end_loops(self) -> None:
+        self.stopped = True
+        for task in (*self._loops, *self._tasks):
+            task.cancel()
+        running = [*self._loops, *self._tasks]
+        if running:
+            await asyncio.wait(running, timeout=5.0)
+        self._loops.clear()
+
+    async def _let_go(self) -> None:
+        sessions = [visit.session for visit in self.visits.values()]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2 * GOODBYE_TIMEOUT):
+                await asyncio.gather(*(session.goodbyes_said() for session in sessions))
+        for session in sessions:
+            session.stop()
+        self.pool.close()
+        while self._tasks:
+            _, left = await asyncio.wait(self._tasks, timeout=5.0)
+            if left:
+                break
+
+    # --- publication -----------------------------------------------------------------------------------------------
+
+    async def _publication_loop(self) -> None:
+        pause, longest = RETRY
+        delay = pause
+        while True:
+            self._changed.clear()
+            try:
+                await self._keep_published()
+            except SignallingRejected as error:
+                self._signalling_failed(error)
+                if error.code == "unauthorized":
+                    self.pool.forget()
+                    self.published.clear()
+                await self._wait(error.retry_after or delay * self._random.uniform(0.8, 1.2))
+                delay = min(delay * 2, longest)
+            except (SignallingError, TransportError) as error:
+                self._signalling_failed(error)
+                wait = getattr(error, "retry_after", None) or delay * self._random.uniform(0.8, 1.2)
+                await self._wait(wait)
+                delay = min(delay * 2, longest)
+            else:
+                delay = pause
+                due = self.pool.next_change()
+                now = self._environment.clock.monotonic()
+                await self._wait(max(0.05, due - now) if due is not None else longest, changes=True)
+
+    def _signalling_failed(self, error: Exception) -> None:
+        self.last_error = str(error)
+        self.counters["signalling_errors"] += 1
+        code = getattr(error, "code", "signalling")
+        logger.warning("%s: %s", self.name, error)
+        self._publish("error", {"context": "publish", "code": code, "message": str(error)})
+
+    async def _keep_published(self) -> None:
+        """Whatever is due now: publication, refresh, offers."""
+        now = self._environment.clock.monotonic()
+        if self.pool.refresh_at is None or self.pool.refresh_at <= now:
+            await self._publish_service()
+        if await self.pool.refill(self._missing):
+            self.counters["offers"] += 1
+        self.pool.drop_expired()
+        self.last_error = None
+
+    async def _publish_service(self) -> None:
+        before = self.pool.publication
+        try:
+            publication = await self.pool.publish()
+        except SignallingRejected as error:
+            if error.code == "offer_taken":
+                raise SignallingError(str(error)) from error
+            raise
+        self.published.set()
+        if before is None:
+            facts = {"service_id": publication.service_id, "uuid": publication.uuid}
+            self._publish("published", {**facts, "expires_at": publication.expires_at})
+            logger.info("%s: published as %s", self.name, publication.uuid)
+        else:
+            self._publish("ttl_refreshed", {"expires_at": publication.expires_at})
+
+    @property
+    def _missing(self) -> int:
+        """Sessions whose link is gone or suspect: their peers are about to dial."""
+        return sum(
+            visit.session.record.absent < KEPT_LONGER and (not visit.session.connected or visit.session.suspect)
+            for visit in self.visits.values()
+            if visit.state is not ConnectionState.CLOSED
+        )
+
+    async def _wait(self, seconds: float, *, changes: bool = False) -> None:
+        """Sleep; with `changes` only until the pool changes."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await (self._changed.wait() if changes else asyncio.Event().wait())
+
+    # --- answers ---------------------------------------------------------------------------------------------------
+
+    async def _answers_loop(self) -> None:
+        await self.published.wait()
+        while True:
+            try:
+                for answer in await self._publisher.answers():
+                    self._on_answer(answer)
+            except SignallingRejected as error:
+                if error.code == "unauthorized":
+                    self.pool.forget()
+                    self._changed.set()
+            except SignallingError as error:
+                logger.debug("%s: polling: %s", self.name, error)
+                self.counters["poll_errors"] += 1
+            await self._pause_poll()
+
+    async def _pause_poll(self) -> None:
+        """The polling interval; shorter as soon as a session is missed."""
+        self._missed.clear()
+        if self._missing:
+            await asyncio.sleep(min(MISSING_POLL, self.settings.polling_interval))
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.polling_interval):
+                await self._missed.wait()
+
+    def _on_answer(self, answer: Answer) -> None:
+        offer = self.pool.take(answer.offer_id)
+        self._changed.set()
+        if offer is None:
+            logger.debug("%s: an answer to an offer that is not in the pool", self.name)
+            return
+        self._spawn(self._greet(offer, answer), f"greet {self.name}")
+
+    async def _greet(self, offer: PendingOffer, answer: Answer) -> None:
+        """From an answer to a link of a session, or to a refusal that names its reason."""
+        try:
+            if frames.VERSION not in sdp.link_versions(answer.sdp):
+                raise PeerError("not_a_link: the peer is not a daemon; plain peers are not in this version")
+            fingerprints = Fingerprints(sdp.fingerprint(offer.sdp), sdp.fingerprint(answer.sdp))
+            greeting = _Greeting(offer.connection)
+            await accept_answer(offer, answer.sdp, CONNECTING)
+            channel, hello = await greeting.hello()
+            await self._admit(offer.connection, channel, hello, fingerprints)
+        except (PeerError, TransportError) as error:
+            self.counters["refused_answers"] += 1
+            logger.info("%s: an answer came to nothing: %s", self.name, error)
+            self._publish("error", {"context": "connection", "code": "connection", "message": str(error)})
+            self.discard(offer.connection)
+        except asyncio.CancelledError:
+            self.discard(offer.connection)
+            raise
+
+    async def _admit(
+        self, connection: PeerConnection, channel: DataChannel, hello: frames.Hello, fingerprints: Fingerprints
+    ) -> None:
+        known = self._find(hello.session)
+        refuse = judge_hello(hello, known.session.record if known else None, fingerprints) or self._too_many(known)
+        if refuse is not None and refuse.code is RefuseCode.UNKNOWN_SESSION:
+            # The connecting side says hello again, in the same channel, under a new session.
+            channel.send(frames.encode(refuse))
+            hello = await _Greeting.again(connection, channel)
+            await self._admit_new(connection, channel, hello, fingerprints)
+        elif refuse is not None and refuse.code is RefuseCode.OLDER_LINK:
+            channel.send(frames.encode(refuse))
+            hello = await _Greeting.again(connection, channel)
+            await self._admit(connection, channel, hello, fingerprints)
+        elif refuse is not None:
+            await self._refuse(connection, channel, refuse)
+        elif known is not None:
+            known.session.accept_link(connection, channel, hello, fingerprints, resumed=True)
+        else:
+            await self._admit_new(connection, channel, hello, fingerprints)
+
+    async def _admit_new(
+        self, connection: PeerConnection, channel: DataChannel, hello: frames.Hello, fingerprints: Fingerprints
+    ) -> None:
+        if hello.token is None or self._find(hello.session) is not None or hello.session in self._making:
+            await self._refuse(connection, channel, Refuse(RefuseCode.TRY_LATER, "this session is being made", 0))
+            return
+        refuse = self._too_many(None) or self._make_place()
+        if refuse is not None:
+            await self._refuse(connection, channel, refuse)
+            return
+        connection_id = f"conn-{secrets.token_hex(8)}"
+        record = SessionRecord(connection_id, Role.SERVICE, self.name, hello.session, hello.token)
+        self._making.add(hello.session)
+        try:
+            await self._environment.disk.execute(SaveSession(record))
+        except StoreError as error:
+            await self._refuse(connection, channel, Refuse(RefuseCode.TRY_LATER, f"store: {error}"[:200], 0))
+            return
+        finally:
+            self._making.discard(hello.session)
+        visit = self._add_session(record, [])
+        visit.session.accept_link(connection, channel, hello, fingerprints, resumed=False)
+
+    def _find(self, session: bytes) -> Visit | None:
+        for visit in self.visits.values():
+            if visit.session.record.session == session and visit.state is not ConnectionState.CLOSED:
+                return visit
+        return None
+
+    def _too_many(self, known: Visit | None) -> Refuse | None:
+        limit = self.settings.max_connections
+        live = sum(visit.session.connected for visit in self.visits.values() if visit is not known)
+        if limit is not None and live >= limit:
+            return Refuse(RefuseCode.TOO_MANY, f"{live} peers are connected", 0)
+        return None
+
+    def _make_place(self) -> Refuse | None:
+        """Room for one more session: the one longest absent with nothing queued either way goes first."""
+        limit = self.settings.max_sessions
+        if limit is None or len(self.visits) < limit:
+            return None
+        idle = [visit for visit in self.visits.values() if not visit.session.connected and _empty(visit.session)]
+        if not idle:
+            return Refuse(RefuseCode.TOO_MANY, f"{len(self.visits)} sessions are kept", 0)
+        oldest = max(idle, key=lambda visit: visit.session.record.absent)
+        self._spawn(self._forget(oldest), f"forget {oldest.session.connection_id}")
+        return None
+
+    async def _refuse(self, connection: PeerConnection, channel: DataChannel, refuse: Refuse) -> None:
+        """Say why not; the connection is closed when the peer has had time to read it."""
+        self.counters[f"refused_{refuse.code}"] += 1
+        logger.info("%s: a peer is refused: %s: %s", self.name, refuse.code, refuse.reason)
+        with contextlib.suppress(TransportError):
+            channel.send(frames.encode(refuse))
+        closed = asyncio.Event()
+        connection.on_state = lambda state: closed.set() if state is TransportState.CLOSED else None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GOODBYE_TIMEOUT):
+                await closed.wait()
+        self.discard(connection)
+
+    # --- sessions --------------------------------------------------------------------------------------------------
+
+    def _add_session(self, record: SessionRecord, channels: list[ChannelRecord]) -> Visit:
+        session = DurableSession(
+            record,
+            channels,
+            environment=self._environment,
+            settings=self._link_settings,
+            configure=self._configure,
+            owner=self,
+            service=self.name,
+        )
+        visit = self.visits[record.connection_id] = Visit(session)
+        if record.closed:
+            session.end()
+        return visit
+
+    async def _absence_loop(self) -> None:
+        """Count the time that peers are absent while this daemon runs; end what has been held long enough."""
+        while True:
+            await asyncio.sleep(ABSENCE_STEP)
+            for visit in list(self.visits.values()):
+                with contextlib.suppress(RequestError, StoreError):
+                    await self._count_absence(visit)
+
+    async def _count_absence(self, visit: Visit) -> None:
+        session, expiry = visit.session, self.settings.session_expiry
+        if session.record.closed:
+            if _nothing_waits(session):
+                await self._forget(visit)
+            return
+        if session.connected or expiry is None:
+            return
+        before = session.record.absent
+        absent = before + ABSENCE_STEP
+        session.machine.record = replace(session.record, absent=absent)
+        if absent - visit.absent_saved >= ABSENCE_SAVED:
+            visit.absent_saved = absent
+            await self._environment.disk.execute(SaveSession(session.record))
+        if before < expiry <= absent:
+            await self._expire(visit)
+        elif absent >= expiry + KEPT_LONGER and _nothing_waits(session):
+            await self._forget(visit)
+
+    async def _expire(self, visit: Visit) -> None:
+        """What is held for an absent peer goes, and is reported; numbers stay, so that it can be told."""
+        for channel in visit.session.channels.values():
+            await visit.session.run(Remove(channel.id, 1, 2**62, Reason.EXPIRED))
+        self._publish("disconnection", {"reason": "expired"}, visit.session.connection_id)
+
+    async def _forget(self, visit: Visit) -> None:
+        self.visits.pop(visit.session.connection_id, None)
+        await visit.session.forget()
+
+    # --- owner of the sessions -------------------------------------------------------------------------------------
+
+    def link_up(self, session: DurableSession, effect: LinkUp) -> None:
+        visit = self.visits[session.connection_id]
+        session.machine.record = replace(session.record, absent=0.0)
+        visit.absent_saved = 0.0
+        if visit.state is not ConnectionState.CONNECTED:
+            self._enter(visit, ConnectionState.CONNECTED)
+            session.event("connected", {"resumed": effect.resumed})
+        if not effect.resumed:
+            self._publish("connection", {"peer_name": session.record.peer_name, "kind": "link"}, session.connection_id)
+        self._changed.set()
+
+    def link_down(self, session: DurableSession, effect: LinkDown) -> None:
+        if not effect.current:
+            return
+        visit = self.visits[session.connection_id]
+        if visit.state is ConnectionState.CLOSED:
+            return
+        if effect.code == GoodbyeCode.CLOSING:
+            self._spawn(self.close(session.connection_id, 0.0, "peer"), f"close {session.connection_id}")
+            return
+        self._enter(visit, ConnectionState.DISCONNECTED)
+        session.event("disconnected", {"reason": effect.code, "message": effect.reason})
+        self._expect_back()
+
+    def suspect(self, session: DurableSession, effect: Suspect) -> None:
+        session.event("suspect", {"silence": round(effect.silence, 1)})
+        self._expect_back()
+
+    def recovered(self, session: DurableSession, effect: Recovered) -> None:
+        session.event("recovered", {})
+
+    def session_failed(self, session: DurableSession, effect: SessionFailed) -> None:
+        logger.error("%s %s: %s: %s", self.name, session.connection_id, effect.code, effect.reason)
+        facts = {"context": "session", "code": effect.code, "message": effect.reason}
+        self._publish("error", facts, session.connection_id)
+
+    def refusal(self, session: DurableSession) -> tuple[str, str] | None:
+        if self.visits[session.connection_id].state is ConnectionState.CLOSED:
+            return "closed", "the connection is closed"
+        return None
+
+    def discard(self, connection: PeerConnection) -> None:
+        self._spawn(connection.close(), f"close a connection of {self.name}")
+
+    def _expect_back(self) -> None:
+        self._missed.set()
+        self._changed.set()
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._spawned_done)
+
+    def _spawned_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("%s: %s failed", self.name, task.get_name(), exc_info=task.exception())
+
+    def _enter(self, visit: Visit, state: ConnectionState) -> None:
+        previous = visit.state
+        check(CONNECTION_TRANSITIONS, previous, state)
+        visit.state = state
+        visit.session.event("state", {"new": str(state), "previous": str(previous)})
+
+    def _publish(self, name: str, data: dict[str, Any], connection_id: str | None = None) -> None:
+        self._environment.publish(name, data, service=self.name, connection_id=connection_id)
+
+
+class _Greeting:
+    """Waits, on a connection that was just made, for the data channel of the link and the hello on it."""
+
+    def __init__(self, connection: PeerConnection) -> None:
+        loop = asyncio.get_running_loop()
+        self._connection = connection
+        self._connected: asyncio.Future[None] = loop.create_future()
+        self._arrived: asyncio.Future[tuple[DataChannel, frames.Hello]] = loop.create_future()
+        connection.on_state = self._on_state
+        connection.on_data_channel = self._on_data_channel
+
+    def _on_state(self, state: TransportState) -> None:
+        if state is TransportState.CONNECTED and not self._connected.done():
+            self._connected.set_result(None)
+        elif state is TransportState.CLOSED:
+            for future in (self._connected, self._arrived):
+                if not future.done():
+                    future.set_exception(TransportError("the connection ended before hello"))
+                    future.exception()
+
+    def _on_data_channel(self, channel: DataChannel) -> None:
+        if channel.label == frames.LABEL and channel.protocol == frames.PROTOCOL:
+            channel.on_message = lambda message: _take_hello(self._arrived, channel, message)
+        elif channel.label != SERVICE_LABEL:
+            logger.debug("A data channel %r that no link announced is closed", channel.label)
+            channel.close()
+
+    async def hello(self) -> tuple[DataChannel, frames.Hello]:
+        """Raises `TransportError` or `PeerError`."""
+        try:
+            async with asyncio.timeout(CONNECTING):
+                await self._connected
+            async with asyncio.timeout(2 * GREETING):
+                return await self._arrived
+        except TimeoutError:
+            raise PeerError("no hello in time") from None
+
+    @staticmethod
+    async def again(connection: PeerConnection, channel: DataChannel) -> frames.Hello:
+        """The next hello on a channel whose first one was refused. Raises `TransportError` or `PeerError`."""
+        arrived: asyncio.Future[tuple[DataChannel, frames.Hello]] = asyncio.get_running_loop().create_future()
+        channel.on_message = lambda message: _take_hello(arrived, channel, message)
+
+        def closed(state: TransportState) -> None:
+            if state is TransportState.CLOSED and not arrived.done():
+                arrived.set_exception(TransportError("the connection ended before hello"))
+
+        connection.on_state = closed
+        try:
+            async with asyncio.timeout(GREETING):
+                return (await arrived)[1]
+        except TimeoutError:
+            raise PeerError("no hello in time") from None
+
+
+def _take_hello(
+    arrived: asyncio.Future[tuple[DataChannel, frames.Hello]], channel: DataChannel, message: Message
+) -> None:
+    if arrived.done():
+        return
+    try:
+        frame = frames.decode(message)
+        if not isinstance(frame, frames.Hello):
+            raise PeerError(f"{type(frame).__name__} instead of hello")
+    except PeerError as error:
+        arrived.set_exception(error)
+    else:
+        arrived.set_result((channel, frame))
+
+
+def _empty(session: DurableSession) -> bool:
+    return all(not channel.waiting and not channel.outbox.count for channel in session.channels.values())
+
+
+def _nothing_waits(session: DurableSession) -> bool:
+    return all(not channel.waiting for channel in session.channels.values())
