@@ -101,7 +101,7 @@ class OfferPool:
         offers: list[PendingOffer] = []
         try:
             for _ in range(count):
-                offers.append(await self._make_offer())  # noqa: PERF401: what has been made must be discarded on errors
+                offers.append(await self._make_offer())  # noqa: PERF401 - what has been made must be discarded on errors
             added = await self._publisher.add_offers([offer.sdp for offer in offers], ttl=self._settings.ttl)
         except BaseException:
             for offer in offers:
