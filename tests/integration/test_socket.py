@@ -18,6 +18,7 @@ from rondevu_client import (
     RequestRefused,
 )
 from rondevu_client import channel as channel_module
+from rondevud.errors import RequestError
 from rondevud.ipc.server import Server
 from tests.unit.ipc.house import MemoryHouse
 
@@ -720,3 +721,21 @@ async def test_other_options_are_a_conflict(place, daemon):
     with pytest.raises(RequestRefused) as caught:
         await daemon.expose_service("alice", FQN, pool_size=2)
     assert (caught.value.code, caught.value.data) == ("conflict", {"options": ["pool_size"]})
+
+
+async def test_a_channel_that_is_free_again_right_after_it_was_in_use_is_served(place, daemon, monkeypatch):
+    """The refusal and the event arrive together: the event must not be taken for old news."""
+    house, serving = place.house, Serving()
+    house.add_connection("conn-s", "joe", service=f"alice/{FQN}")
+    await daemon.expose_service("alice", FQN, handler=serving)
+    channel = house.get("conn-s", "main")
+    open_receiver = channel.open_receiver
+
+    async def refuse_once(mode, listener, takeover):
+        monkeypatch.setattr(channel, "open_receiver", open_receiver)
+        asyncio.get_running_loop().call_soon(channel.offer)
+        raise RequestError("in_use", "just now")
+
+    monkeypatch.setattr(channel, "open_receiver", refuse_once)
+    channel.deliver("x")
+    assert await serving.got.get() == ("conn-s", "main", "x", 1)

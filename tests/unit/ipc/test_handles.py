@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 import pytest
 
 from rondevu_client.messages import SEND_WINDOW
@@ -279,3 +282,64 @@ async def test_a_client_that_asks_and_never_reads_is_not_read_any_more(server, p
             client.write(encode_request(msgid, "why", {"target": "conn-a"}))
         await house.until(lambda: not session._transport.is_reading())
         assert session.writer.unsent < writer.HOPELESS
+
+
+async def test_nothing_overtakes_the_answer_to_an_attach(client, channel, monkeypatch):
+    open_receiver = channel.open_receiver
+    listeners = []
+
+    async def open_and_talk(mode, listener, takeover):
+        listeners.append(listener)
+        return await open_receiver(mode, listener, takeover)
+
+    open_producer = channel.open_producer
+
+    async def open_and_confirm(name, listener, takeover):
+        producer = await open_producer(name, listener, takeover)
+        listener.removed(1, 1, "expired")
+        listener.accepted(2)
+        return producer
+
+    monkeypatch.setattr(channel, "open_receiver", open_and_talk)
+    monkeypatch.setattr(channel, "open_producer", open_and_confirm)
+    client.write(encode_request(50, "attach", {"target": "conn-a", "label": "main"}))
+    answer = await client.next()
+    assert answer.msgid == 50
+    assert (await client.next()).method == "removed"
+    assert (await client.next()).params == [1, 2]
+
+
+async def test_a_channel_taken_away_while_it_is_attached_is_an_error(client, channel, monkeypatch):
+    open_producer = channel.open_producer
+
+    async def open_and_lose(name, listener, takeover):
+        producer = await open_producer(name, listener, takeover)
+        channel.receiver.close()
+        listener.detached("taken_over")
+        return producer
+
+    monkeypatch.setattr(channel, "open_producer", open_and_lose)
+    error = await client.refused("attach", target="conn-a", label="main")
+    assert error["code"] == "detached"
+    assert not channel.producers
+    assert client.frames == []
+
+
+async def test_a_half_opened_after_its_socket_broke_is_closed(server, house, path, channel, monkeypatch):
+    """Whoever opens a producer may finish although it was cancelled."""
+    open_producer, began, proceed = channel.open_producer, asyncio.Event(), asyncio.Event()
+
+    async def open_late(name, listener, takeover):
+        began.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await proceed.wait()
+        return await open_producer(name, listener, takeover)
+
+    monkeypatch.setattr(channel, "open_producer", open_late)
+    async with raw_client(path) as client:
+        client.write(encode_request(50, "attach", {"target": "conn-a", "label": "main", "producer": b"me"}))
+        await began.wait()
+    house.changed.clear()
+    await house.changed.wait()
+    await house.until(lambda: house.gone and not channel.producers)
+    assert channel.receiver is None

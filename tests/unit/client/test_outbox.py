@@ -1,0 +1,97 @@
+"""Numbers, window and what becomes of messages, without a socket."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from rondevu_client.errors import Detached, MessageRejected
+from rondevu_client.outbox import FRAME_MESSAGES, REMOVED_KEPT, Entry, Outbox
+
+
+@pytest.fixture
+async def outbox():
+    outbox = Outbox()
+    assert outbox.begin(0, {}, 0, 0, 1024) == []
+    return outbox
+
+
+def put(outbox, data, size=1, max_age=None):
+    entry = Entry(data, size, max_age, asyncio.get_running_loop().create_future())
+    outbox.put(entry)
+    return entry.future
+
+
+async def test_neighbours_with_one_age_limit_share_a_frame(outbox):
+    for data, age in [("a", None), ("b", None), ("c", 5), ("d", 5), ("e", None)]:
+        put(outbox, data, max_age=age)
+    assert outbox.take() == [(1, ["a", "b"], None), (3, ["c", "d"], 5), (5, ["e"], None)]
+    assert outbox.take() == []
+
+
+async def test_a_frame_has_bounds(outbox):
+    for _ in range(FRAME_MESSAGES + 1):
+        put(outbox, "x")
+    put(outbox, "big", size=100_000)
+    assert [len(frame.payloads) for frame in outbox.take()] == [FRAME_MESSAGES, 1, 1]
+
+
+async def test_what_the_daemon_decided_meanwhile_is_not_sent_again(outbox):
+    futures = [put(outbox, str(number)) for number in range(1, 6)]
+    outbox.take()
+    assert outbox.begin(3, {2: "queue_full"}, 0, 0, 1024) == [(4, ["4", "5"], None)]
+    assert [futures[0].result(), futures[2].result()] == [1, 3]
+    with pytest.raises(MessageRejected):
+        futures[1].result()
+    assert not futures[3].done()
+
+
+async def test_numbers_start_above_those_of_an_earlier_process(outbox):
+    outbox = Outbox()
+    outbox.begin(70, {}, 3, 60, 1024)
+    put(outbox, "x")
+    assert outbox.take() == [(71, ["x"], None)]
+    outbox.remove(61, 65, "expired")
+    assert outbox.take_removed() is None
+
+
+async def test_a_message_whose_sender_has_gone_before_it_was_sent_takes_no_number(outbox):
+    gone = put(outbox, "gone")
+    gone.cancel()
+    put(outbox, "there")
+    assert outbox.take() == [(1, ["there"], None)]
+
+
+async def test_acknowledged_and_removed_numbers_are_no_longer_waited_for(outbox):
+    for _ in range(10):
+        put(outbox, "x")
+    outbox.take()
+    outbox.reject(4, "queue_full", "")
+    outbox.accept(10)
+    assert outbox.unacknowledged == 9
+    outbox.acknowledge(2)
+    outbox.remove(5, 6, "overflow")
+    assert not outbox.is_acknowledged(10)
+    assert outbox.is_acknowledged(2)
+    outbox.acknowledge(10)
+    assert outbox.is_acknowledged(10)
+    assert outbox.take_removed().ranges == [(5, 6, "overflow")]
+
+
+async def test_removals_beyond_the_bound_are_counted(outbox):
+    for number in range(1, REMOVED_KEPT + 3):
+        outbox.remove(2 * number, 2 * number, "expired")
+    error = outbox.take_removed()
+    assert (len(error.ranges), error.unnumbered) == (REMOVED_KEPT, 2)
+
+
+async def test_a_failure_reaches_everybody_who_waits(outbox):
+    sent = put(outbox, "x")
+    outbox.take()
+    waiting = put(outbox, "y")
+    outbox.fail(Detached("closed"))
+    for future in (sent, waiting):
+        with pytest.raises(Detached):
+            future.result()
+    assert outbox.undecided == 0
