@@ -94,7 +94,7 @@ class Daemon:
 
     async def open(self) -> None:
         """Find the socket and say hello. Raises `DaemonUnavailable`, `RequestRefused` (``access_denied``)."""
-        self._closed = None
+        self._closed = ConnectionLost("the daemon object is not open")
         self._ready.clear()
         tried: list[tuple[Path, str]] = []
         for path in socket_candidates(self._given):
@@ -108,6 +108,7 @@ class Daemon:
                 tried.append((path, str(error)))
             else:
                 self.path = path
+                self._closed = None
                 self._ready.set()
                 return
         self._closed = DaemonUnavailable(describe_unavailable(tried))
@@ -337,6 +338,8 @@ class Daemon:
         except BaseException:
             wire.close()
             raise
+        if wire.lost:
+            raise ConnectionLost("the daemon closed the socket after its hello")
         self.version, self.instance = answer["version"], answer["instance"]
         return wire
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 
 import pytest
+import uvloop
 
 from rondevu_client import (
     ConnectionLost,
@@ -115,9 +116,12 @@ async def test_access_denied_is_said(place):
     await place.stop()
     place.server = Server(place.house, path=place.path, allow=lambda _peer: False)
     await place.server.start()
+    daemon = Daemon(place.path)
     with pytest.raises(RequestRefused) as caught:
-        await Daemon(place.path).open()
+        await daemon.open()
     assert caught.value.code == "access_denied"
+    with pytest.raises(ConnectionLost, match="not open"):
+        await daemon.status()
 
 
 async def test_requests_bring_their_answers_and_refusals(daemon):
@@ -739,3 +743,23 @@ async def test_a_channel_that_is_free_again_right_after_it_was_in_use_is_served(
     monkeypatch.setattr(channel, "open_receiver", refuse_once)
     channel.deliver("x")
     assert await serving.got.get() == ("conn-s", "main", "x", 1)
+
+
+def test_both_ends_work_under_uvloop_too(tmp_path):
+    async def exchange():
+        place = Place(tmp_path / "rondevud.sock")
+        place.house.add_connection("conn-a", "alice-chat")
+        await place.start()
+        async with Daemon(place.path) as daemon:
+            channel = await daemon.attach("alice-chat", "main")
+            await asyncio.gather(*(channel.send(b"x" * 65_536) for _ in range(100)))
+            place.channel().deliver(*(b"y" * 65_536 for _ in range(100)))
+            received = [(await anext(channel)).data for _ in range(100)]
+            place.cut()
+            assert await channel.send("after") == 101
+        await place.stop()
+        return received
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(exchange()) == [b"y" * 65_536] * 100
+    assert not (tmp_path / "rondevud.sock").exists()
