@@ -183,6 +183,7 @@ class ChannelRecord:
     out_count: int = 0
     out_bytes: int = 0
     in_count: int = 0
+    """Rows of the inbox, gaps included: whether something waits."""
     in_bytes: int = 0
     out_closed: int = 0
     """Number of this side's closing message; 0 = not closed."""

@@ -8,6 +8,7 @@ Rules that `rondevud.records` leaves to the stores:
 - `ProducerRange`s stand in the order of the producers' ids; sessions in that of their connection ids, channels of ids.
 - A range of removed numbers that is cut keeps its count, unless each of its numbers was a message.
 - `SetEpoch` with a `floor` above ``next`` writes the `restart` removal that `Put` would write.
+- A row of the inbox that is damaged or lacking stays as a gap; its number is 0 where nobody knows it.
 - `ForgetProducers` forgets `SLICE` producers at most; an answer of that many says that there may be more.
 """
 
@@ -101,6 +102,13 @@ def check_closing(payloads: tuple[Payload, ...]) -> None:
     """Raises `StoreConflict` when a closing message is not the last one."""
     if None in payloads[:-1]:
         raise StoreConflict("a closing message with messages behind it")
+
+
+def check_numbers(*numbers: int) -> None:
+    """Raises `StoreConflict` for a number or count that is negative or does not fit a row."""
+    for number in numbers:
+        if not 0 <= number < 2**63:
+            raise StoreConflict(f"{number} is not between 0 and 2**63 - 1")
 
 
 def expiry(moment: float, max_age: float) -> float:

@@ -5,6 +5,7 @@ Also the place where errors of sqlite3 become errors of the store.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sqlite3
@@ -40,6 +41,13 @@ def primary_code(error: sqlite3.Error) -> int | None:
 def is_damage(error: sqlite3.Error) -> bool:
     """Whether SQLite found the file itself damaged."""
     return primary_code(error) in _DAMAGE
+
+
+def damage(what: str) -> sqlite3.DatabaseError:
+    """The error SQLite would raise, for damage that only we can see."""
+    error = sqlite3.DatabaseError(what)
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return error
 
 
 def failure(error: Exception) -> StoreFailed:
@@ -83,6 +91,10 @@ def _open(path: Path, factory: type[sqlite3.Connection]) -> sqlite3.Connection:
         connection.execute("PRAGMA cell_size_check = ON")
         connection.execute("PRAGMA cache_size = -8000")
         _upgrade(connection)
+        _check_schema(connection)
+    except UnicodeDecodeError as error:  # sqlite3 met garbage in the text of the schema
+        connection.close()
+        raise damage(f"its schema is damaged: {error}") from error
     except BaseException:
         connection.close()
         raise
@@ -96,9 +108,7 @@ def _make_file(path: Path) -> None:
     except FileExistsError:
         if path.stat().st_size == 0 and _size(_beside(path, "-wal")) > 0:
             # SQLite would throw the log away, and with it all there is.
-            error = sqlite3.DatabaseError("the file is empty and its log is not")
-            error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-            raise error from None
+            raise damage("the file is empty and its log is not") from None
         path.chmod(0o600)
         return
     for directory in (path.parent, path.parent.parent):
@@ -141,6 +151,20 @@ def _upgrade(connection: sqlite3.Connection) -> None:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
+
+
+def _schema(connection: sqlite3.Connection) -> dict[str, str | None]:
+    return dict(connection.execute("SELECT name, sql FROM sqlite_schema").fetchall())
+
+
+def _check_schema(connection: sqlite3.Connection) -> None:
+    """A flipped bit in a column's name would make every operation fail; take it for the damage that it is."""
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as fresh:
+        _upgrade(fresh)
+        present = _schema(connection)
+        wrong = [name for name, sql in _schema(fresh).items() if name not in present or present[name] != sql]
+    if wrong:
+        raise damage(f"its schema is damaged at {', '.join(wrong)}")
 
 
 def _move_aside(path: Path) -> Path:

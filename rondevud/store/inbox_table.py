@@ -10,9 +10,9 @@ from typing import Any
 from rondevud import records
 from rondevud.errors import StoreConflict
 from rondevud.records import InGap, InItem, InMessage, OutMessage, Reason, Removal
-from rondevud.store.base import Limits
+from rondevud.store.base import Limits, check_numbers
 from rondevud.store.outbox_table import decode_payload, encode_payload
-from rondevud.store.rows import ChannelRows, fields_crc, intact, sealed
+from rondevud.store.rows import ChannelRows, intact, sealed, weight
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,8 @@ class InboxTable:
         record = channel.record
         if (record.peer_epoch, record.recv_next) != (operation.expect_epoch, operation.expect_next):
             raise StoreConflict(f"channel {record.id} is at {record.peer_epoch.hex()}-{record.recv_next}")
+        counts = [item.messages or 0 for item in operation.items if isinstance(item, Removal)]
+        check_numbers(operation.recv_next, *counts, record.recv_count + sum(counts))
         same_epoch = operation.epoch == record.peer_epoch
         count, closed = (record.recv_count, record.in_closed) if same_epoch else (0, False)
         rows: list[tuple[Any, ...]] = []
@@ -69,74 +71,83 @@ class InboxTable:
         return records.ReceiveResult(first_row, len(rows), size)
 
     def read_in(self, operation: records.ReadIn) -> records.InPage:
-        self._channels.get(operation.channel)
+        channel = self._channels.get(operation.channel)
+        record = channel.record
+        # Rows have no holes and leave from the front only, so the counts say which must be there.
+        start = max(operation.row, channel.next_row - record.in_count)
+        rows, whole = self._rows(operation.channel, start)
+        last = min(channel.next_row, start + self._limits.page_messages)
+        if not whole:
+            last = min(last, rows[-1][1] + 1)
+        held = {row[1]: row for row in rows}
+        damaged = 0
+        items: list[InItem] = []
+        for number in range(start, last):
+            row = held.get(number)
+            if row is None or not intact(row):
+                damaged += 1
+                row = self._mark_damaged(row or (record.id, number, record.peer_epoch, *(None,) * 8))
+            items.append(_item(row))
+        return records.InPage(items, items[-1].row + 1 if items else operation.row, damaged)
+
+    def _rows(self, channel: int, start: int) -> tuple[list[Any], bool]:
+        """One page of rows from `start` on, and whether it ended by rows and not by bytes."""
         cursor = self._connection.execute(
             "SELECT * FROM inbox WHERE channel = ? AND row >= ? ORDER BY row LIMIT ?",
-            (operation.channel, operation.row, self._limits.page_messages),
+            (channel, start, self._limits.page_messages),
         )
         rows: list[Any] = []
-        size = 0
+        size, whole = 0, True
         for row in cursor:
-            size += len(row[5])
+            size += weight(row[5])
             if rows and size > self._limits.page_bytes:
+                whole = False
                 break
             rows.append(row)
         cursor.close()
-        damaged = 0
-        items: list[InItem] = []
-        for row in rows:
-            if intact(row):
-                items.append(_item(row))
-            else:
-                damaged += 1
-                items.append(_item(self._mark_damaged(row)))
         self.moved += size
-        return records.InPage(items, items[-1].row + 1 if items else operation.row, damaged)
+        return rows, whole
 
     def _mark_damaged(self, row: Sequence[Any]) -> tuple[Any, ...]:
-        """Turn a damaged row into a gap. The payload stays, so that the bytes counted in the channel's row stay true."""
+        """Write a gap in place of a row that is damaged or lacking; 0 stands for a number that nobody knows.
+
+        The payload stays, so that the bytes counted in the channel's row stay true.
+        """
         channel, number, epoch, seq, _, payload, *_, enqueued, _ = row
         logger.error("row %s in the inbox of channel %s is damaged", number, channel)
-        fields = (
-            channel,
-            number,
-            epoch if isinstance(epoch, bytes) else b"",
-            seq if isinstance(seq, int) else 0,
-            DAMAGED,
-            payload if isinstance(payload, bytes) else b"",
-            None,
-            None,
-            None,
-            enqueued if isinstance(enqueued, float) else 0.0,
+        fields = sealed(
+            (
+                channel,
+                number,
+                epoch if isinstance(epoch, bytes) else b"",
+                seq if isinstance(seq, int) else 0,
+                DAMAGED,
+                payload if isinstance(payload, bytes) else b"",
+                None,
+                None,
+                None,
+                enqueued if isinstance(enqueued, float) else 0.0,
+            )
         )
-        self._connection.execute(
-            "UPDATE inbox SET epoch = ?3, seq = ?4, kind = ?5, payload = ?6, next = ?7, reason = ?8, messages = ?9,"
-            " enqueued = ?10, crc = ?11 WHERE channel = ?1 AND row = ?2",
-            (*fields, fields_crc(fields)),
-        )
-        return sealed(fields)
+        self._connection.execute("INSERT OR REPLACE INTO inbox VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", fields)
+        return fields
 
     def ack_in(self, operation: records.AckIn) -> records.InRemoved:
         channel = self._channels.get(operation.channel, change=True)
-        record, limit = channel.record, self._limits.slice_rows
-        upto, more = operation.upto_row, False
-        if record.in_count > limit:
-            ends = self._connection.execute(
-                "SELECT row FROM inbox WHERE channel = ? AND row < ? ORDER BY row LIMIT 2 OFFSET ?",
-                (record.id, upto, limit - 1),
-            ).fetchall()
-            if more := len(ends) == 2:
-                upto = ends[0][0] + 1
-        if not more and upto >= channel.next_row:
-            rows, size = record.in_count, record.in_bytes  # nothing is left, whatever damage did to the counts
+        record = channel.record
+        begin, end = channel.next_row - record.in_count, min(operation.upto_row, channel.next_row)
+        upto = min(end, begin + self._limits.slice_rows)
+        if upto <= begin:
+            return records.InRemoved(0, 0, more=False)
+        if upto == channel.next_row:
+            size = record.in_bytes  # nothing is left, whatever damage did to the count
         else:
-            rows, size = self._connection.execute(
-                "SELECT count(*), ifnull(sum(length(payload)), 0) FROM inbox WHERE channel = ? AND row < ?",
-                (record.id, upto),
-            ).fetchone()
+            size = self._connection.execute(
+                "SELECT ifnull(sum(length(payload)), 0) FROM inbox WHERE channel = ? AND row < ?", (record.id, upto)
+            ).fetchone()[0]
         self._connection.execute("DELETE FROM inbox WHERE channel = ? AND row < ?", (record.id, upto))
-        channel.change(in_count=max(0, record.in_count - rows), in_bytes=max(0, record.in_bytes - size))
-        return records.InRemoved(rows, size, more)
+        channel.change(in_count=record.in_count - (upto - begin), in_bytes=max(0, record.in_bytes - size))
+        return records.InRemoved(upto - begin, size, more=upto < end)
 
 
 def _item(row: Sequence[Any]) -> InItem:

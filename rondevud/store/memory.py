@@ -33,6 +33,7 @@ from rondevud.store.base import (
     Limits,
     Taken,
     check_closing,
+    check_numbers,
     group_removed,
     merge_rejected,
     payload_size,
@@ -169,6 +170,7 @@ class MemoryTables:
 
     def _set_epoch(self, operation: records.SetEpoch) -> None:
         channel = self._channel(operation.channel)
+        check_numbers(operation.floor)
         self._raise_next(channel, operation.floor)
         channel.change(epoch=operation.epoch, acked=0, acked_count=0)
         if operation.reopen:
@@ -204,6 +206,7 @@ class MemoryTables:
     def _put(self, operation: records.Put) -> records.PutResult:
         channel = self._channel(operation.channel)
         check_closing(operation.payloads)
+        check_numbers(operation.floor, operation.first_seq)
         sizes = [payload_size(payload) for payload in operation.payloads]
         self._check_producer(operation.channel, operation.producer)
         jumped = bool(sizes) and self._raise_next(channel, operation.floor)
@@ -256,6 +259,7 @@ class MemoryTables:
 
     def _acknowledge(self, operation: records.Acknowledge) -> records.Acknowledged:
         channel = self._channel(operation.channel)
+        check_numbers(operation.recv_next)
         self._raise_next(channel, operation.recv_next)
         record, outbox = channel.record, channel.outbox
         if operation.recv_next <= record.acked:
@@ -355,6 +359,8 @@ class MemoryTables:
         record = channel.record
         if (record.peer_epoch, record.recv_next) != (operation.expect_epoch, operation.expect_next):
             raise StoreConflict(f"channel {record.id} is at {record.peer_epoch.hex()}-{record.recv_next}")
+        counts = [item.messages or 0 for item in operation.items if isinstance(item, Removal)]
+        check_numbers(operation.recv_next, *counts, record.recv_count + sum(counts))
         first_row, size = channel.next_row, 0
         same_epoch = operation.epoch == record.peer_epoch
         count, closed = (record.recv_count, record.in_closed) if same_epoch else (0, False)

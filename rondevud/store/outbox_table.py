@@ -16,12 +16,14 @@ from rondevud.store.base import (
     Limits,
     Taken,
     check_closing,
+    check_numbers,
     cut_removal,
     encode_text,
     expiry,
     group_removed,
     join_removals,
 )
+from rondevud.store.database import damage
 from rondevud.store.rows import (
     ChannelRows,
     ChannelState,
@@ -30,13 +32,14 @@ from rondevud.store.rows import (
     intact,
     message_crc,
     message_intact,
+    weight,
 )
 
 logger = logging.getLogger(__name__)
 
 CLOSING, TEXT, BINARY = 0, 1, 2
 
-_TAKEN = "seq, length(payload), producer, producer_seq"
+_TAKEN = "seq, ifnull(length(payload), 0), producer, producer_seq"
 
 
 def encode_payload(payload: Payload) -> tuple[int, bytes]:
@@ -95,6 +98,7 @@ class OutboxTable:
     def put(self, operation: records.Put) -> records.PutResult:
         channel = self._channels.get(operation.channel, change=True)
         check_closing(operation.payloads)
+        check_numbers(operation.floor, operation.first_seq)
         encoded = [encode_payload(payload) for payload in operation.payloads]
         producer = self._producers.find(operation.producer) if operation.producer > 0 else None
         if operation.producer > 0 and (producer is None or producer.channel != operation.channel):
@@ -186,13 +190,14 @@ class OutboxTable:
 
     def acknowledge(self, operation: records.Acknowledge) -> records.Acknowledged:
         channel = self._channels.get(operation.channel, change=True)
+        check_numbers(operation.recv_next)
         self.raise_next(channel, operation.recv_next)
         record = channel.record
         if operation.recv_next <= record.acked:
             return records.Acknowledged(record.acked, 0, 0, (), more=False)
         upto = self._slice_end(channel, operation.recv_next)
         rows = self._connection.execute(
-            "SELECT producer, min(producer_seq), max(producer_seq), count(*), sum(length(payload)) FROM outbox"
+            "SELECT producer, min(producer_seq), max(producer_seq), count(*), ifnull(sum(length(payload)), 0) FROM outbox"
             " WHERE channel = ? AND seq < ? GROUP BY producer ORDER BY producer",
             (record.id, upto),
         ).fetchall()
@@ -340,20 +345,22 @@ class OutboxTable:
         channel = self._channels.get(operation.channel)
         start, end = max(operation.first, channel.base), channel.record.next
         damaged: list[Removed] = []
-        while True:  # again after damage was replaced by removals
+        for _ in range(2 * self._limits.page_messages):  # again after damage was replaced by removals
             rows, removals, horizon = self._page(channel, start)
             bad = [row for row in rows if not message_intact(row)]
             good = [OutMessage(row[1], decode_payload(row[2], row[3])) for row in rows if message_intact(row)]
             found = self._bury(channel, bad)
-            items: list[OutItem] = sorted([*good, *removals], key=lambda item: item[0])
+            items = _in_line([*good, *removals])
             if not bad:
                 found = [self._fill(channel, *hole) for hole in _holes(items, start, horizon)]
             if not bad and not found:
                 break
             damaged.extend(found)
+        else:
+            raise damage(f"the outbox of channel {operation.channel} cannot be read from {start} on")
         items = items[: self._limits.page_messages]
         behind = _behind(items[-1]) if items else start
-        self.moved += sum(len(row[3]) for row in rows)
+        self.moved += sum(weight(row[3]) for row in rows)
         return records.OutPage(items, behind, behind >= end, sorted(damaged))
 
     def _page(self, channel: ChannelState, start: int) -> tuple[list[Any], list[Removal], int]:
@@ -370,7 +377,7 @@ class OutboxTable:
         rows: list[Any] = []
         size = 0
         for row in cursor:
-            size += len(row[3])
+            size += weight(row[3])
             if rows and size > self._limits.page_bytes:
                 horizon = rows[-1][1] + 1
                 break
@@ -388,7 +395,7 @@ class OutboxTable:
             logger.error("message %s in the outbox of channel %d is damaged", row[1], channel.record.id)
             state = self._producers.find(row[4]) if isinstance(row[4], int) else None
             known = state is not None and state.channel == channel.record.id
-            taken.append(Taken(row[1], len(row[3]), *(row[4:6] if known else (0, 0))))
+            taken.append(Taken(row[1], weight(row[3]), *(row[4:6] if known else (0, 0))))
         if taken:
             self._channels.get(channel.record.id, change=True)
         return self._take(channel, taken, Reason.DAMAGED)
@@ -407,6 +414,15 @@ class OutboxTable:
 
 def _behind(item: OutItem) -> int:
     return item.seq + 1 if isinstance(item, OutMessage) else item.next
+
+
+def _in_line(items: list[OutItem]) -> list[OutItem]:
+    """The items in order; what another one covers already is left out (damage can make rows reappear)."""
+    line: list[OutItem] = []
+    for item in sorted(items, key=lambda item: item[0]):
+        if not line or item[0] >= _behind(line[-1]):
+            line.append(item)
+    return line
 
 
 def _holes(items: list[OutItem], start: int, horizon: int) -> list[tuple[int, int]]:

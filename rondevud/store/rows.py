@@ -67,6 +67,11 @@ def message_intact(row: Sequence[Any]) -> bool:
         return False
 
 
+def weight(payload: Any) -> int:
+    """Bytes of a payload as it was read; a damaged one may be anything."""
+    return len(payload) if isinstance(payload, bytes | str) else 0
+
+
 def set_aside(connection: sqlite3.Connection, source: str, row: Sequence[Any]) -> None:
     """Keep the content of a damaged row; who calls deletes it from its table. Secrets stay in the database."""
     content = json.dumps([value.hex() if isinstance(value, bytes) else value for value in row])

@@ -26,6 +26,7 @@ from rondevud.records import Operation
 from rondevud.store.base import Done, Limits
 from rondevud.store.database import failure, is_damage, open_database, primary_code
 from rondevud.store.tables import READS, SqlTables
+from rondevud.store.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +43,6 @@ PASSIVE_CHECKPOINT = 4 * 1024 * 1024
 
 TRUNCATING_CHECKPOINT = 64 * 1024 * 1024
 """Bytes of the log from which on it is checkpointed and cut whatever is queued."""
-
-CHECKPOINT_RETRY = 5.0
-"""Seconds after a failed checkpoint before the next one."""
 
 GARBAGE_COMMITS = 16
 """Under load, rows of deleted channels are removed a slice after every so many commits."""
@@ -122,9 +120,10 @@ class SqliteStore:
         self._stop = False
         self._held: _Job | None = None
         self._commits = 0
-        self._next_checkpoint = 0.0
+        self._healed = False
         self._connection: sqlite3.Connection
         self._tables: SqlTables
+        self._upkeep: Upkeep
 
     @classmethod
     async def open(
@@ -234,6 +233,9 @@ class SqliteStore:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
             self._loop.call_soon_threadsafe(function, argument)
 
+    def _live(self) -> None:
+        self._pulse = time.monotonic()
+
     def _run(self) -> None:
         try:
             self._connection, self.moved_aside = open_database(self.path, self._factory)
@@ -243,6 +245,7 @@ class SqliteStore:
             self._call(self._end, [])
             return
         self._tables = SqlTables(self._connection, self._limits)
+        self._upkeep = Upkeep(self.path, self._connection, self._tables, self._live)
         self._call(self._settle_open, None)
         try:
             self._work()
@@ -265,7 +268,7 @@ class SqliteStore:
             self._tidy()
             self._busy = False
         if self._failing is None:
-            self._checkpoint("TRUNCATE")
+            self._upkeep.checkpoint("TRUNCATE")
 
     def _next(self) -> _Job | None:
         """The next job if one is queued."""
@@ -287,10 +290,12 @@ class SqliteStore:
                 answers = self._transact(jobs, refused)
                 break
             except _Blamed as blamed:
-                self._roll_back()
+                self._upkeep.roll_back()
+                if self._heal(blamed.cause):
+                    continue
                 refused[blamed.index] = self._refuse(jobs[blamed.index], blamed.cause)
             except Exception as error:  # noqa: BLE001 - a commit that failed, or what never should happen
-                self._roll_back()
+                self._upkeep.roll_back()
                 self._fail(jobs, error)
                 return
         self._commits += 1
@@ -344,11 +349,12 @@ class SqliteStore:
             return self._failing
         return StoreError(f"{name} cannot be stored: {cause}")
 
-    def _roll_back(self) -> None:
-        self._tables.clear()
-        with contextlib.suppress(sqlite3.Error):
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
+    def _heal(self, cause: Exception) -> bool:
+        """Once in a life, answer damage by making the indexes anew; whether the operation is worth another try."""
+        if self._healed or not (isinstance(cause, sqlite3.Error) and is_damage(cause)):
+            return False
+        self._healed = True
+        return self._upkeep.reindex()
 
     def _fail(self, jobs: list[_Job], error: Exception) -> None:
         """Wait until a transaction commits again, then answer `jobs` and all that is queued with `StoreFailed`."""
@@ -358,7 +364,7 @@ class SqliteStore:
         while True:
             closing = self._closing.wait(pause)
             self._pulse = time.monotonic()
-            if recovered := self._repair():
+            if recovered := self._upkeep.repair():
                 break
             if closing:
                 logger.error("closing while commits fail; %d operations stay undecided", len(jobs))
@@ -373,18 +379,6 @@ class SqliteStore:
             self._stop = True
             self._call(self._answer, answers)
 
-    def _repair(self) -> bool:
-        """Commit a small transaction, which overwrites what a failed one left in the log."""
-        try:
-            self._connection.execute("BEGIN IMMEDIATE")
-            self._connection.execute("UPDATE meta SET value = value + 1 WHERE name = 'repairs'")
-            self._connection.execute("COMMIT")
-        except sqlite3.Error as error:
-            logger.debug("commits still fail: %s", error)
-            self._roll_back()
-            return False
-        return True
-
     def _drain(self, failed: StoreFailed) -> list[_Answer]:
         """Take all that is queued, to be answered with a failure."""
         answers: list[_Answer] = []
@@ -395,46 +389,16 @@ class SqliteStore:
             answers.append((job.done, StoreFailed(str(failed), failed.code)))
         return answers
 
-    # --- between commits -------------------------------------------------------------------------------------------
-
     def _idle(self) -> bool:
         return self._held is None and not self._stop and self._queue.empty()
 
     def _tidy(self) -> None:
-        """Checkpoint the log and remove rows of deleted channels, without holding up what is queued."""
+        """Upkeep between commits, without holding up what is queued."""
         while self._tables.has_garbage() and (self._idle() or self._commits % GARBAGE_COMMITS == 0):
-            if not self._collect() or not self._idle():
+            if not self._upkeep.collect() or not self._idle():
                 break
-        size = self._log_size()
+        size = self._upkeep.log_size()
         if size > TRUNCATING_CHECKPOINT:
-            self._checkpoint("TRUNCATE")
+            self._upkeep.checkpoint("TRUNCATE")
         elif size > PASSIVE_CHECKPOINT and self._idle():
-            self._checkpoint("PASSIVE")
-
-    def _collect(self) -> bool:
-        self._pulse = time.monotonic()
-        try:
-            self._connection.execute("BEGIN IMMEDIATE")
-            self._tables.collect()
-            self._connection.execute("COMMIT")
-        except sqlite3.Error as error:
-            logger.warning("rows of deleted channels stay for now: %s", error)
-            self._roll_back()
-            return False
-        return True
-
-    def _log_size(self) -> int:
-        try:
-            return self.path.with_name(self.path.name + "-wal").stat().st_size
-        except OSError:
-            return 0
-
-    def _checkpoint(self, mode: str) -> None:
-        now = self._pulse = time.monotonic()
-        if now < self._next_checkpoint:
-            return
-        try:
-            self._connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
-        except sqlite3.Error as error:
-            self._next_checkpoint = now + CHECKPOINT_RETRY
-            logger.warning("the checkpoint failed, the log grows: %s", error)
+            self._upkeep.checkpoint("PASSIVE")

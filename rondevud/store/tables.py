@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 from rondevud import records
 from rondevud.errors import StoreConflict
 from rondevud.records import ChannelRecord, Operation, ProducerRecord, Role, SessionRecord
-from rondevud.store.base import Limits
+from rondevud.store.base import Limits, check_numbers
 from rondevud.store.inbox_table import InboxTable
 from rondevud.store.outbox_table import OutboxTable
 from rondevud.store.rows import (
@@ -161,7 +161,7 @@ class SqlTables:
 
     def _load_sessions(self, _operation: records.LoadSessions) -> records.Sessions:
         self._channels.flush()
-        damaged: set[str] = set()
+        damaged: set[Any] = set()  # a damaged id may be anything
         sessions: dict[str, SessionRecord] = {}
         channels: list[ChannelRecord] = []
         for row in self._connection.execute("SELECT * FROM sessions").fetchall():
@@ -177,9 +177,9 @@ class SqlTables:
         for connection_id in damaged:
             self._set_session_aside(connection_id)
         kept = [sessions[connection_id] for connection_id in sorted(sessions.keys() - damaged)]
-        return records.Sessions(kept, channels, sorted(damaged))
+        return records.Sessions(kept, channels, sorted(str(connection_id) for connection_id in damaged))
 
-    def _set_session_aside(self, connection_id: str) -> None:
+    def _set_session_aside(self, connection_id: Any) -> None:
         """Move the rows of a session and of its channels to ``damaged_rows``; what their queues hold stays where it is."""
         logger.error("a row of session %r or of one of its channels is damaged; set aside", connection_id)
         for row in self._connection.execute(
@@ -234,6 +234,7 @@ class SqlTables:
 
     def _set_epoch(self, operation: records.SetEpoch) -> None:
         channel = self._channels.get(operation.channel, change=True)
+        check_numbers(operation.floor)
         self._outbox.raise_next(channel, operation.floor)
         channel.change(epoch=operation.epoch, acked=0, acked_count=0)
         if operation.reopen:

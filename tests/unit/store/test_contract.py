@@ -488,6 +488,23 @@ async def test_the_inbox_is_read_in_pages_and_its_rows_never_start_again(store):
     assert (await receive(store, channel, OutMessage(8, "n"), expect=8, recv_next=9)).first_row == 8
 
 
+async def test_numbers_that_fit_no_row_are_refused(store):
+    channel = await make_channel(store)
+    refused = [
+        Acknowledge(channel, 2**63),
+        SetEpoch(channel, EPOCH, 2**63),
+        Put(channel, (), NOW, first_seq=2**63),
+        Put(channel, ("a",), NOW, floor=-1),
+        Receive(channel, b"", 0, PEER, 2**63, (), NOW),
+        Receive(channel, b"", 0, PEER, 2, (Removal(1, 2, Reason.LOST, 2**63),), NOW),
+    ]
+    before = await channel_row(store, channel)
+    for operation in refused:
+        with pytest.raises(StoreConflict, match="2\\*\\*63"):
+            await store.execute(operation)
+    assert await channel_row(store, channel) == before
+
+
 async def test_operations_on_unknown_channels_conflict(store):
     await make_channel(store)
     for operation in (Acknowledge(9, 1), ReadOut(9, 0), ReadIn(9, 0), AckIn(9, 1), FindExpiry(9, NOW), MarkAttached(9)):

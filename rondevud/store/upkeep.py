@@ -1,0 +1,97 @@
+"""What the writer of the SQLite store does between its transactions: repair, checkpoints, rows of deleted channels."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rondevud.store.tables import SqlTables
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_RETRY = 5.0
+"""Seconds after a failed checkpoint before the next one."""
+
+STEPS_OF_LIFE = 1_000_000
+"""Instructions of SQLite's machine between two signs of life in long work; some milliseconds."""
+
+
+class Upkeep:
+    """Belongs to the writer's thread. `live` is called when something begins and again while it takes long."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, tables: SqlTables, live: Callable[[], None]) -> None:
+        self._log = path.with_name(path.name + "-wal")
+        self._connection = connection
+        self._tables = tables
+        self._live = live
+        self._next_checkpoint = 0.0
+
+    def roll_back(self) -> None:
+        """End a transaction that failed, if it did not end by itself, and forget what it changed."""
+        self._tables.clear()
+        with contextlib.suppress(sqlite3.Error):
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+
+    def _transact(self, work: Callable[[], object]) -> sqlite3.Error | None:
+        """Do something in a transaction of its own; answers the error that kept it from being committed."""
+        self._live()
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            work()
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            self.roll_back()
+            return error
+        return None
+
+    def repair(self) -> bool:
+        """Commit a small transaction, which overwrites what a failed one left in the log; whether that succeeded."""
+        change = "UPDATE meta SET value = value + 1 WHERE name = 'repairs'"
+        if error := self._transact(lambda: self._connection.execute(change)):
+            logger.debug("commits still fail: %s", error)
+        return error is None
+
+    def reindex(self) -> bool:
+        """Make the indexes anew, which mends half of the damage that SQLite can find; whether that succeeded.
+
+        Takes seconds for a large store, and shows life meanwhile.
+        """
+        self._connection.set_progress_handler(self._live, STEPS_OF_LIFE)
+        try:
+            error = self._transact(lambda: self._connection.execute("REINDEX"))
+        finally:
+            self._connection.set_progress_handler(None, 0)
+        if error is None:
+            logger.error("the store was damaged; its indexes have been made anew")
+        else:
+            logger.error("the store is damaged, and its indexes cannot be made anew: %s", error)
+        return error is None
+
+    def collect(self) -> bool:
+        """Remove one slice of the rows of deleted channels; whether that succeeded."""
+        if error := self._transact(self._tables.collect):
+            logger.warning("rows of deleted channels stay for now: %s", error)
+        return error is None
+
+    def log_size(self) -> int:
+        """Bytes of the write-ahead log."""
+        try:
+            return self._log.stat().st_size
+        except OSError:
+            return 0
+
+    def checkpoint(self, mode: str) -> None:
+        """Bring the log into the file; a failure is logged, and tried again after `CHECKPOINT_RETRY`."""
+        if time.monotonic() < self._next_checkpoint:
+            return
+        self._live()
+        try:
+            self._connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+        except sqlite3.Error as error:
+            self._next_checkpoint = time.monotonic() + CHECKPOINT_RETRY
+            logger.warning("the checkpoint failed, the log grows: %s", error)

@@ -1,0 +1,110 @@
+"""Flipped bits anywhere in the file: nothing wrong is delivered, and everything is delivered, reported or refused."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+
+import pytest
+
+from rondevud.errors import StoreFailed
+from rondevud.records import (
+    Acknowledge,
+    InMessage,
+    LoadSessions,
+    OpenProducer,
+    OutMessage,
+    Put,
+    ReadIn,
+    ReadOut,
+    Reason,
+    Receive,
+)
+from rondevud.store.sqlite import SqliteStore
+from tests.unit.store.kit import NOW, PEER, make_channel
+
+FLIPS = int(os.environ.get("RONDEVUD_STORE_FLIPS", "120"))
+"""How many files with one flipped bit are tried; the soak test asks for more."""
+
+COUNT = 60
+
+
+def text(number: int) -> str:
+    return f"message {number} " + "x" * (number % 50 * 3)
+
+
+@pytest.fixture
+async def intact(tmp_path):
+    path = tmp_path / "intact.sqlite3"
+    store = await SqliteStore.open(path)
+    payloads = tuple(text(number) for number in range(1, COUNT + 1))
+    items = tuple(OutMessage(number, payload) for number, payload in enumerate(payloads, 1))
+    for connection_id, max_age in (("conn-1", None), ("conn-2", 1e6)):
+        channel = await make_channel(store, connection_id=connection_id)
+        producer = (await store.execute(OpenProducer(channel, b"app", NOW))).id
+        await store.execute(Put(channel, payloads, NOW, producer=producer, first_seq=1, max_age=max_age))
+        await store.execute(Receive(channel, b"", 0, PEER, COUNT + 1, items, NOW))
+    await store.close()
+    return path.read_bytes()
+
+
+async def check_outbox(store, channel: int) -> None:
+    told: list[int] = []
+    number, end = 0, False
+    while not end:
+        page = await store.execute(ReadOut(channel, number))
+        for item in page.items:
+            if isinstance(item, OutMessage):
+                assert item.payload == text(item.seq)
+                told.append(item.seq)
+            else:
+                assert item.reason is Reason.DAMAGED
+                told.extend(range(item.first, item.next))
+        assert page.end or page.next > number
+        number, end = page.next, page.end
+    assert told == list(range(1, COUNT + 1))
+    await store.execute(Acknowledge(channel, number))
+
+
+async def check_inbox(store, channel: int) -> None:
+    rows: list[int] = []
+    row = 0
+    while items := (await store.execute(ReadIn(channel, row))).items:
+        for item in items:
+            if isinstance(item, InMessage):
+                assert item.payload == text(item.row)
+            else:
+                assert item.removal.reason is Reason.DAMAGED
+            rows.append(item.row)
+        row = items[-1].row + 1
+    assert rows == list(range(1, COUNT + 1))
+
+
+@pytest.mark.timeout(600)
+async def test_a_flipped_bit_never_delivers_anything_wrong(intact, tmp_path, caplog):
+    caplog.set_level(logging.CRITICAL)
+    drawn = random.Random(20240229)
+    outcomes = {"read": 0, "refused": 0, "moved aside": 0, "set aside": 0}
+    for number in range(FLIPS):
+        content = bytearray(intact)
+        content[drawn.randrange(len(content))] ^= 1 << drawn.randrange(8)
+        path = tmp_path / f"{number}.sqlite3"
+        path.write_bytes(content)
+        store = await SqliteStore.open(path, pause=0.001)
+        try:
+            loaded = await store.execute(LoadSessions())
+            outcomes["set aside"] += len(loaded.damaged)
+            outcomes["moved aside"] += store.moved_aside is not None
+            for channel in loaded.channels:
+                for check in (check_outbox, check_inbox):
+                    try:
+                        await check(store, channel.id)
+                        outcomes["read"] += 1
+                    except StoreFailed:
+                        outcomes["refused"] += 1
+        except StoreFailed:
+            outcomes["refused"] += 1
+        finally:
+            await store.close()
+    assert outcomes["read"] > 3 * FLIPS
