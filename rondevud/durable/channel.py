@@ -52,6 +52,9 @@ class SessionPort(Protocol):
     connection_id: str
 
     @property
+    def max_message(self) -> int: ...
+
+    @property
     def refusal(self) -> tuple[str, str] | None: ...
 
     def now(self) -> float: ...
@@ -88,7 +91,6 @@ class DurableChannel:
         self._lane = lane
         self._session = session
         self._ended = False
-        self._asked = False
         self.made_by_attach = False
         """Whether the next `verdict` belongs to the attach that made the channel."""
         self._reported: dict[bytes, int] = {}
@@ -136,20 +138,32 @@ class DurableChannel:
             return getattr(failing, "code", "store_failed"), str(failing)
         return self._session.refusal
 
-    def verdict(self, producer: Producer | None) -> dict[str, str]:
-        """What became of either direction since this was last attached; to be asked once per attach."""
+    @property
+    def max_message(self) -> int:
+        """Bytes of the largest message taken here."""
+        return self._session.max_message
+
+    @property
+    def acknowledges(self) -> bool | None:
+        """Whether the peer acknowledges; None before the first contact."""
+        return True if self._lane.incoming.epoch or self._lane.out.acked else None
+
+    def verdict(self, producer: bytes | None) -> dict[str, str]:
+        """What became of either direction since this producer was last attached; to be asked once per attach."""
         made, self.made_by_attach = self.made_by_attach, False
         kind = VerdictKind.NEW if made else VerdictKind.RESUMED
-        removed = False
-        if producer is not None and producer.name:
-            removed = producer.removed > self._reported.get(producer.name, 0)
-            self._reported[producer.name] = producer.removed
+        lost = producer is not None and self._removed_since(producer)
         return {
             "in": str(VerdictKind.GAP if self.inbox.gap_waits else kind),
-            "out": str(VerdictKind.GAP if removed else kind),
+            "out": str(VerdictKind.GAP if lost else kind),
         }
 
-    async def open_producer(self, name: bytes | None, listener: ProducerListener, *, takeover: bool) -> Producer:
+    def _removed_since(self, name: bytes) -> bool:
+        removed = next((p.removed for p in self.outbox.producers.values() if p.name == name), 0)
+        before, self._reported[name] = self._reported.get(name, 0), removed
+        return removed > before
+
+    async def open_producer(self, name: bytes | None, listener: ProducerListener, takeover: bool) -> Producer:
         """The producer of that name; one of which nothing is kept without a name. Raises ``producer_in_use``."""
         if name is None:
             return self._add_producer(ProducerRecord(-1 - secrets.randbits(61), b""), listener)
@@ -168,6 +182,8 @@ class DurableChannel:
     def _add_producer(self, record: ProducerRecord, listener: ProducerListener) -> Producer:
         producer = Producer(record, listener, self.outbox.submit, self._producer_closed)
         self.outbox.producers[record.id] = producer
+        if not self.outbox.count:
+            producer.acknowledged_seq = producer.last_seq
         return producer
 
     def _producer_closed(self, producer: Producer) -> None:
@@ -175,7 +191,7 @@ class DurableChannel:
             del self.outbox.producers[producer.id]
         self.outbox.settle()
 
-    async def open_receiver(self, mode: str, listener: ReceiverListener, *, takeover: bool) -> Receiver:
+    async def open_receiver(self, mode: str, listener: ReceiverListener, takeover: bool) -> Receiver:
         """A receiver in ``exclusive`` or ``observe`` mode. Raises ``in_use``."""
         return await self.inbox.open(mode, listener, takeover=takeover)
 

@@ -137,9 +137,7 @@ class Inbox:
     async def open(self, mode: str, listener: ReceiverListener, *, takeover: bool) -> Receiver:
         """A receiver in ``exclusive`` or ``observe`` mode. Raises `RequestError` ``in_use``."""
         if mode == "observe":
-            receiver = Receiver(self, listener)
-            self._observers.append(receiver)
-            return receiver
+            return self.observe(Receiver(self, listener))
         if self.exclusive is not None and not takeover:
             raise RequestError("in_use", "the channel has a receiver already; attach with takeover to take its place")
         if self.exclusive is not None:
@@ -148,6 +146,11 @@ class Inbox:
         self._rewind()
         if not self._attached:
             await self._mark_attached(receiver)
+        return receiver
+
+    def observe(self, receiver: Receiver) -> Receiver:
+        """Give `receiver` a copy of what comes from now on."""
+        self._observers.append(receiver)
         return receiver
 
     async def _mark_attached(self, receiver: Receiver) -> None:

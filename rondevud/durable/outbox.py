@@ -259,6 +259,8 @@ class Outbox:
 
     def _tell_drained(self) -> None:
         if not self.count and not self._storing_count:
+            for producer in list(self.producers.values()):
+                producer.tell_empty()
             waiting, self._drained = self._drained, []
             for waiter in waiting:
                 if not waiter.done():

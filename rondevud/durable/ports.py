@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from rondevud.durable.settings import ChannelSettings
 from rondevud.errors import StoreError, StoreFailed
@@ -52,8 +52,5 @@ class Publish(Protocol):
     ) -> object: ...
 
 
-class Configure(Protocol):
-    """Resolves what a user said about a channel (None: nothing) to its settings."""
-
-    def __call__(self, label: str, options: dict[str, Any] | None) -> ChannelSettings:
-        """Raises `RequestError` with code ``bad_params``."""
+Configure: TypeAlias = Callable[[str, dict[str, Any] | None], ChannelSettings]
+"""Resolves what a user said about the channel of a label (None: nothing) to its settings; raises `RequestError`."""

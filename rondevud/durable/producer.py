@@ -75,7 +75,11 @@ class Producer:
         self._rejected: deque[tuple[int, str]] = deque(record.rejected, maxlen=REJECTED_KEPT)
         self._unsaved: list[tuple[int, str]] = []
         self._undecided: deque[Submission] = deque()
-        self._highest = record.last_seq
+        self._highest = self._base = record.last_seq
+        self._before_done = record.acknowledged_seq >= record.last_seq
+        """Whether everything stored before this handle is known to have left the outbox."""
+        self._unconfirmed = 0
+        """Messages stored through this handle that are neither acknowledged nor removed."""
         self._listener: ProducerListener | None = listener
         self._submit = submit
         self._closed = closed
@@ -145,6 +149,7 @@ class Producer:
 
     def accept(self, submission: Submission) -> None:
         """The messages are stored."""
+        self._unconfirmed += len(submission.payloads)
         self._decide(submission)
 
     def refuse(self, submission: Submission, code: str, message: str) -> None:
@@ -165,14 +170,40 @@ class Producer:
             self.last_seq = self._undecided.popleft().last_seq
         if self.last_seq > before and self._listener is not None:
             self._listener.accepted(self.last_seq)
+        self._pass()
 
     def tell_removed(self, gone: ProducerRange, reason: str) -> None:
+        """Messages were taken out of the outbox."""
         self.removed += gone.messages
+        self._left(gone)
         if self._listener is not None:
             self._listener.removed(gone.first, gone.last, reason)
+        self._pass()
 
     def tell_acknowledged(self, done: ProducerRange) -> None:
-        if done.last > self.acknowledged_seq:
-            self.acknowledged_seq = done.last
+        """The peer's store has these messages."""
+        self._left(done)
+        self._before_done |= done.last > self._base
+        self._acknowledge(done.last)
+        self._pass()
+
+    def tell_empty(self) -> None:
+        """Nothing is left in the outbox."""
+        self._before_done = True
+        self._pass()
+
+    def _left(self, gone: ProducerRange) -> None:
+        self._unconfirmed -= (
+            gone.messages if gone.first > self._base else max(0, min(gone.messages, gone.last - self._base))
+        )
+
+    def _pass(self) -> None:
+        """With nothing of this producer left in the outbox, what was removed or rejected behind it is passed, too."""
+        if self._before_done and self._unconfirmed <= 0 and not self._undecided:
+            self._acknowledge(self.last_seq)
+
+    def _acknowledge(self, upto: int) -> None:
+        if upto > self.acknowledged_seq:
+            self.acknowledged_seq = upto
             if self._listener is not None:
-                self._listener.acknowledged(done.last)
+                self._listener.acknowledged(upto)

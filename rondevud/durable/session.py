@@ -330,6 +330,11 @@ class DurableSession:
     # --- what channels ask for -------------------------------------------------------------------------------------
 
     @property
+    def max_message(self) -> int:
+        """Bytes of the largest message taken here."""
+        return self.machine.settings.max_message
+
+    @property
     def refusal(self) -> tuple[str, str] | None:
         return self._owner.refusal(self)
 

@@ -1,0 +1,195 @@
+"""The daemon: its parts, in the order in which they start, and backwards when they stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from rondevud import __version__, clock, logs, systemd
+from rondevud.config import Config
+from rondevud.durable.session import Environment
+from rondevud.events import EventBus
+from rondevud.house import House
+from rondevud.ipc.server import Server
+from rondevud.records import ForgetProducers
+from rondevud.rendezvous import app as rendezvous
+from rondevud.rendezvous.storage import open_storage
+from rondevud.signalling.base import Signalling
+from rondevud.signalling.identity import Identities
+from rondevud.signalling.opening import open_signalling
+from rondevud.statedir import StateDirectory
+from rondevud.store.memory import MemoryStore
+from rondevud.store.sqlite import SqliteStore
+from rondevud.transport.aiortc import AiortcEngine
+from rondevud.transport.base import IceServer
+
+logger = logging.getLogger(__name__)
+
+DATABASE = "rondevud.sqlite3"
+STOP_TIMEOUT = 15.0
+"""Seconds that an orderly stop may take; what is left then is ended with the process."""
+
+HUNG = 10.0
+"""Seconds without progress of the store's thread after which the watchdog is fed no more."""
+
+HOUSEKEEPING = 3_600.0
+PRODUCERS_KEPT = 7 * 86_400.0
+"""Seconds after its last use that what is known of a producer is kept."""
+
+
+async def run(
+    config: Config,
+    *,
+    config_path: Path | None,
+    state_dir: Path,
+    socket: Path,
+    ready: Callable[[], None] | None = None,
+) -> int:
+    """Run until SIGTERM or SIGINT; a second one ends the process at once. Returns the exit code.
+
+    `config_path` is where `config` came from, for messages; `ready` is called when the socket answers. Raises
+    `ConfigError`, `StateDirectoryError`, `StoreError` or `ListenError` when it cannot start.
+    """
+    unhandled = logs.UnhandledExceptions()
+    unhandled.install(asyncio.get_running_loop())
+    stopping = asyncio.Event()
+    _handle_signals(stopping, config_path)
+    async with contextlib.AsyncExitStack() as stack:
+        await _start(stack, config, state_dir, socket)
+        systemd.ready(f"listening on {socket}")
+        logger.info("rondevud %s is ready: socket %s, state %s", __version__, socket, state_dir)
+        if ready is not None:
+            ready()
+        await stopping.wait()
+        systemd.stopping()
+        logger.info("stopping")
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT):
+                await stack.aclose()
+        except TimeoutError:
+            logger.error("stopping took longer than %.0f s; ended", STOP_TIMEOUT)  # noqa: TRY400 - no traceback helps
+            return 1
+    return 0
+
+
+async def _start(stack: contextlib.AsyncExitStack, config: Config, state_dir: Path, socket: Path) -> None:
+    """Everything in its order; `stack` holds how each part is stopped."""
+    loop = asyncio.get_running_loop()
+    state = stack.enter_context(StateDirectory(state_dir))
+    start_us = clock.wall_microseconds()
+    disk = await SqliteStore.open(state.path / DATABASE)
+    stack.push_async_callback(disk.close)
+    memory = MemoryStore(loop)
+    stack.push_async_callback(memory.close)
+    events = EventBus()
+    environment = Environment(disk, memory, clock, events.publish, start_us, __version__)
+    url = await _start_rendezvous(stack, config, state.path) or config.signalling.url
+    signalling = await _open_signalling(stack, config, url, Identities(state.path / "keys"))
+    engine = _make_engine(config)
+    stack.push_async_callback(engine.close)
+    _absorb_library_errors(loop, engine)
+    house = House(config, environment, signalling, engine, events)
+    await house.load()
+    descriptors = systemd.take_listen_fds()
+    server = Server(
+        house,
+        path=None if descriptors else socket,
+        descriptor=descriptors[0] if descriptors else None,
+        mode=config.daemon.socket_mode,
+        max_message=config.daemon.max_message,
+    )
+    house.clients = server.clients
+    await server.start()
+    stack.push_async_callback(server.stop)
+    stack.push_async_callback(house.stop)
+    stack.callback(events.publish, "stopping", {"restarting": True})
+    await house.start()
+    for work, name in ((_housekeeping(disk), "housekeeping"), (_watchdog(disk), "watchdog")):
+        task = loop.create_task(work, name=name)
+        stack.callback(task.cancel)
+    if disk.moved_aside is not None:
+        events.publish("gap", {"reason": "damaged", "count": None, "moved_aside": str(disk.moved_aside)})
+
+
+async def _start_rendezvous(stack: contextlib.AsyncExitStack, config: Config, state_dir: Path) -> str | None:
+    """The embedded signalling server, if it is wanted; answers its URL."""
+    if not config.rendezvous.enabled:
+        return None
+    storage = open_storage(config.rendezvous.store, state_dir)
+    stack.callback(storage.close)
+    host, _, port = config.rendezvous.listen.rpartition(":")
+    server = await rendezvous.start(host.strip("[]"), int(port), storage, rendezvous.Settings(version=__version__))
+    stack.push_async_callback(server.close)
+    return server.url
+
+
+async def _open_signalling(
+    stack: contextlib.AsyncExitStack, config: Config, url: str | None, identities: Identities
+) -> Signalling | None:
+    if url is None:
+        return None
+    signalling = await open_signalling(
+        url,
+        config.signalling.protocol,
+        identities,
+        timeout=config.signalling.request_timeout,
+        user_agent=f"rondevud/{__version__}",
+    )
+    stack.push_async_callback(signalling.close)
+    return signalling
+
+
+def _make_engine(config: Config) -> AiortcEngine:
+    servers = [
+        IceServer(tuple(server.urls), server.username, server.credential) for server in config.transport.ice_servers
+    ]
+    return AiortcEngine(servers)
+
+
+def _absorb_library_errors(loop: asyncio.AbstractEventLoop, engine: AiortcEngine) -> None:
+    """Exceptions of the WebRTC library's own background tasks are counted by the engine, not reported as ours."""
+    ours = loop.get_exception_handler()
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+        if engine.absorb(context):
+            return
+        if ours is not None:
+            ours(loop, context)
+        else:
+            loop.default_exception_handler(context)
+
+    loop.set_exception_handler(handle)
+
+
+def _handle_signals(stopping: asyncio.Event, config_path: Path | None) -> None:
+    def stop(number: int) -> None:
+        if stopping.is_set():
+            os._exit(128 + number)
+        stopping.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number)
+    loop.add_signal_handler(
+        signal.SIGHUP, lambda: logger.warning("SIGHUP: reloading %s is not in this version", config_path)
+    )
+
+
+async def _housekeeping(disk: SqliteStore) -> None:
+    while True:
+        disk.submit(ForgetProducers(PRODUCERS_KEPT, clock.stamp()))
+        await asyncio.sleep(HOUSEKEEPING)
+
+
+async def _watchdog(disk: SqliteStore) -> None:
+    """Fed only while this loop and the writer's thread are alive."""
+    interval = systemd.watchdog_interval()
+    while interval is not None:
+        if disk.alive() < HUNG:
+            systemd.feed_watchdog()
+        await asyncio.sleep(interval / 2)

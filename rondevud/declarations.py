@@ -1,0 +1,123 @@
+"""From what users write (the file, options over the socket) to what the durable layer is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+
+from rondevud import config as configuration
+from rondevud.config import Config, ConnectionConfig, QueueConfig, ServiceConfig
+from rondevud.durable.incoming import InboxLimits
+from rondevud.durable.settings import (
+    ChannelSettings,
+    ConnectionSettings,
+    OutboxLimits,
+    Reconnect,
+    ServiceSettings,
+)
+from rondevud.errors import ConfigError, RequestError
+
+Configure = Callable[[str, dict[str, Any] | None], ChannelSettings]
+
+
+def channel_configurer(config: Config, queue: QueueConfig, declared: dict[str, QueueConfig]) -> Configure:
+    """What resolves the options of one channel of a service or connection whose own ``queue`` table is `queue`.
+
+    `declared` are the channels that were declared with it; their options hold when nothing else is said.
+    """
+
+    def configure(label: str, options: dict[str, Any] | None) -> ChannelSettings:
+        own = declared.get(label)
+        if options:
+            try:
+                own = configuration.channel_options(options)
+            except ConfigError as error:
+                raise RequestError("bad_params", str(error)) from error
+        tables = (queue,) if own is None else (queue, own)
+        durability = configuration.merge(config.queue, *tables).durability
+        limits = configuration.queue_limits(config.queue, *tables, durability=durability)
+        inbox = configuration.inbox_limits(config.queue, *tables)
+        return ChannelSettings(
+            durability,
+            OutboxLimits(limits.max_count, limits.max_bytes, limits.max_age, limits.overflow),
+            InboxLimits(inbox.max_count, inbox.max_bytes),
+            msgpack.packb(options) if options else b"",
+        )
+
+    return configure
+
+
+def connection_settings(config: Config, declared: ConnectionConfig, *, in_file: bool) -> ConnectionSettings:
+    reconnect = configuration.resolve_reconnect(config.reconnect, declared.reconnect, in_file=in_file)
+    return ConnectionSettings(
+        declared.name,
+        declared.username,
+        declared.fqn,
+        declared.uuid,
+        tuple(channel.label for channel in declared.channels),
+        Reconnect(
+            reconnect.attempts_until_contact,
+            reconnect.attempts,
+            reconnect.backoff_base,
+            reconnect.backoff_max,
+            reconnect.jitter,
+            reconnect.connection_timeout,
+        ),
+        reconnect.heartbeat,
+        config.daemon.max_message,
+    )
+
+
+def service_settings(config: Config, declared: ServiceConfig) -> ServiceSettings:
+    reconnect = configuration.resolve_reconnect(config.reconnect, declared.reconnect, in_file=True)
+    return ServiceSettings(
+        declared.username,
+        declared.fqn,
+        declared.public,
+        declared.metadata,
+        declared.ttl,
+        declared.ttl_refresh_margin,
+        declared.pool_size,
+        declared.polling_interval,
+        _limit(declared.session_expiry),
+        _whole(declared.max_connections),
+        _whole(declared.max_sessions),
+        _whole(declared.max_channels) or 64,
+        reconnect.heartbeat,
+        config.daemon.max_message,
+    )
+
+
+def connection_from(
+    name: str | None, username: str | None, fqn: str | None, uuid: str | None, options: dict[str, Any]
+) -> ConnectionConfig:
+    """The declaration in a request. Raises `RequestError` ``bad_params``."""
+    said = {"name": name, "username": username, "fqn": fqn, "uuid": uuid}
+    try:
+        return configuration.connection_declaration({**options, **{k: v for k, v in said.items() if v is not None}})
+    except ConfigError as error:
+        raise RequestError("bad_params", str(error)) from error
+
+
+def service_from(username: str, fqn: str, options: dict[str, Any]) -> ServiceConfig:
+    """The declaration in a request. Raises `RequestError` ``bad_params``."""
+    try:
+        return configuration.service_declaration({**options, "username": username, "fqn": fqn})
+    except ConfigError as error:
+        raise RequestError("bad_params", str(error)) from error
+
+
+def differences(has: ConnectionConfig | ServiceConfig, asked: ConnectionConfig | ServiceConfig) -> list[str]:
+    """The keys in which two declarations of one thing differ."""
+    one, other = has.model_dump(), asked.model_dump()
+    return sorted(key for key in one if one[key] != other[key])
+
+
+def _limit(value: float) -> float | None:
+    return None if value == float("inf") else value
+
+
+def _whole(value: float) -> int | None:
+    return None if value == float("inf") else int(value)

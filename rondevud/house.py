@@ -1,0 +1,521 @@
+"""What the daemon keeps, as the methods of the socket see it: connections and services, by name and by connection id."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import msgpack
+
+from rondevud.config import Config, ConnectionConfig, ServiceConfig
+from rondevud.declarations import (
+    channel_configurer,
+    connection_from,
+    connection_settings,
+    differences,
+    service_from,
+    service_settings,
+)
+from rondevud.durable.channel import DurableChannel
+from rondevud.durable.connection import DurableConnection
+from rondevud.durable.service import DurableService, Visit
+from rondevud.durable.session import DurableSession, Environment
+from rondevud.durable.states import ConnectionState
+from rondevud.errors import RequestError, SignallingError, SignallingRejected
+from rondevud.events import Event, EventBus, Scope
+from rondevud.records import (
+    ChannelRecord,
+    Declaration,
+    DeclarationKind,
+    DeleteDeclaration,
+    DeleteSession,
+    LoadDeclarations,
+    LoadSessions,
+    Role,
+    SaveDeclaration,
+    SaveSession,
+    SessionRecord,
+)
+from rondevud.service_channel import ServiceChannel
+from rondevud.signalling.base import Signalling
+from rondevud.transport.base import Engine
+
+DRAIN = 10.0
+"""Seconds that a connection which is closed waits for acknowledgements, unless told otherwise."""
+
+PUBLISH_WAIT = 10.0
+"""Seconds that `expose` waits for the publication before it answers without one."""
+
+Data = dict[str, Any]
+
+
+class House:
+    """All declared things. `load`, then `start`; `stop` at the end."""
+
+    def __init__(
+        self, config: Config, environment: Environment, signalling: Signalling | None, engine: Engine, events: EventBus
+    ) -> None:
+        self.config = config
+        self.events = events
+        self.instance = secrets.token_hex(8)
+        self.version = environment.version
+        self.clients: Callable[[], list[Data]] = list
+        self._environment = environment
+        self._signalling = signalling
+        self._engine = engine
+        self._started = time.monotonic()
+        self._by_name: dict[str, DurableConnection] = {}
+        self._by_id: dict[str, DurableConnection] = {}
+        self._services: dict[str, DurableService] = {}
+        self._declared: dict[str, ConnectionConfig | ServiceConfig] = {}
+        self._declaring = asyncio.Lock()
+        self._changing: dict[str, asyncio.Lock] = {}
+
+    # --- life ------------------------------------------------------------------------------------------------------
+
+    async def load(self) -> None:
+        """Everything the file and the store declare, with the sessions they had. Reads no message."""
+        store = self._environment.disk
+        loaded = await store.execute(LoadSessions())
+        channels: dict[str, list[ChannelRecord]] = {}
+        for channel in loaded.channels:
+            channels.setdefault(channel.connection_id, []).append(channel)
+        for damaged in loaded.damaged:
+            self.events.publish("gap", {"reason": "damaged", "count": None}, connection_id=damaged)
+        services, connections = await self._declarations()
+        for service in services:
+            self._add_service(service)
+        records = {(record.role, record.declaration): record for record in loaded.sessions if not record.closed}
+        for connection, in_file in connections:
+            record = records.pop((Role.CONNECTING, connection.name), None) or await self._new_record(connection.name)
+            self._add_connection(connection, record, channels.get(record.connection_id, []), in_file=in_file)
+        for record in loaded.sessions:
+            if record.role is Role.SERVICE and record.declaration in self._services:
+                self._services[record.declaration].restore(record, channels.get(record.connection_id, []))
+            elif record.closed and record.role is Role.CONNECTING:
+                self._restore_closed(record, channels.get(record.connection_id, []))
+
+    async def _declarations(self) -> tuple[list[ServiceConfig], list[tuple[ConnectionConfig, bool]]]:
+        """What the file declares, then what was declared over the socket and does not stand in the file."""
+        services = list(self.config.services)
+        connections = [(connection, True) for connection in self.config.connections]
+        names = {s.name for s in services} | {c.name for c, _ in connections}
+        for declaration in await self._environment.disk.execute(LoadDeclarations()):
+            if declaration.name in names:
+                continue
+            said = msgpack.unpackb(declaration.options)
+            if declaration.kind is DeclarationKind.SERVICE:
+                services.append(service_from(said.pop("username"), said.pop("fqn"), said))
+            else:
+                username, fqn, uuid = (said.pop(key, None) for key in ("username", "fqn", "uuid"))
+                connections.append((connection_from(declaration.name, username, fqn, uuid, said), False))
+        return services, connections
+
+    async def start(self) -> None:
+        """Publish and dial."""
+        for service in self._services.values():
+            service.start()
+        for connection in self._by_name.values():
+            await connection.start()
+
+    async def stop(self) -> None:
+        """Tell peers to come back, and let go. Declarations stay."""
+        stopping = [connection.stop() for connection in self._by_id.values()]
+        stopping += [service.stop() for service in self._services.values()]
+        await asyncio.gather(*stopping)
+
+    # --- declaring -------------------------------------------------------------------------------------------------
+
+    async def _new_record(self, name: str) -> SessionRecord:
+        record = SessionRecord(f"conn-{secrets.token_hex(8)}", Role.CONNECTING, name, b"", b"")
+        await self._environment.disk.execute(SaveSession(record))
+        return record
+
+    def _need_signalling(self) -> Signalling:
+        if self._signalling is None:
+            raise RequestError("signalling", "no signalling server is configured: [signalling] url")
+        return self._signalling
+
+    def _add_connection(
+        self, declared: ConnectionConfig, record: SessionRecord, channels: list[ChannelRecord], *, in_file: bool
+    ) -> DurableConnection:
+        connection = self._make_connection(declared, record, channels, in_file=in_file)
+        self._declared[declared.name] = declared
+        self._by_name[declared.name] = self._by_id[record.connection_id] = connection
+        return connection
+
+    def _make_connection(
+        self, declared: ConnectionConfig, record: SessionRecord, channels: list[ChannelRecord], *, in_file: bool
+    ) -> DurableConnection:
+        return DurableConnection(
+            connection_settings(self.config, declared, in_file=in_file),
+            record,
+            channels,
+            environment=self._environment,
+            signalling=self._need_signalling(),
+            engine=self._engine,
+            configure=channel_configurer(
+                self.config, declared.queue, {channel.label: channel for channel in declared.channels}
+            ),
+        )
+
+    def _restore_closed(self, record: SessionRecord, channels: list[ChannelRecord]) -> None:
+        """A closed connection is listed while something waits in it."""
+        if not any(channel.in_count for channel in channels) or self._signalling is None:
+            self._environment.disk.submit(DeleteSession(record.connection_id))
+            return
+        declared = ConnectionConfig(name=record.declaration, uuid="00000000-0000-0000-0000-000000000000")
+        connection = self._make_connection(declared, record, channels, in_file=False)
+        connection.session.end()
+        self._by_id[record.connection_id] = connection
+
+    def _add_service(self, declared: ServiceConfig) -> DurableService:
+        service = DurableService(
+            service_settings(self.config, declared),
+            environment=self._environment,
+            signalling=self._need_signalling(),
+            engine=self._engine,
+            configure=channel_configurer(self.config, declared.queue, {}),
+        )
+        self._declared[declared.name] = declared
+        self._services[declared.name] = service
+        return service
+
+    async def _save(self, kind: DeclarationKind, declared: ConnectionConfig | ServiceConfig) -> None:
+        said = declared.model_dump(mode="json", exclude_unset=True, exclude={"name"})
+        await self._environment.disk.execute(SaveDeclaration(Declaration(kind, declared.name, msgpack.packb(said))))
+
+    def _same(self, declared: ConnectionConfig | ServiceConfig) -> None:
+        """Raises ``conflict`` when it is declared already with other options."""
+        differing = differences(self._declared[declared.name], declared)
+        if differing:
+            keys = ", ".join(differing)
+            raise RequestError("conflict", f"{declared.name} is declared with other {keys}", {"keys": differing})
+
+    async def connect(
+        self,
+        *,
+        username: str | None,
+        fqn: str | None,
+        uuid: str | None,
+        name: str | None,
+        options: Data,
+        ephemeral: bool,
+        owner: object,
+    ) -> Data:
+        _refuse_ephemeral(ephemeral)
+        self._need_signalling()
+        declared = connection_from(name, username, fqn, uuid, options)
+        async with self._declaring:
+            connection = self._by_name.get(declared.name)
+            created = connection is None
+            if connection is None:
+                await self._save(DeclarationKind.CONNECTION, declared)
+                record = await self._new_record(declared.name)
+                connection = self._add_connection(declared, record, [], in_file=False)
+                await connection.start()
+            else:
+                self._same(declared)
+                if connection.state is ConnectionState.FAILED:
+                    connection.reconnect()
+        return {
+            "connection_id": connection.connection_id,
+            "name": declared.name,
+            "state": str(connection.state),
+            "created": created,
+        }
+
+    async def expose(self, username: str, fqn: str, options: Data, ephemeral: bool, owner: object) -> Data:
+        _refuse_ephemeral(ephemeral)
+        declared = service_from(username, fqn, options)
+        async with self._declaring:
+            service = self._services.get(declared.name)
+            created = service is None
+            if service is None:
+                await self._claim_for(username)
+                await self._save(DeclarationKind.SERVICE, declared)
+                service = self._add_service(declared)
+                service.start()
+            else:
+                self._same(declared)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PUBLISH_WAIT):
+                await service.published.wait()
+        publication = service.pool.publication
+        return {
+            "service_id": publication.service_id if publication else None,
+            "uuid": publication.uuid if publication else None,
+            "expires_at": publication.expires_at if publication else None,
+            "created": created,
+        }
+
+    async def _claim_for(self, username: str) -> None:
+        """The name of a service that is being declared; a server that is down only delays the publication."""
+        try:
+            await self._need_signalling().claim(username)
+        except SignallingRejected as error:
+            code = error.code if error.code == "name_taken" else "signalling"
+            raise RequestError(code, str(error)) from error
+        except SignallingError:
+            return
+
+    async def claim(self, username: str) -> Data:
+        expires_at = await self._ask(self._need_signalling().claim(username))
+        return {"username": username, "expires_at": expires_at}
+
+    async def check(self, username: str) -> Data:
+        answer: Data = await self._ask(self._need_signalling().check(username))
+        return answer
+
+    async def _ask(self, question: Any) -> Any:
+        try:
+            return await question
+        except SignallingRejected as error:
+            code = error.code if error.code in {"name_taken", "not_found"} else "signalling"
+            raise RequestError(code, str(error)) from error
+        except SignallingError as error:
+            raise RequestError("signalling", str(error)) from error
+
+    async def withdraw(self, username: str, fqn: str, drain: float | None, keep_connections: bool) -> Data:
+        service = self._service(f"{username}/{fqn}")
+        async with self._declaring:
+            await self._environment.disk.execute(DeleteDeclaration(DeclarationKind.SERVICE, service.name))
+            await service.withdraw(DRAIN if drain is None else drain, keep_connections=keep_connections)
+            if not keep_connections:
+                del self._services[service.name]
+                self._declared.pop(service.name, None)
+                for visit in list(service.visits.values()):
+                    if not any(channel.waiting for channel in visit.session.channels.values()):
+                        await visit.session.forget()
+        return {}
+
+    async def close(self, target: str, drain: float | None) -> Data:
+        seconds = DRAIN if drain is None else drain
+        if target.startswith("service:"):
+            raise RequestError("bad_target", "a service is withdrawn, not closed")
+        service, visit = self._visit(target)
+        if service is not None and visit is not None:
+            await service.close(target, seconds)
+            return {}
+        connection = self._connection(target)
+        await connection.close(seconds)
+        await self._environment.disk.execute(DeleteDeclaration(DeclarationKind.CONNECTION, connection.settings.name))
+        if self._by_name.get(connection.settings.name) is connection:
+            del self._by_name[connection.settings.name]
+            self._declared.pop(connection.settings.name, None)
+        if not any(channel.waiting for channel in connection.session.channels.values()):
+            self._by_id.pop(connection.connection_id, None)
+            await connection.session.forget()
+        return {}
+
+    async def reconnect(self, target: str) -> Data:
+        service, visit = self._visit(target)
+        if service is not None and visit is not None:
+            visit.session.cut()
+            return {"state": str(visit.state)}
+        connection = self._connection(target)
+        connection.reconnect()
+        return {"state": str(connection.state)}
+
+    def owner_gone(self, owner: object) -> None:
+        """The socket that made declarations is closed; they outlive it."""
+
+    # --- finding ---------------------------------------------------------------------------------------------------
+
+    def _connection(self, target: str) -> DurableConnection:
+        connection = self._by_name.get(target) or self._by_id.get(target)
+        if connection is None:
+            raise RequestError("unknown_target", f"no connection or service is called {target!r}")
+        return connection
+
+    def _service(self, name: str) -> DurableService:
+        service = self._services.get(name)
+        if service is None:
+            raise RequestError("unknown_target", f"no service {name!r} is declared here")
+        return service
+
+    def _visit(self, target: str) -> tuple[DurableService | None, Visit | None]:
+        for service in self._services.values():
+            if target in service.visits:
+                return service, service.visits[target]
+        return None, None
+
+    def _session(self, target: str) -> DurableSession:
+        if target.startswith("service:"):
+            raise RequestError("bad_target", "this needs a connection, not a service")
+        _, visit = self._visit(target)
+        return visit.session if visit is not None else self._connection(target).session
+
+    def _sessions(self, target: str | None) -> list[DurableSession]:
+        if target is None:
+            visits = [visit for service in self._services.values() for visit in service.visits.values()]
+            return [c.session for c in self._by_id.values()] + [visit.session for visit in visits]
+        if target.startswith("service:"):
+            return [visit.session for visit in self._service(target[8:]).visits.values()]
+        return [self._session(target)]
+
+    def resolve(self, target: str) -> Scope:
+        if target.startswith("service:"):
+            return Scope(service=self._service(target[8:]).name)
+        return Scope(connection_id=self._session(target).connection_id)
+
+    # --- channels --------------------------------------------------------------------------------------------------
+
+    async def channel(self, target: str, label: str, options: Data | None, create: bool) -> Any:
+        if target.startswith("service:"):
+            if create:
+                raise RequestError("bad_target", "a whole service can only be observed")
+            return ServiceChannel(self._service(target[8:]), label, self.events)
+        return await self._session(target).channel(label, options, create=create)
+
+    def _known_channel(self, target: str, label: str) -> DurableChannel:
+        session = self._session(target)
+        channel = session.channels.get(label)
+        if channel is None:
+            raise RequestError("unknown_channel", f"{target} has no channel {label!r}")
+        return channel
+
+    async def close_channel(self, target: str, label: str) -> Data:
+        channel = self._known_channel(target, label)
+        channel.close()
+        return {"state": str(channel.state)}
+
+    async def queue(self, target: str, label: str) -> Data:
+        return self._known_channel(target, label).facts()
+
+    async def purge(self, target: str, label: str, direction: Literal["out", "in", "both"]) -> Data:
+        purged = await self._known_channel(target, label).purge(direction)
+        return {"purged": purged}
+
+    # --- looking ---------------------------------------------------------------------------------------------------
+
+    async def status(self) -> Data:
+        failing = self._environment.disk.failing
+        return {
+            "version": self.version,
+            "instance": self.instance,
+            "pid": os.getpid(),
+            "uptime": round(time.monotonic() - self._started, 3),
+            "signalling": self.config.signalling.url,
+            "engine": self._engine.name,
+            "services": len(self._services),
+            "connections": len(self._by_id) + sum(len(service.visits) for service in self._services.values()),
+            "connected": sum(session.connected for session in self._sessions(None)),
+            "clients": len(self.clients()),
+            "store": "ok" if failing is None else str(failing),
+        }
+
+    def services(self) -> list[Data]:
+        return [self._describe_service(service) for service in self._services.values()]
+
+    def _describe_service(self, service: DurableService) -> Data:
+        publication = service.pool.publication
+        return {
+            "service": service.name,
+            "username": service.settings.username,
+            "fqn": service.settings.fqn,
+            "published": service.published.is_set(),
+            "service_id": publication.service_id if publication else None,
+            "uuid": publication.uuid if publication else None,
+            "expires_at": publication.expires_at if publication else None,
+            "offers": service.pool.size,
+            "pool_size": service.settings.pool_size,
+            "connections": len(service.visits),
+            "connected": sum(visit.session.connected for visit in service.visits.values()),
+            "error": service.last_error,
+        }
+
+    def connections(self) -> list[Data]:
+        rows = [self._describe_connection(connection) for connection in self._by_id.values()]
+        for service in self._services.values():
+            rows += [self._describe_visit(service, visit) for visit in service.visits.values()]
+        return rows
+
+    def _describe_connection(self, connection: DurableConnection) -> Data:
+        return {
+            **self._describe_session(connection.session),
+            "name": connection.settings.name,
+            "service": None,
+            "target": connection.settings.target,
+            "state": str(connection.state),
+            "attempt": connection.attempt,
+            "error": connection.last_error,
+        }
+
+    def _describe_visit(self, service: DurableService, visit: Visit) -> Data:
+        return {
+            **self._describe_session(visit.session),
+            "name": None,
+            "service": service.name,
+            "target": None,
+            "state": str(visit.state),
+            "attempt": 0,
+            "error": None,
+        }
+
+    def _describe_session(self, session: DurableSession) -> Data:
+        channels = session.channels.values()
+        return {
+            "connection_id": session.connection_id,
+            "peer_name": session.record.peer_name,
+            "kind": "link" if session.record.contacted else None,
+            "channels": len(session.channels),
+            "queue_size": sum(channel.outbox.count for channel in channels),
+            "waiting": sum(channel.waiting for channel in channels),
+            "round_trip": session.machine.round_trip,
+            "suspect": session.suspect,
+        }
+
+    def channels(self, target: str) -> list[Data]:
+        return [channel.facts() for session in self._sessions(target) for channel in session.channels.values()]
+
+    def snapshot(self, target: str | None) -> list[Data]:
+        rows = {row["connection_id"]: row for row in self.connections()}
+        return [
+            {key: rows[session.connection_id][key] for key in ("connection_id", "name", "state", "peer_name", "kind")}
+            | {"channels": session.snapshot_channels()}
+            for session in self._sessions(target)
+        ]
+
+    async def why(self, target: str) -> Data:
+        if target.startswith("service:"):
+            return self._describe_service(self._service(target[8:]))
+        session = self._session(target)
+        row = next(row for row in self.connections() if row["connection_id"] == session.connection_id)
+        return row | {"counters": dict(session.machine.counters), "channels": self.channels(session.connection_id)}
+
+    async def wait(self, target: str, what: Literal["connected", "drained"], timeout: float | None) -> Data:
+        session = self._session(target)
+        try:
+            async with asyncio.timeout(timeout):
+                if what == "drained":
+                    await session.drained()
+                else:
+                    await self._connected(session)
+        except TimeoutError:
+            raise RequestError("timeout", f"{target} is not {what} after {timeout} s") from None
+        return {"connection_id": session.connection_id}
+
+    async def _connected(self, session: DurableSession) -> None:
+        arrived = asyncio.Event()
+
+        def heard(event: Event) -> None:
+            if event.name == "connected":
+                arrived.set()
+
+        subscription = self.events.subscribe(Scope(connection_id=session.connection_id), heard)
+        try:
+            if not session.connected:
+                await arrived.wait()
+        finally:
+            subscription.close()
+
+
+def _refuse_ephemeral(ephemeral: bool) -> None:
+    if ephemeral:
+        raise RequestError("bad_params", "ephemeral declarations are not in this version")
