@@ -11,8 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from rondevud.durable import frames
-from tests.unit.durable.world import LABELS, World, drive
+from tests.unit.durable.world import LABELS, World, drive, shrink
 
 EXAMPLES = settings.get_profile("link").max_examples
 SEEDS = int(os.environ.get("RONDEVUD_LINK_SEEDS", "2000"))
@@ -28,9 +27,8 @@ FEW = st.integers(0, 3)
 
 
 @pytest.fixture(autouse=True)
-def small_pieces(monkeypatch):
-    """Messages of more than 64 bytes go in pieces."""
-    monkeypatch.setattr(frames, "PACK", 64)
+def small_bounds(monkeypatch):
+    shrink(monkeypatch.setattr)
 
 
 class LinkMachine(RuleBasedStateMachine):
@@ -79,6 +77,11 @@ class LinkMachine(RuleBasedStateMachine):
     @rule(back=FEW, side=SIDES)
     def repeat_a_frame(self, back, side):
         self.world.deliver(self.wire(back), side, repeat=True)
+
+    @precondition(has_link)
+    @rule(back=FEW, side=SIDES, index=FEW)
+    def lose_a_frame(self, back, side, index):
+        self.world.lose_frame(self.wire(back), side, index)
 
     @rule(side=SIDES, number=st.integers(1, 6))
     def commit(self, side, number):
@@ -152,8 +155,7 @@ class LinkMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.1, 1.0, 5.0, 20.0]), side=SIDES)
     def time_passes(self, seconds, side):
-        self.world.now += seconds
-        self.world.nodes[side].tick()
+        self.world.pass_time(seconds, side)
 
     @rule()
     def run_everything(self):
