@@ -1,0 +1,128 @@
+"""What all commands share: where the daemon is asked, in which form is answered, and how a command ends."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from rondevu_client.errors import ConnectionLost, DaemonUnavailable, RequestRefused, RondevuClientError
+
+if TYPE_CHECKING:
+    from rondevu_client.client import Daemon
+
+Result = TypeVar("Result")
+
+REFUSED = 1
+USAGE = 2
+NO_DAEMON = 3
+TIMED_OUT = 4
+INTERRUPTED = 130
+
+EXIT_CODES = """\b
+Exit codes:
+  0    done
+  1    the daemon refused, or something failed on the way
+  2    usage: a wrong command, option or argument
+  3    no daemon answers, or its socket broke
+  4    it did not come about in time
+  130  interrupted"""
+
+
+@dataclass
+class Settings:
+    """The options that stand before the command."""
+
+    socket: str | None = None
+    json: bool = False
+
+
+pass_settings = click.make_pass_decorator(Settings)
+
+
+def _switch_to_json(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if value:
+        context.ensure_object(Settings).json = True
+
+
+json_option = click.option(
+    "--json", is_flag=True, expose_value=False, callback=_switch_to_json, help="Answer with JSON, as described above."
+)
+"""``--json`` behind the command, too."""
+
+target_argument = click.argument("target")
+label_argument = click.argument("label")
+
+
+def say(message: str) -> None:
+    """A message for people, on stderr."""
+    click.echo(f"rondevuctl: {message}", err=True)
+
+
+class Cli(click.Group):
+    """The group of all commands; turns what they raise into a line on stderr and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            end_quietly(ctx)
+        except KeyboardInterrupt:
+            ctx.exit(INTERRUPTED)
+        except (RondevuClientError, TimeoutError) as error:
+            say(describe(error))
+            ctx.exit(exit_code(error))
+        return result
+
+
+def exit_code(error: Exception) -> int:
+    if isinstance(error, DaemonUnavailable | ConnectionLost):
+        return NO_DAEMON
+    if isinstance(error, TimeoutError) or (isinstance(error, RequestRefused) and error.code == "timeout"):
+        return TIMED_OUT
+    return REFUSED
+
+
+def describe(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return str(error) or "no answer in time"
+    return str(error)
+
+
+def end_quietly(context: click.Context) -> NoReturn:
+    """Who read our output has gone: nothing is wrong. What is still buffered must not fail at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+    context.exit(0)
+
+
+def run(settings: Settings, work: Callable[[Daemon], Awaitable[Result]], *, reconnect: bool = False) -> Result:
+    """Do `work` with the daemon; with `reconnect` it may restart meanwhile. Raises `RondevuClientError`."""
+    # Help and usage errors need neither asyncio nor the client: a command is typed more often than it is run.
+    import asyncio  # noqa: PLC0415
+
+    from rondevu_client.client import Daemon  # noqa: PLC0415
+
+    async def use() -> Result:
+        async with Daemon(settings.socket, reconnect, client=f"rondevuctl (pid {os.getpid()})") as daemon:
+            return await work(daemon)
+
+    return asyncio.run(use())
+
+
+def ask(settings: Settings, method: str, **params: Any) -> Any:
+    """One request and its answer; parameters that are None are left out."""
+    return run(settings, lambda daemon: daemon.call(method, params))
+
+
+def is_pipe(fd: int) -> bool:
+    """Whether who reads from `fd` can go away."""
+    mode = os.fstat(fd).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)

@@ -1,0 +1,82 @@
+"""Connections: to services elsewhere, and of peers to services here."""
+
+from __future__ import annotations
+
+import click
+
+from rondevud.ctl.common import Settings, ask, json_option, pass_settings, run, target_argument
+from rondevud.ctl.output import show_record, show_rows
+
+COLUMNS = ("name", "connection_id", "state", "peer_name", "kind", "role", "service", "channels", "queue_size", "error")
+
+
+@click.command()
+@json_option
+@pass_settings
+def connections(settings: Settings) -> None:
+    """List the connections of both sides.
+
+    JSON: a list of maps, one for each connection, among others {connection_id, name, state, peer_name, kind}.
+    """
+    show_rows(ask(settings, "connections"), COLUMNS, as_json=settings.json, none="no connections")
+
+
+@click.command()
+@click.argument("user", required=False)
+@click.argument("fqn", required=False)
+@click.option("--uuid", metavar="UUID", help="The service by its UUID, instead of USER and FQN.")
+@click.option("--name", metavar="NAME", help="How to call the connection; USER/FQN or uuid/UUID.")
+@json_option
+@pass_settings
+def connect(settings: Settings, user: str | None, fqn: str | None, uuid: str | None, name: str | None) -> None:
+    """Declare a connection to the service FQN of USER. Answers at once; `wait` waits until it is up.
+
+    May be repeated: a name is one connection.
+
+    JSON: {connection_id, name, state, created}.
+    """
+    if (uuid is None) == (user is None) or (user is None) != (fqn is None):
+        raise click.UsageError("connect takes either USER and FQN, or --uuid UUID")
+    show_record(ask(settings, "connect", username=user, fqn=fqn, uuid=uuid, name=name), as_json=settings.json)
+
+
+@click.command()
+@target_argument
+@click.option("--drain", type=click.FloatRange(0), metavar="S", help="Seconds for what is queued; 10.")
+@json_option
+@pass_settings
+def close(settings: Settings, target: str, drain: float | None) -> None:
+    """End a connection for good, on both sides.
+
+    JSON: one map.
+    """
+    show_record(run(settings, lambda daemon: daemon.close_connection(target, drain)), as_json=settings.json)
+
+
+@click.command()
+@target_argument
+@json_option
+@pass_settings
+def reconnect(settings: Settings, target: str) -> None:
+    """Dial anew, now: drops the link a connection has, or tries again one that failed.
+
+    JSON: one map.
+    """
+    show_record(ask(settings, "reconnect", target=target), as_json=settings.json)
+
+
+@click.command()
+@target_argument
+@click.argument("what", type=click.Choice(["connected", "drained"]))
+@click.option("--timeout", type=click.FloatRange(0), metavar="S", help="Seconds to wait at most; without end.")
+@json_option
+@pass_settings
+def wait(settings: Settings, target: str, what: str, timeout: float | None) -> None:
+    """Wait until a connection is connected, or drained: the peer has everything that was sent.
+
+    JSON: one map.
+    """
+    show_record(run(settings, lambda daemon: daemon.wait(target, what, timeout)), as_json=settings.json)
+
+
+COMMANDS = (connections, connect, close, reconnect, wait)

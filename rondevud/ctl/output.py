@@ -1,0 +1,118 @@
+"""Results on stdout: tables on a terminal, aligned columns elsewhere, JSON where it was asked for.
+
+Text of peers is shown with its control characters escaped on a terminal, where they could do harm.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import click
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""Without tab and line feed; with what changes the direction of writing."""
+
+Row = Mapping[str, Any]
+
+
+def is_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
+def printable(text: str) -> str:
+    """`text` with its control characters escaped."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def show_json(value: Any) -> None:
+    """One document on one line, or indented on a terminal."""
+    indent = 2 if is_terminal() else None
+    click.echo(json.dumps(value, ensure_ascii=False, indent=indent, default=_encode))
+
+
+def show_json_line(value: Any) -> None:
+    """One document of a stream of them, written at once."""
+    click.echo(json.dumps(value, ensure_ascii=False, default=_encode))
+
+
+def _encode(value: Any) -> str:
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+
+
+def show_record(data: Row, *, as_json: bool) -> None:
+    """One answer: its keys and values, one to a line."""
+    if as_json:
+        show_json(data)
+        return
+    width = max((len(key) for key in data), default=0)
+    for key, value in data.items():
+        click.echo(f"{key:{width}}  {one_line(key, value)}")
+
+
+def show_rows(rows: Sequence[Row], columns: Iterable[str], *, as_json: bool, none: str) -> None:
+    """Several: of the columns those that any row has. `none` is the message when there are no rows."""
+    if as_json:
+        show_json(rows)
+        return
+    if not rows:
+        click.echo(none, err=True)
+        return
+    chosen = [column for column in columns if any(column in row for row in rows)]
+    cells = [[one_line(column, row.get(column)) for column in chosen] for row in rows]
+    if is_terminal():
+        _show_table(chosen, cells)
+    else:
+        _show_columns(chosen, cells)
+
+
+def _show_table(columns: list[str], cells: list[list[str]]) -> None:
+    # Only tables need it, and it takes longer to load than everything else.
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column.replace("_", " "), overflow="fold")
+    for row in cells:
+        table.add_row(*(Text(cell) for cell in row))
+    Console().print(table)
+
+
+def _show_columns(columns: list[str], cells: list[list[str]]) -> None:
+    rows = [[column.upper() for column in columns], *cells]
+    widths = [max(len(row[index]) for row in rows) for index in range(len(columns))]
+    for row in rows:
+        click.echo("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def one_line(key: str, value: Any) -> str:
+    """A value in one line; nothing is a dash. Keys ending in ``_at`` or ``_since`` are times."""
+    if value is None or value in ("", [], {}):
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float) and key.endswith(("_at", "_since")):
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value))
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, Mapping | list | tuple):
+        return printable(_compact(value))
+    return printable(str(value)).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def _compact(value: Any) -> str:
+    """Something nested: labels or names where it consists of those, else JSON."""
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return ", ".join(value)
+    if isinstance(value, list) and all(isinstance(item, Mapping) and "label" in item for item in value):
+        return ", ".join(str(item["label"]) for item in value)
+    if isinstance(value, Mapping) and not any(isinstance(item, Mapping | list) for item in value.values()):
+        return ", ".join(f"{key} {one_line(key, item)}" for key, item in value.items())
+    return json.dumps(value, ensure_ascii=False, default=_encode)

@@ -1,0 +1,70 @@
+"""Send from the command line."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, BinaryIO
+
+import click
+
+from rondevud.ctl.common import Settings, json_option, label_argument, pass_settings, run, target_argument
+from rondevud.ctl.output import show_record
+
+if TYPE_CHECKING:
+    from rondevu_client.client import Daemon
+
+
+@click.command()
+@target_argument
+@label_argument
+@click.argument("text", default="-")
+@click.option("--lines", is_flag=True, help="Standard input is one message for each line, sent as they come.")
+@click.option("--binary", is_flag=True, help="Send bytes instead of text.")
+@click.option(
+    "--wait",
+    type=click.Choice(["accepted", "acknowledged"]),
+    default="accepted",
+    show_default=True,
+    help="End when the daemon has stored it (accepted), or when the peer's has (acknowledged).",
+)
+@click.option(
+    "--timeout", type=click.FloatRange(0, min_open=True), metavar="S", help="Seconds to wait at most; without end."
+)
+@json_option
+@pass_settings
+def send(
+    settings: Settings, target: str, label: str, text: str, lines: bool, binary: bool, wait: str, timeout: float | None
+) -> None:
+    """Send TEXT, or with - (or without it) standard input, as one message.
+
+    The message is stored before this ends, and reaches the peer when there is one. After a time-out with --wait
+    acknowledged it is still stored.
+
+    JSON: {connection_id, label, messages, bytes, state}, the state being accepted or acknowledged.
+    """
+    if lines and text != "-":
+        raise click.UsageError("--lines reads standard input: TEXT must be -")
+    whole = None if lines else _encode(text) if text != "-" else sys.stdin.buffer.read()
+
+    from rondevud.ctl.sending import Sending  # noqa: PLC0415 - loads asyncio
+
+    async def work(daemon: Daemon) -> Sending:
+        channel = await daemon.attach(target, label, mode="send")
+        sending = Sending(channel, binary=binary, timeout=timeout)
+        await sending.send(_input() if whole is None else [whole], acknowledged=wait == "acknowledged")
+        return sending
+
+    sending = run(settings, work, reconnect=True)
+    show_record(sending.result(wait), as_json=settings.json)
+
+
+def _encode(text: str) -> bytes:
+    """The bytes that stood on the command line."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _input() -> BinaryIO:
+    return sys.stdin.buffer
+
+
+COMMANDS = (send,)

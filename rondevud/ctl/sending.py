@@ -1,0 +1,113 @@
+"""Many messages through one channel, as fast as they are stored."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
+from concurrent.futures import CancelledError
+from typing import Any, BinaryIO
+
+import click
+
+from rondevu_client.channel import Channel
+
+UNDECIDED = 256
+"""Messages on their way to the daemon's store at once."""
+
+
+class Sending:
+    """Sends to `channel`, within `timeout` seconds (None: without end), and counts."""
+
+    def __init__(self, channel: Channel, *, binary: bool, timeout: float | None) -> None:
+        self._channel = channel
+        self._binary = binary
+        self._timeout = timeout
+        self._undecided: deque[asyncio.Task[int]] = deque()
+        self.messages = 0
+        self.size = 0
+
+    async def send(self, messages: list[bytes] | BinaryIO, *, acknowledged: bool) -> None:
+        """Send each message, or each line; returns when all are stored (or `acknowledged` by the peer).
+
+        Raises `MessageRejected`, `MessagesRemoved`, `TimeoutError`, `click.UsageError` for text that is none.
+        """
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._send_all(messages)
+                if acknowledged:
+                    await self._channel.flush()
+        except TimeoutError as error:
+            raise TimeoutError(
+                f"not {'acknowledged' if acknowledged else 'accepted'} in {self._timeout:g} s:"
+                f" {self._channel.queue_size} of {self.messages} messages"
+            ) from error
+        finally:
+            for task in self._undecided:
+                task.cancel()
+            await asyncio.gather(*self._undecided, return_exceptions=True)
+
+    async def _send_all(self, messages: list[bytes] | BinaryIO) -> None:
+        if isinstance(messages, list):
+            for message in messages:
+                await self._begin(message)
+        else:
+            async for line in read_lines(messages):
+                await self._begin(line.removesuffix(b"\n"))
+        while self._undecided:
+            await self._undecided.popleft()
+
+    async def _begin(self, message: bytes) -> None:
+        """Hand one over; waits while too many are undecided."""
+        data = message if self._binary else _decode(message)
+        self._undecided.append(asyncio.create_task(self._channel.send(data), name="send"))
+        self.messages += 1
+        self.size += len(message)
+        while self._undecided and (len(self._undecided) > UNDECIDED or self._undecided[0].done()):
+            await self._undecided.popleft()
+
+    def result(self, state: str) -> dict[str, Any]:
+        return {
+            "connection_id": self._channel.connection_id,
+            "label": self._channel.label,
+            "messages": self.messages,
+            "bytes": self.size,
+            "state": state,
+        }
+
+
+def _decode(message: bytes) -> str:
+    try:
+        return message.decode()
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"this is not UTF-8 text (byte {error.start}); --binary sends bytes") from error
+
+
+async def read_lines(stream: Iterable[bytes]) -> AsyncIterator[bytes]:
+    """The lines of `stream`, read in a thread that nobody has to wait for: it may block in a terminal for ever.
+
+    Raises the `OSError` that reading ended with.
+    """
+    loop = asyncio.get_running_loop()
+    lines: asyncio.Queue[bytes | OSError | None] = asyncio.Queue(UNDECIDED)
+
+    def put(item: bytes | OSError | None) -> None:
+        asyncio.run_coroutine_threadsafe(lines.put(item), loop).result()
+
+    def read() -> None:
+        end: OSError | None = None
+        with contextlib.suppress(RuntimeError, CancelledError):  # the loop has ended without reading on
+            try:
+                for line in stream:
+                    put(line)
+            except OSError as error:
+                end = error
+            put(end)
+
+    threading.Thread(target=read, name="standard input", daemon=True).start()
+    while (item := await lines.get()) is not None:
+        if isinstance(item, OSError):
+            raise item
+        yield item

@@ -1,0 +1,77 @@
+"""Services: what this machine offers."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from rondevud.ctl.common import Settings, ask, json_option, pass_settings, run
+from rondevud.ctl.output import show_record, show_rows
+
+COLUMNS = (
+    "service", "username", "fqn", "state", "uuid", "public", "pool_size", "offers", "connections", "expires_at", "error",
+)  # fmt: skip
+
+
+@click.command()
+@json_option
+@pass_settings
+def services(settings: Settings) -> None:
+    """List the services of this daemon.
+
+    JSON: a list of maps, one for each service.
+    """
+    show_rows(ask(settings, "services"), COLUMNS, as_json=settings.json, none="no services")
+
+
+def _read_json(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Any:
+    if value is None:
+        return None
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise click.BadParameter(f"this is not JSON: {error}") from error
+
+
+@click.command()
+@click.argument("user")
+@click.argument("fqn")
+@click.option("--public", is_flag=True, help="List it under the user name.")
+@click.option("--pool-size", type=click.IntRange(1, 100), metavar="N", help="Offers kept open; 1.")
+@click.option("--ttl", type=click.FloatRange(0, min_open=True), metavar="S", help="Seconds a publication holds; 300.")
+@click.option("--metadata", callback=_read_json, metavar="JSON", help="What to publish about it.")
+@json_option
+@pass_settings
+def expose(
+    settings: Settings, user: str, fqn: str, public: bool, pool_size: int | None, ttl: float | None, metadata: Any
+) -> None:
+    """Declare the service FQN (NAME@VERSION) of USER, and keep it published; the user name is claimed first.
+
+    May be repeated. With other options than before it is refused (conflict): withdraw it first.
+
+    JSON: {service_id, uuid, expires_at, created}.
+    """
+    options = {"public": public or None, "pool_size": pool_size, "ttl": ttl, "metadata": metadata}
+    given = {key: value for key, value in options.items() if value is not None}
+    show_record(ask(settings, "expose", username=user, fqn=fqn, options=given or None), as_json=settings.json)
+
+
+@click.command()
+@click.argument("user")
+@click.argument("fqn")
+@click.option("--drain", type=click.FloatRange(0), metavar="S", help="Seconds for what is queued; 10.")
+@click.option("--keep-connections", is_flag=True, help="Leave its connections until they end.")
+@json_option
+@pass_settings
+def withdraw(settings: Settings, user: str, fqn: str, drain: float | None, keep_connections: bool) -> None:
+    """Remove a service, its offers and its connections.
+
+    JSON: one map.
+    """
+    answer = run(settings, lambda daemon: daemon.withdraw(user, fqn, drain=drain, keep_connections=keep_connections))
+    show_record(answer, as_json=settings.json)
+
+
+COMMANDS = (services, expose, withdraw)

@@ -1,0 +1,56 @@
+"""What people see."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+import time
+
+import pytest
+
+from rondevud.ctl.output import one_line, printable
+
+SHOW = """
+from rondevud.ctl.output import show_rows
+show_rows([{"name": "[bold]x", "state": "a\\x1b[1mb"}], ["name", "state", "other"], as_json=False, none="none")
+"""
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("x", None, "-"),
+        ("x", "", "-"),
+        ("x", [], "-"),
+        ("x", True, "yes"),
+        ("x", False, "no"),
+        ("x", 0, "0"),
+        ("x", 1.5, "1.5"),
+        ("x", 1_700_000_000.0, "1.7e+09"),
+        ("expires_at", 0, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(0))),
+        ("x", "a\nb\x1b", "a\\nb\\x1b"),
+        ("x", ["a", "b"], "a, b"),
+        ("channels", [{"label": "main", "waiting": 1}], "main"),
+        ("x", {"a": 1, "b": None}, "a 1, b -"),
+        ("x", {"a": [1]}, '{"a": [1]}'),
+    ],
+)
+def test_any_value_fits_in_one_line(key, value, text):
+    assert one_line(key, value) == text
+
+
+def test_control_characters_are_escaped_but_lines_and_tabs():
+    assert printable("a\tb\nc\x1b[0m\u202e\x85") == "a\tb\nc\\x1b[0m\\u202e\\x85"
+
+
+def test_on_a_terminal_rows_are_a_table_and_nothing_in_them_is_obeyed():
+    ours, theirs = pty.openpty()
+    subprocess.run([sys.executable, "-c", SHOW], stdout=theirs, check=True, env={**os.environ, "TERM": "xterm"})
+    os.close(theirs)
+    shown = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert "[bold]x" in shown
+    assert "a\\x1b[1mb" in shown
+    assert "other" not in shown

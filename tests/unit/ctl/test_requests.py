@@ -1,0 +1,160 @@
+"""Commands that ask once."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from tests.unit.ctl.conftest import run
+
+
+async def test_rows_are_columns_with_a_heading_when_nobody_looks(ctl):
+    done = await ctl("connections")
+    assert done.code == 0
+    heading, row = done.out.splitlines()
+    assert heading.split() == ["NAME", "CONNECTION_ID", "STATE", "PEER_NAME", "KIND", "CHANNELS"]
+    assert row.split() == ["alice-chat", "conn-a", "connected", "-", "link", "-"]
+    assert done.err == ""
+
+
+async def test_columns_stand_under_their_headings(ctl, house):
+    house.add_connection("conn-b", "b")
+    lines = (await ctl("connections")).out.splitlines()
+    assert {line.index("conn") for line in lines[1:]} == {lines[0].index("CONNECTION_ID")}
+
+
+@pytest.mark.parametrize("args", [("--json", "connections"), ("connections", "--json")])
+async def test_json_is_what_the_daemon_said_before_or_behind_the_command(ctl, house, args):
+    done = await ctl(*args)
+    assert json.loads(done.out) == house.connections()
+    assert done.out.count("\n") == 1
+
+
+async def test_no_rows_are_a_message_and_no_result(ctl):
+    assert (await ctl("services"))[:] == (0, "", "no services\n")
+    assert json.loads((await ctl("services", "--json")).out) == []
+
+
+async def test_status_and_clients_answer(ctl, house):
+    assert json.loads((await ctl("--json", "status")).out) == {"version": "0.1.0", "connections": 1}
+    (client,) = json.loads((await ctl("--json", "clients")).out)
+    assert client["client"].startswith("rondevuctl (pid ")
+    assert client["pid"] > 0
+
+
+async def test_claim_and_check_answer(ctl):
+    assert json.loads((await ctl("--json", "claim", "alice")).out) == {"username": "alice"}
+    assert json.loads((await ctl("--json", "check", "alice")).out) == {"username": "alice", "available": False}
+
+
+async def test_expose_hands_its_options_on(ctl, house):
+    done = await ctl(
+        "expose", "alice", "a.b@1.0.0", "--public", "--pool-size", "3", "--ttl", "60", "--metadata", '{"about": 1}', "--json"
+    )  # fmt: skip
+    assert json.loads(done.out)["created"] is True
+    options = {"public": True, "pool_size": 3, "ttl": 60.0, "metadata": {"about": 1}}
+    assert house.disk.services == {"alice/a.b@1.0.0": options}
+
+
+async def test_exposing_with_other_options_is_refused_and_says_why(ctl):
+    await ctl("expose", "alice", "a.b@1.0.0")
+    done = await ctl("expose", "alice", "a.b@1.0.0", "--public")
+    assert (done.code, done.out) == (1, "")
+    assert done.err == "rondevuctl: it is declared with other options (conflict)\n"
+
+
+async def test_withdraw_removes_the_service(ctl, house):
+    await ctl("expose", "alice", "a.b@1.0.0")
+    assert (await ctl("withdraw", "alice", "a.b@1.0.0")).code == 0
+    assert house.disk.services == {}
+
+
+async def test_connect_answers_with_id_and_name(ctl):
+    done = await ctl("--json", "connect", "bob", "a.b@1.0.0", "--name", "bob-chat")
+    answer = json.loads(done.out)
+    assert answer == {
+        "connection_id": "conn-0000000000000002", "name": "bob-chat", "state": "connecting", "created": True
+    }  # fmt: skip
+    assert (await ctl("connect", "--uuid", "u")).out.splitlines()[1].split() == ["name", "uuid/u"]
+
+
+@pytest.mark.parametrize("args", [("bob",), (), ("bob", "a.b@1.0.0", "--uuid", "u"), ("--uuid", "u", "bob")])
+async def test_connect_with_neither_or_both_is_a_usage_error(ctl, args):
+    done = await ctl("connect", *args)
+    assert done.code == 2
+    assert "either USER and FQN, or --uuid" in done.err
+
+
+async def test_a_record_shows_keys_and_values(ctl):
+    assert (await ctl("connect", "alice", "a.b@1.0.0", "--name", "alice-chat")).out == (
+        "connection_id  conn-a\nname           alice-chat\nstate          connecting\ncreated        no\n"
+    )
+
+
+async def test_channels_and_queues_are_shown(ctl, house):
+    house.get("conn-a", "main").deliver("one", "two")
+    (row,) = json.loads((await ctl("--json", "channels", "alice-chat")).out)
+    assert (row["label"], row["waiting"]) == ("main", 2)
+    assert json.loads((await ctl("--json", "queue", "alice-chat", "main")).out)["waiting"] == 2
+
+
+@pytest.mark.parametrize(("more", "direction"), [((), "both"), (("--direction", "out"), "out")])
+async def test_a_purge_names_its_direction(ctl, house, more, direction):
+    done = await ctl("--json", "queue", "alice-chat", "main", "--purge", *more)
+    assert json.loads(done.out) == {"direction": direction}
+
+
+async def test_a_direction_without_purge_is_a_usage_error(ctl):
+    assert (await ctl("queue", "alice-chat", "main", "--direction", "in")).code == 2
+
+
+async def test_close_ends_the_connection(ctl, house):
+    assert json.loads((await ctl("--json", "close", "alice-chat", "--drain", "0")).out) == {"drain": 0.0}
+    assert house.disk.connections == {}
+
+
+async def test_an_unknown_target_is_refused_with_exit_code_1(ctl):
+    done = await ctl("close", "nobody")
+    assert (done.code, done.out) == (1, "")
+    assert "'nobody' (unknown_target)" in done.err
+
+
+async def test_a_wait_that_takes_too_long_ends_with_exit_code_4(ctl):
+    done = await ctl("wait", "alice-chat", "connected", "--timeout", "0")
+    assert (done.code, done.out) == (4, "")
+    assert "(timeout)" in done.err
+
+
+@pytest.mark.parametrize(
+    "args", [("nonsense",), ("expose", "alice"), ("wait", "alice", "gone"), ("expose", "a", "b", "--metadata", "{")]
+)
+async def test_a_wrong_word_is_a_usage_error(ctl, args):
+    done = await ctl(*args)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("Usage: ")
+
+
+async def test_without_a_daemon_it_says_what_was_tried_and_how_to_start_one(tmp_path):
+    env = {**os.environ, "RONDEVU_SOCKET": str(tmp_path / "a"), "XDG_RUNTIME_DIR": str(tmp_path / "b")}
+    done = await run(None, "status", env=env)
+    assert (done.code, done.out) == (3, "")
+    assert f"{tmp_path}/a: does not exist" in done.err
+    assert f"{tmp_path}/b/rondevud.sock: does not exist" in done.err
+    assert "rondevud run" in done.err
+
+
+async def test_help_lists_all_commands_and_exit_codes_without_a_daemon():
+    done = await run(None, "--help")
+    assert done.code == 0
+    for word in ("status", "services", "connections", "channels", "clients", "claim", "expose", "connect", "tail"):
+        assert f"\n  {word} " in done.out
+    assert "3    no daemon answers" in done.out
+
+
+@pytest.mark.parametrize("command", ["status", "tail", "send", "events", "connect", "queue"])
+async def test_help_of_a_command_describes_its_json(command):
+    done = await run(None, command, "--help")
+    assert done.code == 0
+    assert "JSON" in done.out
