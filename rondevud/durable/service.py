@@ -17,12 +17,13 @@ from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
 
-from rondevud.durable import frames, sdp
+from rondevud.durable import frames, greeting, sdp
 from rondevud.durable.effects import LinkDown, LinkUp, Recovered, SessionFailed, Suspect
 from rondevud.durable.frames import GoodbyeCode, Refuse, RefuseCode
+from rondevud.durable.greeting import CONNECTING, Greeting
 from rondevud.durable.handshake import Fingerprints, judge_hello
 from rondevud.durable.link import GOODBYE_TIMEOUT, LinkSettings
-from rondevud.durable.pool import SERVICE_LABEL, OfferPool, PendingOffer, accept_answer
+from rondevud.durable.pool import OfferPool, PendingOffer, accept_answer
 from rondevud.durable.ports import Configure
 from rondevud.durable.session import DurableSession, Environment
 from rondevud.durable.settings import ServiceSettings
@@ -30,16 +31,9 @@ from rondevud.durable.states import CONNECTION_TRANSITIONS, ConnectionState, che
 from rondevud.errors import PeerError, RequestError, SignallingError, SignallingRejected, StoreError, TransportError
 from rondevud.records import ChannelRecord, Reason, Remove, Role, SaveSession, SessionRecord
 from rondevud.signalling.base import Answer, Signalling
-from rondevud.transport.base import ConnectionState as TransportState
-from rondevud.transport.base import DataChannel, Engine, Message, PeerConnection
+from rondevud.transport.base import DataChannel, Engine, PeerConnection
 
 logger = logging.getLogger(__name__)
-
-GREETING = 10.0
-"""Seconds from the connection to the data channel, and from that to hello."""
-
-CONNECTING = 30.0
-"""Seconds that an answered offer gets to become a connection."""
 
 RETRY = (1.0, 30.0)
 """Seconds between attempts to publish: the first, and the longest, pause; doubled in between, with jitter."""
@@ -305,9 +299,9 @@ class DurableService:
             if frames.VERSION not in sdp.link_versions(answer.sdp):
                 raise PeerError("not_a_link: the peer is not a daemon; plain peers are not in this version")
             fingerprints = Fingerprints(sdp.fingerprint(offer.sdp), sdp.fingerprint(answer.sdp))
-            greeting = _Greeting(offer.connection)
+            arrival = Greeting(offer.connection)
             await accept_answer(offer, answer.sdp, CONNECTING)
-            channel, hello = await greeting.hello()
+            channel, hello = await arrival.hello()
             await self._admit(offer.connection, channel, hello, fingerprints)
         except (PeerError, TransportError) as error:
             self.counters["refused_answers"] += 1
@@ -326,11 +320,11 @@ class DurableService:
         if refuse is not None and refuse.code is RefuseCode.UNKNOWN_SESSION:
             # The connecting side says hello again, in the same channel, under a new session.
             channel.send(frames.encode(refuse))
-            hello = await _Greeting.again(connection, channel)
+            hello = await Greeting.again(connection, channel)
             await self._admit_new(connection, channel, hello, fingerprints)
         elif refuse is not None and refuse.code is RefuseCode.OLDER_LINK:
             channel.send(frames.encode(refuse))
-            hello = await _Greeting.again(connection, channel)
+            hello = await Greeting.again(connection, channel)
             await self._admit(connection, channel, hello, fingerprints)
         elif refuse is not None:
             await self._refuse(connection, channel, refuse)
@@ -391,13 +385,7 @@ class DurableService:
         """Say why not; the connection is closed when the peer has had time to read it."""
         self.counters[f"refused_{refuse.code}"] += 1
         logger.info("%s: a peer is refused: %s: %s", self.name, refuse.code, refuse.reason)
-        with contextlib.suppress(TransportError):
-            channel.send(frames.encode(refuse))
-        closed = asyncio.Event()
-        connection.on_state = lambda state: closed.set() if state is TransportState.CLOSED else None
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(GOODBYE_TIMEOUT):
-                await closed.wait()
+        await greeting.refuse(connection, channel, refuse)
         self.discard(connection)
 
     # --- sessions --------------------------------------------------------------------------------------------------
@@ -522,76 +510,6 @@ class DurableService:
 
     def _publish(self, name: str, data: dict[str, Any], connection_id: str | None = None) -> None:
         self._environment.publish(name, data, service=self.name, connection_id=connection_id)
-
-
-class _Greeting:
-    """Waits, on a connection that was just made, for the data channel of the link and the hello on it."""
-
-    def __init__(self, connection: PeerConnection) -> None:
-        loop = asyncio.get_running_loop()
-        self._connection = connection
-        self._connected: asyncio.Future[None] = loop.create_future()
-        self._arrived: asyncio.Future[tuple[DataChannel, frames.Hello]] = loop.create_future()
-        connection.on_state = self._on_state
-        connection.on_data_channel = self._on_data_channel
-
-    def _on_state(self, state: TransportState) -> None:
-        if state is TransportState.CONNECTED and not self._connected.done():
-            self._connected.set_result(None)
-        elif state is TransportState.CLOSED:
-            for future in (self._connected, self._arrived):
-                if not future.done():
-                    future.set_exception(TransportError("the connection ended before hello"))
-                    future.exception()
-
-    def _on_data_channel(self, channel: DataChannel) -> None:
-        if channel.label == frames.LABEL and channel.protocol == frames.PROTOCOL:
-            channel.on_message = lambda message: _take_hello(self._arrived, channel, message)
-        elif channel.label != SERVICE_LABEL:
-            logger.debug("A data channel %r that no link announced is closed", channel.label)
-            channel.close()
-
-    async def hello(self) -> tuple[DataChannel, frames.Hello]:
-        """Raises `TransportError` or `PeerError`."""
-        try:
-            async with asyncio.timeout(CONNECTING):
-                await self._connected
-            async with asyncio.timeout(2 * GREETING):
-                return await self._arrived
-        except TimeoutError:
-            raise PeerError("no hello in time") from None
-
-    @staticmethod
-    async def again(connection: PeerConnection, channel: DataChannel) -> frames.Hello:
-        """The next hello on a channel whose first one was refused. Raises `TransportError` or `PeerError`."""
-        arrived: asyncio.Future[tuple[DataChannel, frames.Hello]] = asyncio.get_running_loop().create_future()
-        channel.on_message = lambda message: _take_hello(arrived, channel, message)
-
-        def closed(state: TransportState) -> None:
-            if state is TransportState.CLOSED and not arrived.done():
-                arrived.set_exception(TransportError("the connection ended before hello"))
-
-        connection.on_state = closed
-        try:
-            async with asyncio.timeout(GREETING):
-                return (await arrived)[1]
-        except TimeoutError:
-            raise PeerError("no hello in time") from None
-
-
-def _take_hello(
-    arrived: asyncio.Future[tuple[DataChannel, frames.Hello]], channel: DataChannel, message: Message
-) -> None:
-    if arrived.done():
-        return
-    try:
-        frame = frames.decode(message)
-        if not isinstance(frame, frames.Hello):
-            raise PeerError(f"{type(frame).__name__} instead of hello")
-    except PeerError as error:
-        arrived.set_exception(error)
-    else:
-        arrived.set_result((channel, frame))
 
 
 def _empty(session: DurableSession) -> bool:

@@ -1,0 +1,100 @@
+"""The service's side of a new connection, from the answer to the hello (before it is a link of a session)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+from rondevud.durable import frames
+from rondevud.durable.frames import Refuse
+from rondevud.durable.link import GOODBYE_TIMEOUT, HELLO_TIMEOUT
+from rondevud.durable.pool import SERVICE_LABEL
+from rondevud.errors import PeerError, TransportError
+from rondevud.transport.base import ConnectionState, DataChannel, Message, PeerConnection
+
+logger = logging.getLogger(__name__)
+
+CONNECTING = 30.0
+"""Seconds that an answered offer gets to become a connection."""
+
+
+class Greeting:
+    """Waits, on a connection that was just made, for the data channel of the link and the hello on it."""
+
+    def __init__(self, connection: PeerConnection) -> None:
+        loop = asyncio.get_running_loop()
+        self._connection = connection
+        self._connected: asyncio.Future[None] = loop.create_future()
+        self._arrived: asyncio.Future[tuple[DataChannel, frames.Hello]] = loop.create_future()
+        connection.on_state = self._on_state
+        connection.on_data_channel = self._on_data_channel
+
+    def _on_state(self, state: ConnectionState) -> None:
+        if state is ConnectionState.CONNECTED and not self._connected.done():
+            self._connected.set_result(None)
+        elif state is ConnectionState.CLOSED:
+            for future in (self._connected, self._arrived):
+                if not future.done():
+                    future.set_exception(TransportError("the connection ended before hello"))
+                    future.exception()
+
+    def _on_data_channel(self, channel: DataChannel) -> None:
+        if channel.label == frames.LABEL and channel.protocol == frames.PROTOCOL:
+            channel.on_message = lambda message: _take_hello(self._arrived, channel, message)
+        elif channel.label != SERVICE_LABEL:
+            logger.debug("A data channel %r that no link announced is closed", channel.label)
+            channel.close()
+
+    async def hello(self) -> tuple[DataChannel, frames.Hello]:
+        """Raises `TransportError` or `PeerError`."""
+        try:
+            async with asyncio.timeout(CONNECTING):
+                await self._connected
+            async with asyncio.timeout(2 * HELLO_TIMEOUT):
+                return await self._arrived
+        except TimeoutError:
+            raise PeerError("no hello in time") from None
+
+    @staticmethod
+    async def again(connection: PeerConnection, channel: DataChannel) -> frames.Hello:
+        """The next hello on a channel whose first one was refused. Raises `TransportError` or `PeerError`."""
+        arrived: asyncio.Future[tuple[DataChannel, frames.Hello]] = asyncio.get_running_loop().create_future()
+        channel.on_message = lambda message: _take_hello(arrived, channel, message)
+
+        def closed(state: ConnectionState) -> None:
+            if state is ConnectionState.CLOSED and not arrived.done():
+                arrived.set_exception(TransportError("the connection ended before hello"))
+
+        connection.on_state = closed
+        try:
+            async with asyncio.timeout(HELLO_TIMEOUT):
+                return (await arrived)[1]
+        except TimeoutError:
+            raise PeerError("no hello in time") from None
+
+
+def _take_hello(
+    arrived: asyncio.Future[tuple[DataChannel, frames.Hello]], channel: DataChannel, message: Message
+) -> None:
+    if arrived.done():
+        return
+    try:
+        frame = frames.decode(message)
+        if not isinstance(frame, frames.Hello):
+            raise PeerError(f"{type(frame).__name__} instead of hello")
+    except PeerError as error:
+        arrived.set_exception(error)
+    else:
+        arrived.set_result((channel, frame))
+
+
+async def refuse(connection: PeerConnection, channel: DataChannel, why: Refuse) -> None:
+    """Say why not, and give the peer time to read it; the caller closes the connection then."""
+    with contextlib.suppress(TransportError):
+        channel.send(frames.encode(why))
+    closed = asyncio.Event()
+    connection.on_state = lambda state: closed.set() if state is ConnectionState.CLOSED else None
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(GOODBYE_TIMEOUT):
+            await closed.wait()
