@@ -60,7 +60,7 @@ async def run(
     stopping = asyncio.Event()
     _handle_signals(stopping, config_path)
     async with contextlib.AsyncExitStack() as stack:
-        await _start(stack, config, state_dir, socket)
+        await start(stack, config, state_dir, socket)
         systemd.ready(f"listening on {socket}")
         logger.info("rondevud %s is ready: socket %s, state %s", __version__, socket, state_dir)
         if ready is not None:
@@ -77,8 +77,11 @@ async def run(
     return 0
 
 
-async def _start(stack: contextlib.AsyncExitStack, config: Config, state_dir: Path, socket: Path) -> None:
-    """Everything in its order; `stack` holds how each part is stopped."""
+async def start(stack: contextlib.AsyncExitStack, config: Config, state_dir: Path, socket: Path) -> House:
+    """Everything in its order, up to a socket that answers; `stack` gets how each part is stopped.
+
+    Does without signal handlers, so that several daemons fit into one loop. Raises what `run` raises; close `stack` then.
+    """
     loop = asyncio.get_running_loop()
     state = stack.enter_context(StateDirectory(state_dir))
     start_us = clock.wall_microseconds()
@@ -114,6 +117,7 @@ async def _start(stack: contextlib.AsyncExitStack, config: Config, state_dir: Pa
         stack.callback(task.cancel)
     if disk.moved_aside is not None:
         events.publish("gap", {"reason": "damaged", "count": None, "moved_aside": str(disk.moved_aside)})
+    return house
 
 
 async def _start_rendezvous(stack: contextlib.AsyncExitStack, config: Config, state_dir: Path) -> str | None:
