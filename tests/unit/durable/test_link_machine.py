@@ -129,6 +129,10 @@ class LinkMachine(RuleBasedStateMachine):
     def go_back_to_a_copy(self, side, index):
         self.world.nodes[side].go_back(index)
 
+    @rule(side=SIDES, index=FEW)
+    def restore_a_snapshot(self, side, index):
+        self.world.nodes[side].restore_snapshot(index)
+
     @rule()
     def forget_the_session(self):
         self.world.nodes["s"].forget()

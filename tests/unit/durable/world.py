@@ -32,7 +32,7 @@ from rondevud.durable.effects import (
 from rondevud.durable.handshake import Fingerprints, judge_hello
 from rondevud.durable.incoming import InboxLimits
 from rondevud.durable.link import LinkSettings, Session
-from rondevud.durable.outgoing import VerdictKind
+from rondevud.durable.outgoing import Direction, VerdictKind
 from rondevud.errors import StoreError, StoreFailed
 from rondevud.records import (
     AckIn,
@@ -50,6 +50,7 @@ from rondevud.records import (
     Role,
     SaveSession,
     SessionRecord,
+    SetEpoch,
     Stamp,
     Trim,
 )
@@ -151,6 +152,10 @@ class Node:
         """Microseconds by which this machine's clock has been set back."""
         self.unsure = False
         """Whether this start may give numbers again that were given before the store went back."""
+        self.sure: set[int] = set()
+        """Channels of which the peer's [8] has shown by now whether it does."""
+        self.unsure_puts: dict[int, list[Any]] = defaultdict(list)
+        """What has been stored in the other ones, by channel."""
 
     def clock_us(self) -> int:
         """This machine's clock: microseconds since 1970."""
@@ -196,8 +201,10 @@ class Node:
     def restart(self) -> None:
         """Starts are never so close that one clock could have given the numbers of the start before."""
         self.world.now += 0.001
-        if self.unsure:
-            self.world.blind.add(self.side)
+        for payloads in self.unsure_puts.values():
+            self.world.blind.update(payloads)
+        self.unsure_puts.clear()
+        self.sure.clear()
         self.crash()
         self.start()
         self.unsure = self.side in self.world.went_back and self.behind > 0
@@ -219,6 +226,12 @@ class Node:
         self.disk = self.copies[index].copy()
         del self.copies[index + 1 :]
         self.restart()
+
+    def restore_snapshot(self, index: int) -> None:
+        """A virtual machine is put back: its store, and for a while its clock."""
+        if self.copies:
+            self.set_clock_back(1)
+            self.go_back(index)
 
     # --- store -----------------------------------------------------------------------------------------------------
 
@@ -251,6 +264,10 @@ class Node:
                 history = self.disk.histories[operation.channel]
                 for seq, payload in enumerate(operation.payloads, outcome.first):
                     history.sent.append(Sent(payload, seq))
+                if self.unsure and operation.channel not in self.sure:
+                    self.unsure_puts[operation.channel].extend(operation.payloads)
+            case SetEpoch():
+                self.be_sure(operation.channel)
             case Receive():
                 history = self.disk.histories[operation.channel]
                 for item in operation.items:
@@ -296,8 +313,15 @@ class Node:
                     self.failed.append(effect)
                 case ChannelResumed():
                     self.gaps += effect.verdict.kind is VerdictKind.GAP
+                    lane = session.lanes[effect.label]
+                    if effect.verdict.direction is Direction.OUT and not lane.out.needs_epoch:
+                        self.be_sure(lane.out.channel)
                 case _:
                     pass
+
+    def be_sure(self, channel: int) -> None:
+        self.sure.add(channel)
+        self.unsure_puts.pop(channel, None)
 
     def execute(self, session: Session, operation: Any) -> None:
         def done(outcome: Any) -> None:
@@ -429,9 +453,9 @@ class World:
         self.wires: dict[int, Wire] = {}
         self.keys = count(1)
         self.went_back: set[str] = set()
-        self.blind: set[str] = set()
-        """Sides that were started once more on a store and a clock that both went back: nothing tells them any longer
-        which of their numbers they have given twice."""
+        self.blind: set[Any] = set()
+        """Messages that a daemon stored on a store and with a clock that both went back, and that was started once more
+        before it saw its peer: nothing tells it any longer that it has given their numbers twice."""
         self.forgotten = False
         self.tampered = False
         """Whether a link did what no transport does: repeated a frame, or lost one and went on."""
@@ -671,8 +695,9 @@ class World:
         lane = self.nodes[side].session().lanes.get(label)
         if lane is not None and lane.closed and (self.forgotten or other(side) in self.went_back):
             return  # both sides were done with this label before one of them lost its memory of it
+        got_or_blind = {None, *self.blind, *arrived}
         for message in sent.sent:
-            if side not in self.blind and message.payload is not None and message.payload not in arrived:
+            if message.payload not in got_or_blind:
                 self._verify_missing(where, message, gaps)
         if not self.went_back and not self.forgotten:
             unspoken = [gap for _, gap in gaps if gap.reason in {Reason.LOST, Reason.DAMAGED}]
@@ -777,6 +802,7 @@ FAULTS: dict[str, tuple[int, Fault]] = {
     "back": (8, lambda _world, random, node, _label: node.go_back(random.randint(0, 3))),
     "forget": (2, lambda world, _random, _node, _label: world.nodes["s"].forget()),
     "clock": (5, lambda _world, random, node, _label: node.set_clock_back(random.randint(1, 3))),
+    "snapshot": (6, lambda _world, random, node, _label: node.restore_snapshot(random.randint(0, 3))),
     "close": (6, lambda _world, _random, node, label: node.close_label(label)),
     "reopen": (6, lambda _world, _random, node, label: node.reopen_label(label)),
     "repeat": (
@@ -786,7 +812,7 @@ FAULTS: dict[str, tuple[int, Fault]] = {
         ),
     ),
     "lose": (
-        8,
+        20,
         lambda world, random, node, _label: (
             world.wires and world.lose_frame(_latest(world, random), node.side, random.randint(0, 3))
         ),
