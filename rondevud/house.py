@@ -243,6 +243,9 @@ class House:
                 service.start()
             else:
                 self._same(declared)
+                if service.stopped:  # withdrawn, and its connections kept
+                    await self._save(DeclarationKind.SERVICE, declared)
+                    service.start()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PUBLISH_WAIT):
                 await service.published.wait()
@@ -291,7 +294,7 @@ class House:
                 self._declared.pop(service.name, None)
                 for visit in list(service.visits.values()):
                     if not any(channel.waiting for channel in visit.session.channels.values()):
-                        await visit.session.forget()
+                        visit.session.forget()
         return {}
 
     async def close(self, target: str, drain: float | None) -> Data:
@@ -308,10 +311,16 @@ class House:
         if self._by_name.get(connection.settings.name) is connection:
             del self._by_name[connection.settings.name]
             self._declared.pop(connection.settings.name, None)
-        if not any(channel.waiting for channel in connection.session.channels.values()):
-            self._by_id.pop(connection.connection_id, None)
-            await connection.session.forget()
+        self._prune()
         return {}
+
+    def _prune(self) -> None:
+        """Forget closed connections in which nothing waits any more."""
+        for connection in list(self._by_id.values()):
+            channels = connection.session.channels.values()
+            if connection.state is ConnectionState.CLOSED and not any(channel.waiting for channel in channels):
+                del self._by_id[connection.connection_id]
+                connection.session.forget()
 
     async def reconnect(self, target: str) -> Data:
         service, visit = self._visit(target)
@@ -408,6 +417,7 @@ class House:
             "connected": sum(session.connected for session in self._sessions(None)),
             "clients": len(self.clients()),
             "store": "ok" if failing is None else str(failing),
+            "counters": dict(self._environment.counters),
         }
 
     def services(self) -> list[Data]:
@@ -431,6 +441,7 @@ class House:
         }
 
     def connections(self) -> list[Data]:
+        self._prune()
         rows = [self._describe_connection(connection) for connection in self._by_id.values()]
         for service in self._services.values():
             rows += [self._describe_visit(service, visit) for visit in service.visits.values()]

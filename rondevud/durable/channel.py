@@ -69,8 +69,6 @@ class SessionPort(Protocol):
 
     def close_label(self, label: str) -> None: ...
 
-    def reopen_label(self, label: str) -> None: ...
-
     def inbox_taken(self, label: str, count: int, size: int) -> None: ...
 
     def event(self, name: str, data: dict[str, Any], label: str | None = None) -> None: ...
@@ -198,11 +196,6 @@ class DurableChannel:
     def close(self) -> None:
         """End the label for both sides: what is queued is still delivered. Idempotent."""
         self._session.close_label(self.label)
-
-    def reopen(self) -> None:
-        """Open a closed label anew; nothing happens to one that is not closed."""
-        if self._lane.closed:
-            self._session.reopen_label(self.label)
 
     async def purge(self, direction: str) -> dict[str, int]:
         """Empty the ``out``box, the ``in``box or ``both``; answers how many messages that were."""

@@ -23,6 +23,7 @@ from rondevud.durable.effects import LinkDown, LinkUp, Recovered, SessionFailed,
 from rondevud.durable.frames import GoodbyeCode
 from rondevud.durable.handshake import Fingerprints
 from rondevud.durable.link import LinkSettings
+from rondevud.durable.pool import SERVICE_LABEL
 from rondevud.durable.ports import Configure
 from rondevud.durable.session import DurableSession, Environment
 from rondevud.durable.settings import ConnectionSettings
@@ -283,6 +284,7 @@ class DurableConnection:
         """Answer the offer, open the data channel, say hello, wait for the verdict."""
         closed = asyncio.get_running_loop().create_future()
         connection.on_state = lambda state: _resolve(closed, state is TransportState.CLOSED)
+        connection.on_data_channel = self._refuse_channel
         answer = sdp.mark(await connection.create_answer(offer.sdp))
         fingerprints = Fingerprints(sdp.fingerprint(offer.sdp), sdp.fingerprint(answer))
         channel = connection.create_data_channel(frames.LABEL, protocol=frames.PROTOCOL)
@@ -293,6 +295,13 @@ class DurableConnection:
         if not opened.done():
             raise TransportError("the WebRTC connection ended before the data channel was open")
         await self._greet(connection, channel, fingerprints)
+
+    def _refuse_channel(self, channel: DataChannel) -> None:
+        """The offer's own channel is not used on a link; others were not announced."""
+        if channel.label != SERVICE_LABEL:
+            logger.info("%s: a data channel %r that no link announced is closed", self.settings.name, channel.label)
+            self._environment.count("stray_channels")
+            channel.close()
 
     async def _greet(self, connection: PeerConnection, channel: DataChannel, fingerprints: Fingerprints) -> None:
         if not self._needs_link():  # the suspect link was heard again

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 
 from rondevud.durable import frames
 from rondevud.durable.frames import Refuse
@@ -22,9 +23,9 @@ CONNECTING = 30.0
 class Greeting:
     """Waits, on a connection that was just made, for the data channel of the link and the hello on it."""
 
-    def __init__(self, connection: PeerConnection) -> None:
+    def __init__(self, connection: PeerConnection, count: Callable[[str], None]) -> None:
         loop = asyncio.get_running_loop()
-        self._connection = connection
+        self._count = count
         self._connected: asyncio.Future[None] = loop.create_future()
         self._arrived: asyncio.Future[tuple[DataChannel, frames.Hello]] = loop.create_future()
         connection.on_state = self._on_state
@@ -43,7 +44,8 @@ class Greeting:
         if channel.label == frames.LABEL and channel.protocol == frames.PROTOCOL:
             channel.on_message = lambda message: _take_hello(self._arrived, channel, message)
         elif channel.label != SERVICE_LABEL:
-            logger.debug("A data channel %r that no link announced is closed", channel.label)
+            logger.info("A data channel %r that no link announced is closed", channel.label)
+            self._count("stray_channels")
             channel.close()
 
     async def hello(self) -> tuple[DataChannel, frames.Hello]:

@@ -113,6 +113,7 @@ class DurableService:
 
     def start(self) -> None:
         """Publish, and take whoever comes. A signalling server that is down only delays that."""
+        self.stopped = False
         for work, what in (
             (self._publication_loop(), "publication"),
             (self._answers_loop(), "answers"),
@@ -299,7 +300,7 @@ class DurableService:
             if frames.VERSION not in sdp.link_versions(answer.sdp):
                 raise PeerError("not_a_link: the peer is not a daemon; plain peers are not in this version")
             fingerprints = Fingerprints(sdp.fingerprint(offer.sdp), sdp.fingerprint(answer.sdp))
-            arrival = Greeting(offer.connection)
+            arrival = Greeting(offer.connection, self._environment.count)
             await accept_answer(offer, answer.sdp, CONNECTING)
             channel, hello = await arrival.hello()
             await self._admit(offer.connection, channel, hello, fingerprints)
@@ -378,7 +379,7 @@ class DurableService:
         if not idle:
             return Refuse(RefuseCode.TOO_MANY, f"{len(self.visits)} sessions are kept", 0)
         oldest = max(idle, key=lambda visit: visit.session.record.absent)
-        self._spawn(self._forget(oldest), f"forget {oldest.session.connection_id}")
+        self._forget(oldest)
         return None
 
     async def _refuse(self, connection: PeerConnection, channel: DataChannel, refuse: Refuse) -> None:
@@ -417,7 +418,7 @@ class DurableService:
         session, expiry = visit.session, self.settings.session_expiry
         if session.record.closed:
             if _nothing_waits(session):
-                await self._forget(visit)
+                self._forget(visit)
             return
         if session.connected or expiry is None:
             return
@@ -430,7 +431,7 @@ class DurableService:
         if before < expiry <= absent:
             await self._expire(visit)
         elif absent >= expiry + KEPT_LONGER and _nothing_waits(session):
-            await self._forget(visit)
+            self._forget(visit)
 
     async def _expire(self, visit: Visit) -> None:
         """What is held for an absent peer goes, and is reported; numbers stay, so that it can be told."""
@@ -438,9 +439,9 @@ class DurableService:
             await visit.session.run(Remove(channel.id, 1, 2**62, Reason.EXPIRED))
         self._publish("disconnection", {"reason": "expired"}, visit.session.connection_id)
 
-    async def _forget(self, visit: Visit) -> None:
+    def _forget(self, visit: Visit) -> None:
         self.visits.pop(visit.session.connection_id, None)
-        await visit.session.forget()
+        visit.session.forget()
 
     # --- owner of the sessions -------------------------------------------------------------------------------------
 

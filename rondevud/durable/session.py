@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
@@ -38,6 +39,7 @@ from rondevud.durable.handshake import Fingerprints
 from rondevud.durable.link import LinkSettings, Session
 from rondevud.durable.ports import Clock, Configure, Publish, Store
 from rondevud.durable.settings import ChannelSettings
+from rondevud.durable.states import ChannelState
 from rondevud.errors import RequestError, StoreError, TransportError
 from rondevud.records import (
     ChannelRecord,
@@ -49,6 +51,7 @@ from rondevud.records import (
     Put,
     SaveSession,
     SessionRecord,
+    SetEpoch,
     Stamp,
 )
 from rondevud.transport.base import ConnectionState as TransportState
@@ -91,6 +94,10 @@ class Environment:
         self.start_us = start_us
         """Microseconds since 1970 at the start of the daemon: no number given now is below."""
         self.version = version
+        self.counters: Counter[str] = Counter()
+
+    def count(self, counter: str) -> None:
+        self.counters[counter] += 1
 
 
 class _Link:
@@ -125,6 +132,7 @@ class DurableSession:
         self._links: dict[int, _Link] = {}
         self._next_key = 1
         self._creating: dict[str, asyncio.Task[DurableChannel]] = {}
+        self._reopening: dict[int, list[asyncio.Future[None]]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._flush_due = False
         self._stopped = False
@@ -233,9 +241,18 @@ class DurableSession:
             return channel
         if options:
             _compare_options(self._configure(label, options), channel.settings, label)
-        if create:
-            channel.reopen()
+        if create and channel.state is ChannelState.CLOSED:
+            await self._reopen(channel)
         return channel
+
+    async def _reopen(self, channel: DurableChannel) -> None:
+        """Open a closed label anew, and wait until it is (rule 9 of the link)."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._reopening.setdefault(channel.id, []).append(waiter)
+        self.machine.reopen_channel(channel.label)
+        self.schedule_flush()
+        await waiter
+        channel.made_by_attach = True
 
     def _create(
         self, label: str, options: dict[str, Any] | None, durability: Durability | None = None
@@ -305,6 +322,8 @@ class DurableSession:
 
         def completed(outcome: Any) -> None:
             in_doubt = self.machine.completed(operation, outcome)
+            if isinstance(operation, SetEpoch) and not isinstance(outcome, StoreError):
+                self._reopened(operation.channel)
             if channel is not None:
                 channel.completed(operation, outcome, in_doubt)
             if done is not None:
@@ -312,6 +331,11 @@ class DurableSession:
             self.schedule_flush()
 
         store.submit(operation, completed)
+
+    def _reopened(self, channel: int) -> None:
+        for waiter in self._reopening.pop(channel, []):
+            if not waiter.done():
+                waiter.set_result(None)
 
     async def run(self, operation: Operation[Any]) -> Any:
         """`execute`, and wait. Raises `RequestError` when the store fails."""
@@ -351,10 +375,6 @@ class DurableSession:
         operation = self.machine.close_channel(label, self.stamp())
         if operation is not None:
             self.execute(operation)
-
-    def reopen_label(self, label: str) -> None:
-        self.machine.reopen_channel(label)
-        self.schedule_flush()
 
     def inbox_taken(self, label: str, count: int, size: int) -> None:
         if label in self.machine.lanes:
@@ -489,6 +509,8 @@ class DurableSession:
             self._timer.cancel()
         for task in self._creating.values():
             task.cancel()
+        for channel_id in list(self._reopening):
+            self._reopened(channel_id)
         for channel in self.channels.values():
             channel.stop()
         for link in self._links.values():
@@ -502,11 +524,11 @@ class DurableSession:
         self.machine.record = replace(self.record, closed=True)
         await self._environment.disk.execute(SaveSession(self.record))
 
-    async def forget(self) -> None:
+    def forget(self) -> None:
         """Delete the session with everything in it from the stores."""
         self.stop()
         for store in (self._environment.disk, self._environment.memory):
-            await store.execute(DeleteSession(self.connection_id))
+            store.submit(DeleteSession(self.connection_id))
 
     def snapshot_channels(self) -> list[dict[str, Any]]:
         """Rows ``{label, state, waiting, attached}``."""
