@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import msgpack
 
+from rondevud import rows
 from rondevud.config import Config, ConnectionConfig, ServiceConfig
 from rondevud.declarations import (
     channel_configurer,
@@ -421,81 +422,25 @@ class House:
         }
 
     def services(self) -> list[Data]:
-        return [self._describe_service(service) for service in self._services.values()]
-
-    def _describe_service(self, service: DurableService) -> Data:
-        publication = service.pool.publication
-        return {
-            "service": service.name,
-            "username": service.settings.username,
-            "fqn": service.settings.fqn,
-            "published": service.published.is_set(),
-            "service_id": publication.service_id if publication else None,
-            "uuid": publication.uuid if publication else None,
-            "expires_at": publication.expires_at if publication else None,
-            "offers": service.pool.size,
-            "pool_size": service.settings.pool_size,
-            "connections": len(service.visits),
-            "connected": sum(visit.session.connected for visit in service.visits.values()),
-            "error": service.last_error,
-        }
+        return [rows.of_service(service) for service in self._services.values()]
 
     def connections(self) -> list[Data]:
         self._prune()
-        rows = [self._describe_connection(connection) for connection in self._by_id.values()]
+        listed = [rows.of_connection(connection) for connection in self._by_id.values()]
         for service in self._services.values():
-            rows += [self._describe_visit(service, visit) for visit in service.visits.values()]
-        return rows
-
-    def _describe_connection(self, connection: DurableConnection) -> Data:
-        return {
-            **self._describe_session(connection.session),
-            "name": connection.settings.name,
-            "service": None,
-            "target": connection.settings.target,
-            "state": str(connection.state),
-            "attempt": connection.attempt,
-            "error": connection.last_error,
-        }
-
-    def _describe_visit(self, service: DurableService, visit: Visit) -> Data:
-        return {
-            **self._describe_session(visit.session),
-            "name": None,
-            "service": service.name,
-            "target": None,
-            "state": str(visit.state),
-            "attempt": 0,
-            "error": None,
-        }
-
-    def _describe_session(self, session: DurableSession) -> Data:
-        channels = session.channels.values()
-        return {
-            "connection_id": session.connection_id,
-            "peer_name": session.record.peer_name,
-            "kind": "link" if session.record.contacted else None,
-            "channels": len(session.channels),
-            "queue_size": sum(channel.outbox.count for channel in channels),
-            "waiting": sum(channel.waiting for channel in channels),
-            "round_trip": session.machine.round_trip,
-            "suspect": session.suspect,
-        }
+            listed += [rows.of_visit(service, visit) for visit in service.visits.values()]
+        return listed
 
     def channels(self, target: str) -> list[Data]:
         return [channel.facts() for session in self._sessions(target) for channel in session.channels.values()]
 
     def snapshot(self, target: str | None) -> list[Data]:
-        rows = {row["connection_id"]: row for row in self.connections()}
-        return [
-            {key: rows[session.connection_id][key] for key in ("connection_id", "name", "state", "peer_name", "kind")}
-            | {"channels": session.snapshot_channels()}
-            for session in self._sessions(target)
-        ]
+        listed = {row["connection_id"]: row for row in self.connections()}
+        return [rows.snapshot(listed[session.connection_id], session) for session in self._sessions(target)]
 
     async def why(self, target: str) -> Data:
         if target.startswith("service:"):
-            return self._describe_service(self._service(target[8:]))
+            return rows.of_service(self._service(target[8:]))
         session = self._session(target)
         row = next(row for row in self.connections() if row["connection_id"] == session.connection_id)
         return row | {"counters": dict(session.machine.counters), "channels": self.channels(session.connection_id)}

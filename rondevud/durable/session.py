@@ -530,18 +530,6 @@ class DurableSession:
         for store in (self._environment.disk, self._environment.memory):
             store.submit(DeleteSession(self.connection_id))
 
-    def snapshot_channels(self) -> list[dict[str, Any]]:
-        """Rows ``{label, state, waiting, attached}``."""
-        return [
-            {
-                "label": channel.label,
-                "state": str(channel.state),
-                "waiting": channel.waiting,
-                "attached": channel.inbox.exclusive is not None,
-            }
-            for channel in self.channels.values()
-        ]
-
 
 def _stored_settings(configure: Configure, record: ChannelRecord) -> ChannelSettings:
     options = msgpack.unpackb(record.options) if record.options else None

@@ -1,0 +1,85 @@
+"""How declared things are described over the socket: the rows of ``rondevuctl --json``. Keys are for ever: add to them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rondevud.durable.connection import DurableConnection
+from rondevud.durable.service import DurableService, Visit
+from rondevud.durable.session import DurableSession
+
+Data = dict[str, Any]
+
+
+def of_service(service: DurableService) -> Data:
+    """One row of `services`; times are seconds since 1970 by the signalling server's clock."""
+    publication = service.pool.publication
+    return {
+        "service": service.name,
+        "username": service.settings.username,
+        "fqn": service.settings.fqn,
+        "published": service.published.is_set(),
+        "service_id": publication.service_id if publication else None,
+        "uuid": publication.uuid if publication else None,
+        "expires_at": publication.expires_at if publication else None,
+        "offers": service.pool.size,
+        "pool_size": service.settings.pool_size,
+        "connections": len(service.visits),
+        "connected": sum(visit.session.connected for visit in service.visits.values()),
+        "error": service.last_error,
+    }
+
+
+def of_connection(connection: DurableConnection) -> Data:
+    """A row of `connections`: one that this daemon made."""
+    return {
+        **_session(connection.session),
+        "name": connection.settings.name,
+        "service": None,
+        "target": connection.settings.target,
+        "state": str(connection.state),
+        "attempt": connection.attempt,
+        "error": connection.last_error,
+    }
+
+
+def of_visit(service: DurableService, visit: Visit) -> Data:
+    """A row of `connections`: one that a service took."""
+    return {
+        **_session(visit.session),
+        "name": None,
+        "service": service.name,
+        "target": None,
+        "state": str(visit.state),
+        "attempt": 0,
+        "error": None,
+    }
+
+
+def _session(session: DurableSession) -> Data:
+    channels = session.channels.values()
+    return {
+        "connection_id": session.connection_id,
+        "peer_name": session.record.peer_name,
+        "kind": "link" if session.record.contacted else None,
+        "channels": len(session.channels),
+        "queue_size": sum(channel.outbox.count for channel in channels),
+        "waiting": sum(channel.waiting for channel in channels),
+        "round_trip": session.machine.round_trip,
+        "suspect": session.suspect,
+    }
+
+
+def snapshot(row: Data, session: DurableSession) -> Data:
+    """The row of a snapshot: a few words of the connection's row, and its channels."""
+    return {key: row[key] for key in ("connection_id", "name", "state", "peer_name", "kind")} | {
+        "channels": [
+            {
+                "label": channel.label,
+                "state": str(channel.state),
+                "waiting": channel.waiting,
+                "attached": channel.inbox.exclusive is not None,
+            }
+            for channel in session.channels.values()
+        ]
+    }
