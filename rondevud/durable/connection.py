@@ -346,12 +346,12 @@ class DurableConnection:
         self._enter(ConnectionState.RECONNECTING)
         session.event("disconnected", {"reason": effect.code, "message": effect.reason})
         self._lost_at = None if effect.code == GoodbyeCode.PROTOCOL else self._now()
-        if effect.code == GoodbyeCode.RESTARTING:
-            asyncio.get_running_loop().call_later(self._random.uniform(0, 1), self._wanted.set)
-        elif effect.code == GoodbyeCode.PROTOCOL:
+        if effect.code == GoodbyeCode.PROTOCOL:
             self._failed_link(effect)
-        else:
-            self._wanted.set()
+            return
+        delay = self._random.uniform(0, 1) if effect.code == GoodbyeCode.RESTARTING else 0.0
+        self._tell_reconnecting(delay)
+        asyncio.get_running_loop().call_later(delay, self._wanted.set)
 
     def _failed_link(self, effect: LinkDown) -> None:
         """The link died of broken rules: an attempt that failed, so that such links do not follow each other at once."""
