@@ -185,6 +185,8 @@ class ChannelRecord:
     in_count: int = 0
     """Rows of the inbox, gaps included: whether something waits."""
     in_bytes: int = 0
+    in_gaps: int = 0
+    """Rows of the inbox that are gaps, those found damaged included."""
     out_closed: int = 0
     """Number of this side's closing message; 0 = not closed."""
     in_closed: bool = False
@@ -206,6 +208,8 @@ class ProducerRecord:
     acknowledged_seq: int = 0
     removed: int = 0
     """How many of its messages were ever removed."""
+    unreported: int = 0
+    """How many of its messages were removed since the `OpenProducer` before this one."""
 
 
 class Operation(Generic[Result]):
@@ -480,6 +484,8 @@ class InPage(NamedTuple):
     """Read on from this row."""
     damaged: int
     """Rows that failed their checksum: each stands in `items` as a gap with reason `damaged`."""
+    gaps: int
+    """What this reading added to the channel's ``in_gaps``: a damaged row may have been a gap before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -492,13 +498,15 @@ class ReadIn(Operation[InPage]):
 
 class InRemoved(NamedTuple):
     messages: int
+    """Rows, gaps included."""
     size: int
+    gaps: int
     more: bool
 
 
 @dataclass(frozen=True, slots=True)
 class AckIn(Operation[InRemoved]):
-    """Delete the inbox's rows below `upto_row`; `messages` and `size` are what left the counts of the channel."""
+    """Delete the inbox's rows below `upto_row`; `messages`, `size` and `gaps` are what left the channel's counts."""
 
     channel: int
     upto_row: int
@@ -509,7 +517,10 @@ class AckIn(Operation[InRemoved]):
 
 @dataclass(frozen=True, slots=True)
 class OpenProducer(Operation[ProducerRecord]):
-    """The producer of that name in that channel, made when there is none. Its ``last use`` becomes `stamp`."""
+    """The producer of that name in that channel, made when there is none. Its ``last use`` becomes `stamp`.
+
+    Answers ``unreported`` and sets it to 0 in the same transaction.
+    """
 
     channel: int
     name: bytes

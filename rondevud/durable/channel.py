@@ -91,7 +91,6 @@ class DurableChannel:
         self._ended = False
         self.made_by_attach = False
         """Whether the next `verdict` belongs to the attach that made the channel."""
-        self._reported: dict[bytes, int] = {}
         self.outbox = Outbox(record, settings.outbox, self)
         self.inbox = Inbox(record, self, self._inbox_taken, self._announce_waiting)
 
@@ -150,16 +149,11 @@ class DurableChannel:
         """What became of either direction since this producer was last attached; to be asked once per attach."""
         made, self.made_by_attach = self.made_by_attach, False
         kind = VerdictKind.NEW if made else VerdictKind.RESUMED
-        lost = producer is not None and self._removed_since(producer)
+        lost = any(p.unreported for p in self.outbox.producers.values() if p.name == producer)
         return {
-            "in": str(VerdictKind.GAP if self.inbox.gap_waits else kind),
+            "in": str(VerdictKind.GAP if self.inbox.gaps else kind),
             "out": str(VerdictKind.GAP if lost else kind),
         }
-
-    def _removed_since(self, name: bytes) -> bool:
-        removed = next((p.removed for p in self.outbox.producers.values() if p.name == name), 0)
-        before, self._reported[name] = self._reported.get(name, 0), removed
-        return removed > before
 
     async def open_producer(self, name: bytes | None, listener: ProducerListener, takeover: bool) -> Producer:
         """The producer of that name; one of which nothing is kept without a name. Raises ``producer_in_use``."""

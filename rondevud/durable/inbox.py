@@ -107,8 +107,8 @@ class Inbox:
     ) -> None:
         self.count = record.in_count
         self.size = record.in_bytes
-        self.gap_waits = False
-        """Whether a gap has come that has not been acknowledged."""
+        self.gaps = record.in_gaps
+        """How many of the rows that wait are gaps."""
         self.exclusive: Receiver | None = None
         self._observers: list[Receiver] = []
         self._id = record.id
@@ -130,7 +130,6 @@ class Inbox:
         self._acking = False
         self._ack_row = 0
         self._acked_row = 0
-        self._last_gap_row = 0
 
     # --- receivers -------------------------------------------------------------------------------------------------
 
@@ -195,11 +194,9 @@ class Inbox:
             return
         self._fresh_from = min(self._fresh_from, result.first_row)
         items = _rows(operation, result.first_row)
-        gaps = [item for item in items if isinstance(item, InGap)]
-        if gaps:
-            self.gap_waits = True
-            self._last_gap_row = gaps[-1].row
-        self._host.count("received", len(items) - len(gaps))
+        gaps = sum(isinstance(item, InGap) for item in items)
+        self.gaps += gaps
+        self._host.count("received", len(items) - gaps)
         if self.exclusive is not None and self._caught_up and len(self._loaded) + len(items) <= LOADED:
             self._loaded.extend(items)
             self._loaded_row = items[-1].row + 1
@@ -246,14 +243,15 @@ class Inbox:
         return run
 
     def _page_read(self, page: InPage | StoreError) -> None:
+        if isinstance(page, InPage) and page.damaged:  # told once, also when nobody wants the page any more
+            self.gaps += page.gaps
+            self._host.count("damaged", page.damaged)
         if self._stale_reads:
             self._stale_reads -= 1
             return
         self._reading = False
         if isinstance(page, StoreError):
             return
-        if page.damaged:
-            self._host.count("damaged", page.damaged)
         if page.items:
             self._loaded.extend(page.items)
             self._loaded_row = page.next_row
@@ -305,7 +303,6 @@ class Inbox:
 
     def purge(self) -> None:
         """Everything that waits is gone (the caller has deleted it up to the last row): begin behind it."""
-        self.gap_waits = False
         self._rewind()
         self.pump()
 
@@ -317,8 +314,6 @@ class Inbox:
         if not outcome.more:
             self._acked_row = max(self._acked_row, row)
             self._delivered_below = [below for below in self._delivered_below if below > row]
-            if self._last_gap_row < row:
-                self.gap_waits = False
         self.took(outcome)
         self._send_ack()
 
@@ -326,6 +321,7 @@ class Inbox:
         """Rows left the inbox."""
         self.count -= outcome.messages
         self.size -= outcome.size
+        self.gaps -= outcome.gaps
         self._taken(outcome.messages, outcome.size)
 
 

@@ -72,6 +72,8 @@ class Producer:
         self.last_seq = record.last_seq
         self.acknowledged_seq = record.acknowledged_seq
         self.removed = record.removed
+        self.unreported = record.unreported
+        """How many messages were removed between the last handle's opening and this one's."""
         self._rejected: deque[tuple[int, str]] = deque(record.rejected, maxlen=REJECTED_KEPT)
         self._unsaved: list[tuple[int, str]] = []
         self._undecided: deque[Submission] = deque()

@@ -66,6 +66,7 @@ class InboxTable:
             in_closed=closed,
             in_count=record.in_count + len(rows),
             in_bytes=record.in_bytes + size,
+            in_gaps=record.in_gaps + sum(row[4] == GAP for row in rows),
         )
         self.moved += size
         return records.ReceiveResult(first_row, len(rows), size)
@@ -88,7 +89,8 @@ class InboxTable:
                 damaged += 1
                 row = self._mark_damaged(row or (record.id, number, record.peer_epoch, *(None,) * 8))
             items.append(_item(row))
-        return records.InPage(items, items[-1].row + 1 if items else operation.row, damaged)
+        gaps = self._count_gaps(operation.channel) if damaged else 0
+        return records.InPage(items, items[-1].row + 1 if items else operation.row, damaged, gaps)
 
     def _rows(self, channel: int, start: int) -> tuple[list[Any], bool]:
         """One page of rows from `start` on, and whether it ended by rows and not by bytes."""
@@ -132,22 +134,40 @@ class InboxTable:
         self._connection.execute("INSERT OR REPLACE INTO inbox VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", fields)
         return fields
 
+    def _count_gaps(self, number: int) -> int:
+        """Count the channel's gaps anew; answers how many more they are. What a damaged row was before, nobody knows."""
+        channel = self._channels.get(number, change=True)
+        record = channel.record
+        gaps = self._connection.execute(
+            "SELECT count(*) FROM inbox WHERE channel = ? AND row >= ? AND kind >= ?",
+            (number, channel.next_row - record.in_count, GAP),
+        ).fetchone()[0]
+        channel.change(in_gaps=gaps)
+        return int(gaps - record.in_gaps)
+
     def ack_in(self, operation: records.AckIn) -> records.InRemoved:
         channel = self._channels.get(operation.channel, change=True)
         record = channel.record
         begin, end = channel.next_row - record.in_count, min(operation.upto_row, channel.next_row)
         upto = min(end, begin + self._limits.slice_rows)
         if upto <= begin:
-            return records.InRemoved(0, 0, more=False)
+            return records.InRemoved(0, 0, 0, more=False)
         if upto == channel.next_row:
-            size = record.in_bytes  # nothing is left, whatever damage did to the count
+            size, gaps = record.in_bytes, record.in_gaps  # nothing is left, whatever damage did to the counts
         else:
-            size = self._connection.execute(
-                "SELECT ifnull(sum(length(payload)), 0) FROM inbox WHERE channel = ? AND row < ?", (record.id, upto)
-            ).fetchone()[0]
+            size, gaps = self._connection.execute(
+                "SELECT ifnull(sum(length(payload)), 0), ifnull(sum(kind >= ?), 0) FROM inbox"
+                " WHERE channel = ? AND row < ?",
+                (GAP, record.id, upto),
+            ).fetchone()
+            gaps = min(gaps, record.in_gaps)  # damage that nobody has read so far may look like a gap
         self._connection.execute("DELETE FROM inbox WHERE channel = ? AND row < ?", (record.id, upto))
-        channel.change(in_count=record.in_count - (upto - begin), in_bytes=max(0, record.in_bytes - size))
-        return records.InRemoved(upto - begin, size, more=upto < end)
+        channel.change(
+            in_count=record.in_count - (upto - begin),
+            in_bytes=max(0, record.in_bytes - size),
+            in_gaps=record.in_gaps - gaps,
+        )
+        return records.InRemoved(upto - begin, size, gaps, more=upto < end)
 
 
 def _item(row: Sequence[Any]) -> InItem:

@@ -248,7 +248,8 @@ class MemoryTables:
             if acknowledged:
                 record = replace(record, acknowledged_seq=max(record.acknowledged_seq, told.last))
             else:
-                record = replace(record, removed=record.removed + told.messages)
+                removed, unreported = record.removed + told.messages, record.unreported + told.messages
+                record = replace(record, removed=removed, unreported=unreported)
             self._producers[told.producer] = replace(producer, record=record)
 
     @staticmethod
@@ -361,7 +362,7 @@ class MemoryTables:
             raise StoreConflict(f"channel {record.id} is at {record.peer_epoch.hex()}-{record.recv_next}")
         counts = [item.messages or 0 for item in operation.items if isinstance(item, Removal)]
         check_numbers(operation.recv_next, *counts, record.recv_count + sum(counts))
-        first_row, size = channel.next_row, 0
+        first_row, gaps = channel.next_row, 0
         same_epoch = operation.epoch == record.peer_epoch
         count, closed = (record.recv_count, record.in_closed) if same_epoch else (0, False)
         sizes = [payload_size(item.payload) for item in operation.items if isinstance(item, OutMessage)]
@@ -377,6 +378,7 @@ class MemoryTables:
                 if item.messages == 0 or item.reason is Reason.RESTART:
                     continue
                 row = InGap(channel.next_row, operation.epoch, item, operation.stamp.wall)
+                gaps += 1
             channel.inbox.append(channel.next_row, row)
             channel.next_row += 1
         rows = channel.next_row - first_row
@@ -387,6 +389,7 @@ class MemoryTables:
             in_closed=closed,
             in_count=record.in_count + rows,
             in_bytes=record.in_bytes + size,
+            in_gaps=record.in_gaps + gaps,
         )
         return records.ReceiveResult(first_row, rows, size)
 
@@ -399,7 +402,7 @@ class MemoryTables:
             if items and size > self._limits.page_bytes:
                 break
             items.append(item)
-        return records.InPage(items, items[-1].row + 1 if items else operation.row, damaged=0)
+        return records.InPage(items, items[-1].row + 1 if items else operation.row, damaged=0, gaps=0)
 
     def _ack_in(self, operation: records.AckIn) -> records.InRemoved:
         channel = self._channel(operation.channel)
@@ -408,8 +411,11 @@ class MemoryTables:
         gone = [channel.inbox.delete(row) for row in rows[:limit]]
         size = sum(payload_size(item.payload) for item in gone if isinstance(item, InMessage))
         record = channel.record
-        channel.change(in_count=record.in_count - len(gone), in_bytes=record.in_bytes - size)
-        return records.InRemoved(len(gone), size, more=len(rows) > limit)
+        gaps = sum(isinstance(item, InGap) for item in gone)
+        channel.change(
+            in_count=record.in_count - len(gone), in_bytes=record.in_bytes - size, in_gaps=record.in_gaps - gaps
+        )
+        return records.InRemoved(len(gone), size, gaps, more=len(rows) > limit)
 
     # --- producers -------------------------------------------------------------------------------------------------
 
@@ -422,7 +428,7 @@ class MemoryTables:
             record = ProducerRecord(number, operation.name)
         else:
             record = self._producers[number].record
-        self._producers[number] = _Producer(operation.channel, record, operation.stamp)
+        self._producers[number] = _Producer(operation.channel, replace(record, unreported=0), operation.stamp)
         return record
 
     def _forget_producers(self, operation: records.ForgetProducers) -> int:

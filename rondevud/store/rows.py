@@ -94,7 +94,7 @@ class ChannelState:
 
 CHANNEL_COLUMNS = (
     "id, connection_id, label, durability, options, epoch, next, acked, acked_count, peer_epoch, recv_next, recv_count, "
-    "out_count, out_bytes, in_count, in_bytes, out_closed, in_closed, attached, base, next_row, crc"
+    "out_count, out_bytes, in_count, in_bytes, in_gaps, out_closed, in_closed, attached, base, next_row, crc"
 )
 
 
@@ -118,6 +118,7 @@ def _channel_row(state: ChannelState) -> tuple[Any, ...]:
             record.out_bytes,
             record.in_count,
             record.in_bytes,
+            record.in_gaps,
             record.out_closed,
             int(record.in_closed),
             int(record.attached),
@@ -129,8 +130,8 @@ def _channel_row(state: ChannelState) -> tuple[Any, ...]:
 
 def channel_of_row(row: Sequence[Any]) -> ChannelState:
     """The channel that an intact row describes."""
-    fields = [*row[:3], Durability(row[3]), *row[4:17], bool(row[17]), bool(row[18])]
-    record, base, next_row = ChannelRecord(*fields), row[19], row[20]
+    fields = [*row[:3], Durability(row[3]), *row[4:18], bool(row[18]), bool(row[19])]
+    record, base, next_row = ChannelRecord(*fields), row[20], row[21]
     return ChannelState(record, base, next_row)
 
 
@@ -162,7 +163,7 @@ class ChannelRows:
     def insert(self, record: ChannelRecord) -> ChannelRecord:
         """A new row; answers the record with its id."""
         cursor = self._connection.execute(
-            f"INSERT INTO channels VALUES (NULL{', ?' * 21})",  # noqa: S608 - a constant
+            f"INSERT INTO channels VALUES (NULL{', ?' * 22})",  # noqa: S608 - a constant
             _channel_row(ChannelState(record))[1:],
         )
         record = replace(record, id=cursor.lastrowid or 0)
@@ -182,8 +183,8 @@ class ChannelRows:
         self._connection.executemany(
             "UPDATE channels SET connection_id = ?2, label = ?3, durability = ?4, options = ?5, epoch = ?6, next = ?7,"
             " acked = ?8, acked_count = ?9, peer_epoch = ?10, recv_next = ?11, recv_count = ?12, out_count = ?13,"
-            " out_bytes = ?14, in_count = ?15, in_bytes = ?16, out_closed = ?17, in_closed = ?18, attached = ?19,"
-            " base = ?20, next_row = ?21, crc = ?22 WHERE id = ?1",
+            " out_bytes = ?14, in_count = ?15, in_bytes = ?16, in_gaps = ?17, out_closed = ?18,"
+            " in_closed = ?19, attached = ?20, base = ?21, next_row = ?22, crc = ?23 WHERE id = ?1",
             rows,
         )
 
@@ -216,6 +217,7 @@ class ProducerState:
                 self.rejected_json,
                 record.acknowledged_seq,
                 record.removed,
+                record.unreported,
                 used.boot,
                 float(used.boottime),
                 float(used.wall),
@@ -224,10 +226,10 @@ class ProducerState:
 
 
 def _producer_of_row(row: Sequence[Any]) -> ProducerState:
-    number, channel, name, last_seq, rejected_json, acknowledged_seq, removed, boot, boottime, wall, _ = row
+    number, channel, name, last_seq, rejected_json, acknowledged_seq, removed, unreported, *used, _ = row
     rejected = tuple((seq, code) for seq, code in json.loads(rejected_json))
-    record = ProducerRecord(number, name, last_seq, rejected, acknowledged_seq, removed)
-    return ProducerState(channel, record, Stamp(boot, boottime, wall), rejected_json)
+    record = ProducerRecord(number, name, last_seq, rejected, acknowledged_seq, removed, unreported)
+    return ProducerState(channel, record, Stamp(*used), rejected_json)
 
 
 class ProducerRows:
@@ -248,7 +250,7 @@ class ProducerRows:
         return state
 
     def open(self, channel: int, name: bytes, stamp: Stamp) -> ProducerRecord:
-        """The producer of that name in that channel, in use at `stamp`."""
+        """The producer of that name in that channel, in use at `stamp`; what was unreported is reported with it."""
         self.flush()
         row = self._connection.execute(
             "SELECT * FROM producers WHERE channel = ? AND name = ?", (channel, name)
@@ -263,12 +265,13 @@ class ProducerRows:
         state.used = stamp
         self._states[number] = state
         self._changed.add(number)
-        return state.record
+        record, state.record = state.record, replace(state.record, unreported=0)
+        return record
 
     def _insert(self, state: ProducerState) -> int:
         fields = state.row()
         cursor = self._connection.execute(
-            "INSERT INTO producers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (state.record.id or None, *fields[1:])
+            "INSERT INTO producers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (state.record.id or None, *fields[1:])
         )
         number = cursor.lastrowid or 0
         state.record = replace(state.record, id=number)
@@ -307,7 +310,8 @@ class ProducerRows:
             if acknowledged:
                 state.record = replace(record, acknowledged_seq=max(record.acknowledged_seq, told.last))
             else:
-                state.record = replace(record, removed=record.removed + told.messages)
+                removed, unreported = record.removed + told.messages, record.unreported + told.messages
+                state.record = replace(record, removed=removed, unreported=unreported)
             self._changed.add(record.id)
 
     def delete_of(self, channel: int) -> None:
@@ -345,7 +349,7 @@ class ProducerRows:
         self._changed.clear()
         self._connection.executemany(
             "UPDATE producers SET channel = ?2, name = ?3, last_seq = ?4, rejected = ?5, acknowledged_seq = ?6,"
-            " removed = ?7, used_boot = ?8, used_boottime = ?9, used_wall = ?10, crc = ?11 WHERE id = ?1",
+            " removed = ?7, unreported = ?8, used_boot = ?9, used_boottime = ?10, used_wall = ?11, crc = ?12 WHERE id = ?1",
             rows,
         )
 

@@ -22,7 +22,7 @@ CREATE TABLE channels (
     options BLOB NOT NULL, epoch BLOB NOT NULL, next INTEGER NOT NULL, acked INTEGER NOT NULL,
     acked_count INTEGER NOT NULL, peer_epoch BLOB NOT NULL, recv_next INTEGER NOT NULL, recv_count INTEGER NOT NULL,
     out_count INTEGER NOT NULL, out_bytes INTEGER NOT NULL, in_count INTEGER NOT NULL, in_bytes INTEGER NOT NULL,
-    out_closed INTEGER NOT NULL, in_closed INTEGER NOT NULL, attached INTEGER NOT NULL,
+    in_gaps INTEGER NOT NULL, out_closed INTEGER NOT NULL, in_closed INTEGER NOT NULL, attached INTEGER NOT NULL,
     base INTEGER NOT NULL,      -- numbers below it left by acknowledgement, in this epoch or an earlier one
     next_row INTEGER NOT NULL,  -- of the inbox
     crc INTEGER NOT NULL,
@@ -56,8 +56,9 @@ CREATE TABLE inbox (
 CREATE TABLE producers (
     id INTEGER PRIMARY KEY AUTOINCREMENT, channel INTEGER NOT NULL, name BLOB NOT NULL, last_seq INTEGER NOT NULL,
     rejected TEXT NOT NULL,     -- JSON: [[number, code], …]
-    acknowledged_seq INTEGER NOT NULL, removed INTEGER NOT NULL, used_boot TEXT NOT NULL, used_boottime REAL NOT NULL,
-    used_wall REAL NOT NULL, crc INTEGER NOT NULL,
+    acknowledged_seq INTEGER NOT NULL, removed INTEGER NOT NULL,
+    unreported INTEGER NOT NULL,  -- of those removed, how many since the producer was last opened
+    used_boot TEXT NOT NULL, used_boottime REAL NOT NULL, used_wall REAL NOT NULL, crc INTEGER NOT NULL,
     UNIQUE (channel, name)
 );
 

@@ -388,6 +388,28 @@ async def test_removing_goes_in_slices_and_neighbours_become_one_removal(store):
     assert (await channel_row(store, channel)).out_count == 2
 
 
+async def test_what_was_removed_is_unreported_until_the_producer_is_opened_again(store):
+    channel = await make_channel(store)
+    ids = [(await store.execute(OpenProducer(channel, name, NOW))).id for name in (b"app", b"other")]
+    await put(store, channel, *"abcd", producer=ids[0], first_seq=1)
+    await put(store, channel, "e", producer=ids[1], first_seq=1)
+
+    async def unreported(name):
+        record = await store.execute(OpenProducer(channel, name, NOW))
+        return record.unreported, record.removed
+
+    assert await unreported(b"app") == (0, 0)
+    await store.execute(Remove(channel, 1, 3, Reason.PURGED))
+    await store.execute(Acknowledge(channel, 4))
+    await store.execute(Trim(channel, 1, None))
+    assert await unreported(b"app") == (3, 3)
+    assert await unreported(b"app") == (0, 3)
+    assert await unreported(b"other") == (0, 0)
+    await store.execute(Remove(channel, 1, 9, Reason.PURGED))
+    assert await unreported(b"app") == (0, 3)
+    assert await unreported(b"other") == (1, 1)
+
+
 async def test_removals_of_different_reasons_and_with_messages_between_stay_apart(store):
     channel = await make_channel(store)
     await put(store, channel, *"abcd")
@@ -481,11 +503,34 @@ async def test_the_inbox_is_read_in_pages_and_its_rows_never_start_again(store):
     second = await store.execute(ReadIn(channel, 6))
     assert ([item.row for item in second.items], second.next_row) == ([6, 7], 8)
     assert (await store.execute(ReadIn(channel, 8))).next_row == 8
-    assert await store.execute(AckIn(channel, 8)) == InRemoved(4, 40, more=True)
-    assert await store.execute(AckIn(channel, 8)) == InRemoved(3, 30, more=False)
-    assert await store.execute(AckIn(channel, 8)) == InRemoved(0, 0, more=False)
+    assert await store.execute(AckIn(channel, 8)) == InRemoved(4, 40, 0, more=True)
+    assert await store.execute(AckIn(channel, 8)) == InRemoved(3, 30, 0, more=False)
+    assert await store.execute(AckIn(channel, 8)) == InRemoved(0, 0, 0, more=False)
     assert (await channel_row(store, channel)).in_bytes == 0
     assert (await receive(store, channel, OutMessage(8, "n"), expect=8, recv_next=9)).first_row == 8
+
+
+async def test_gaps_that_wait_are_counted_until_they_leave(store):
+    channel = await make_channel(store)
+    gaps = [Removal(number, number + 1, Reason.EXPIRED, 1) for number in (2, 4, 6)]
+    items = [OutMessage(1, "a"), gaps[0], OutMessage(3, "b"), gaps[1], Removal(5, 6, Reason.RESTART, 0), gaps[2]]
+    await receive(store, channel, *items, expect_epoch=b"", recv_next=7)
+    assert (await channel_row(store, channel)).in_gaps == 3
+    page = await store.execute(ReadIn(channel, 0))
+    assert (len(page.items), page.damaged, page.gaps) == (5, 0, 0)
+    assert await store.execute(AckIn(channel, 3)) == InRemoved(2, 1, 1, more=False)
+    assert (await channel_row(store, channel)).in_gaps == 2
+    assert await store.execute(AckIn(channel, 9)) == InRemoved(3, 1, 2, more=False)
+    row = await channel_row(store, channel)
+    assert (row.in_count, row.in_bytes, row.in_gaps) == (0, 0, 0)
+
+
+async def test_each_slice_of_an_acknowledgement_says_how_many_gaps_it_took(store):
+    channel = await make_channel(store)
+    items = [Removal(number, number + 1, Reason.PURGED, 1) for number in range(1, 7)]
+    await receive(store, channel, *items, OutMessage(7, "a"), expect_epoch=b"", recv_next=8)
+    assert await store.execute(AckIn(channel, 8)) == InRemoved(4, 0, 4, more=True)
+    assert await store.execute(AckIn(channel, 8)) == InRemoved(3, 1, 2, more=False)
 
 
 async def test_numbers_that_fit_no_row_are_refused(store):

@@ -30,6 +30,7 @@ from rondevud.records import (
     Reason,
     Receive,
     Removal,
+    Remove,
     Removed,
     SaveDeclaration,
 )
@@ -287,8 +288,60 @@ async def test_a_damaged_message_that_waits_becomes_a_gap(path, opened):
     assert page.damaged == 1
     assert page.items[0] == InGap(1, PEER, Removal(1, 2, Reason.DAMAGED, 1), NOW.wall)
     assert page.items[1] == InMessage(2, PEER, 2, "two", NOW.wall)
-    assert (await store.execute(ReadIn(channel, 0))).damaged == 0
-    assert await store.execute(AckIn(channel, 3)) == (2, 6, False)
+    assert (await store.execute(ReadIn(channel, 0)))[2:] == (0, 0)
+    store = await opened()
+    (row,) = (await store.execute(LoadSessions())).channels
+    assert (page.gaps, row.in_gaps) == (1, 1)
+    assert await store.execute(AckIn(channel, 3)) == (2, 6, 1, False)
+
+
+@pytest.mark.parametrize(
+    ("damage", "gaps"),
+    [
+        ("UPDATE inbox SET seq = 9 WHERE row = 2", 0),  # the gap itself
+        ("DELETE FROM inbox WHERE row = 2", 0),
+        ("DELETE FROM inbox WHERE row = 1", 1),
+        ("UPDATE inbox SET kind = 3 WHERE row = 1", 1),  # looks like a gap, but is none
+        ("UPDATE inbox SET kind = 1 WHERE row = 2", 0),  # does not look like one, and is
+        ("UPDATE inbox SET enqueued = 1", 2),
+    ],
+)
+async def test_damage_never_makes_the_count_of_gaps_wrong(path, opened, damage, gaps):
+    store = await opened()
+    channel = await make_channel(store)
+    items = (OutMessage(1, "one"), Removal(2, 4, Reason.EXPIRED, 2), OutMessage(4, "four"))
+    await store.execute(Receive(channel, b"", 0, PEER, 5, items, NOW))
+    edit(path, damage)
+    page = await store.execute(ReadIn(channel, 0))
+    assert (page.gaps, sum(isinstance(item, InGap) for item in page.items)) == (gaps, 1 + gaps)
+    (row,) = (await store.execute(LoadSessions())).channels
+    assert row.in_gaps == 1 + gaps
+    taken = [(await store.execute(AckIn(channel, behind))).gaps for behind in (2, 3, 4)]
+    assert taken == [isinstance(item, InGap) for item in page.items]
+
+
+async def test_gaps_that_only_damage_made_are_never_counted_off(path, opened):
+    store = await opened()
+    channel = await make_channel(store)
+    items = (OutMessage(1, "one"), OutMessage(2, "two"), Removal(3, 4, Reason.EXPIRED, 1))
+    await store.execute(Receive(channel, b"", 0, PEER, 4, items, NOW))
+    edit(path, "UPDATE inbox SET kind = 3")
+    assert [(await store.execute(AckIn(channel, behind))).gaps for behind in (3, 4)] == [1, 0]
+    (row,) = (await store.execute(LoadSessions())).channels
+    assert row.in_gaps == 0
+
+
+async def test_what_is_unreported_is_known_after_a_restart(opened):
+    store = await opened()
+    channel = await make_channel(store)
+    producer = (await store.execute(OpenProducer(channel, b"app", NOW))).id
+    await store.execute(Put(channel, ("a", "b"), NOW, producer=producer, first_seq=1))
+    await store.execute(Remove(channel, 1, 2, Reason.PURGED))
+    store = await opened()
+    assert (await store.execute(OpenProducer(channel, b"app", NOW))).unreported == 1
+    store = await opened()
+    record = await store.execute(OpenProducer(channel, b"app", NOW))
+    assert (record.unreported, record.removed) == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -466,6 +519,7 @@ async def test_queries_of_the_queues_use_their_indexes(path, opened):
         "SELECT seq FROM outbox WHERE channel = 1 AND boot = 1 AND wall_expiry <= 5 ORDER BY wall_expiry, seq",
         "SELECT * FROM outbox WHERE channel = 1 AND seq >= 5 ORDER BY seq",
         "SELECT * FROM inbox WHERE channel = 1 AND row >= 5 ORDER BY row",
+        "SELECT count(*) FROM inbox WHERE channel = 1 AND row >= 5 AND kind >= 3",
     ):
         plan = " ".join(row[3] for row in edit(path, f"EXPLAIN QUERY PLAN {query}"))
         assert "SEARCH" in plan, query
