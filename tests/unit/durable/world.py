@@ -521,9 +521,17 @@ class World:
             self.nodes[side].carry_out(session)
 
     def lose_frame(self, key: int, side: str, index: int) -> None:
-        """A message, a piece or a removal is lost on a link that lives on: as from a peer that skips one."""
+        """A message, a piece or a removal is lost on a link that lives on: as from a peer that skips one.
+
+        Only where a message follows: a removal names just the number behind it and would hide the loss.
+        """
         queue = self.wires[key].queues[side]
-        places = [i for i, data in enumerate(queue) if msgpack.unpackb(data)[0] in {9, 10, 12}]
+        numbered = [(i, array) for i, array in enumerate(map(msgpack.unpackb, queue)) if array[0] in {9, 10, 12}]
+        places = [
+            i
+            for i, array in numbered
+            if next((later[0] for j, later in numbered if j > i and later[1] == array[1]), 12) != 12
+        ]
         if places:
             self.tampered = True
             del queue[places[index % len(places)]]
