@@ -51,6 +51,10 @@ ABSENCE_SAVED = 600.0
 """Seconds of absence after which it is written down: what a restart may forget of it."""
 
 
+WITHDRAWAL = 2.0
+"""Seconds that a stop gives the signalling server to forget our offers; it forgets them by itself when their TTL ends."""
+
+
 class Visit:
     """A session of the service as its users see it: one connection."""
 
@@ -123,8 +127,14 @@ class DurableService:
             self._loops.append(asyncio.get_running_loop().create_task(work, name=name))
 
     async def stop(self) -> None:
-        """The daemon stops: the service stays declared and published, peers are told to come back."""
+        """The daemon stops: peers are told to come back; the service stays declared.
+
+        Its offers leave the server first: a peer that dialled one of them would wait for nobody.
+        """
         await self._end_loops()
+        with contextlib.suppress(SignallingError, TimeoutError):
+            async with asyncio.timeout(WITHDRAWAL):
+                await self._publisher.withdraw()
         for visit in self.visits.values():
             visit.session.say_goodbye(GoodbyeCode.RESTARTING, "the daemon stops")
         await self._let_go()

@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+
 from rondevu_client import Daemon
 from rondevud import daemon as daemon_module
 from rondevud.config import parse
@@ -117,6 +119,14 @@ class World:
         server, self._server = self._server, None
         if server is not None:
             await server.close()
+
+    async def discover(self, uuid: str) -> int:
+        """The status with which the signalling server answers who asks for a service."""
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(PATIENCE)) as session,
+            session.get(f"{self.url}/services/{uuid}") as answer,
+        ):
+            return answer.status
 
     def place(self, name: str, more: str = "") -> Place:
         """A daemon that is not started yet; `more` is TOML behind `CONFIG`."""
@@ -341,6 +351,16 @@ class Exchange:
             group.create_task(self.back.run(self.near))
             group.create_task(send_stream(self.near, "there", self.count))
             group.create_task(send_stream(self.far, "back", self.count))
+
+
+async def take(channel: Any, count: int) -> list[Any]:
+    """The next messages, acknowledged."""
+    messages: list[Any] = []
+    async with asyncio.timeout(PATIENCE):
+        while len(messages) < count:
+            messages.append(await anext(channel))
+    await messages[-1].ack()
+    return messages
 
 
 async def exchange_few(near: Any, far: Any, count: int = 20) -> None:
