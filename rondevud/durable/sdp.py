@@ -11,6 +11,7 @@ import re
 from rondevud.durable.frames import VERSION
 from rondevud.errors import TransportError
 
+_MEDIA = re.compile(r"^m=", re.MULTILINE)
 _MARK = re.compile(r"^a=x-rondevu-link:([0-9 ]+?)[ \t]*\r?$", re.MULTILINE)
 _FINGERPRINT = re.compile(
     r"^a=fingerprint:sha-256[ \t]+([0-9a-f]{2}(?::[0-9a-f]{2}){31})[ \t]*\r?$", re.MULTILINE | re.IGNORECASE
@@ -19,14 +20,16 @@ _FINGERPRINT = re.compile(
 
 def mark(sdp: str, version: int = VERSION) -> str:
     """`sdp` with the session-level line that offers, or chooses, the link protocol."""
-    head, separator, media = sdp.partition("\r\nm=")
-    return f"{head.rstrip()}\r\na=x-rondevu-link:{version}{separator}{media}" + ("" if separator else "\r\n")
+    end = "\n" if "\n" in sdp and "\r\n" not in sdp else "\r\n"
+    head, media = _split(sdp)
+    if head and not head.endswith("\n"):
+        head += end
+    return f"{head}a=x-rondevu-link:{version}{end}{media}"
 
 
 def link_versions(sdp: str) -> frozenset[int]:
     """The versions of the link protocol that the writer of `sdp` speaks; empty = a plain peer."""
-    head = re.split(r"^m=", sdp, maxsplit=1, flags=re.MULTILINE)[0]
-    found = _MARK.search(head)
+    found = _MARK.search(_split(sdp)[0])
     return frozenset(int(word) for word in found[1].split()[:16] if len(word) < 10) if found else frozenset()
 
 
@@ -36,3 +39,9 @@ def fingerprint(sdp: str) -> bytes:
     if found is None:
         raise TransportError("the SDP has no a=fingerprint:sha-256 line")
     return bytes.fromhex(found[1].replace(":", ""))
+
+
+def _split(sdp: str) -> tuple[str, str]:
+    """The session level, and the media sections."""
+    media = _MEDIA.search(sdp)
+    return (sdp[: media.start()], sdp[media.start() :]) if media else (sdp, "")
