@@ -129,7 +129,7 @@ class QueueConfig(Section):
     overflow: Overflow | None = None
     inbox_size: CountLimit = 10_000
     inbox_bytes: CountLimit = math.inf
-    inbox_max_age: SecondsLimit = math.inf
+    inbox_max_age: Annotated[float, PlainValidator(values.unlimited_only("an age limit of the inbox"))] = math.inf
 
 
 class ReconnectConfig(Section):

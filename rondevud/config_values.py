@@ -91,6 +91,17 @@ def ordered_only(value: Any) -> Any:
     return value
 
 
+def unlimited_only(what: str) -> Callable[[Any], float]:
+    """For limits in seconds that a later version will know: only their absence can be said."""
+
+    def check(value: Any) -> float:
+        if seconds_limit(value) != math.inf:
+            raise ValueError(f"{what} is not in this version")
+        return math.inf
+
+    return check
+
+
 def absolute_path(value: Any) -> Path:
     if isinstance(value, str) and value and "\0" not in value:
         try:

@@ -235,6 +235,7 @@ class TestNotInThisVersion:
             ("[rendezvous]", 'store = "postgresql://h/d"', "rendezvous.store", "a postgresql: store"),
             ("[metrics]", 'listen = "127.0.0.1:9464"', "metrics.listen", "serving metrics"),
             ("[access]", "rules = []", "access.rules", "access control by rules"),
+            ("[queue]", "inbox_max_age = 60", "queue.inbox_max_age", "an age limit of the inbox"),
             ("[[connection]]", 'peer = "plain"', "connection[0].peer", '"plain"'),
             ("[[service]]", 'peer = "plain"', "service[0].peer", '"plain"'),
         ],
@@ -248,6 +249,22 @@ class TestNotInThisVersion:
     def test_unreliable_channels_are_refused(self, key, value):
         with pytest.raises(ConfigError, match=f"options: {key}: an .* channel is not in this version"):
             config.channel_options({key: value})
+
+    def test_an_age_limit_of_the_inbox_is_refused_wherever_it_is_given(self):
+        queue = "queue = { inbox_max_age = 0.5 }"
+        what = "inbox_max_age: an age limit of the inbox is not in this version"
+        assert f"c.toml:2: service[0].queue.{what}" in refusal(f"[[service]]\n{queue}\n")
+        assert f"c.toml:2: connection[0].queue.{what}" in refusal(f"[[connection]]\n{queue}\n")
+        with pytest.raises(ConfigError, match=f"options: {what}"):
+            config.channel_options({"inbox_max_age": 60})
+
+    @pytest.mark.parametrize("value", [0, 0.0, "unlimited"])
+    def test_saying_that_the_inbox_has_no_age_limit_is_fine(self, value):
+        assert config.inbox_limits(config.channel_options({"inbox_max_age": value})).max_age is None
+
+    def test_an_age_limit_that_is_none_is_refused_as_elsewhere(self):
+        with pytest.raises(ConfigError, match=r"options: inbox_max_age: expected a positive number of seconds.*soon"):
+            config.channel_options({"inbox_max_age": "soon"})
 
     def test_saying_that_a_channel_is_ordered_is_fine(self):
         assert config.channel_options({"ordered": True}).ordered
