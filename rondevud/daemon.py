@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import grp
 import logging
 import os
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 from rondevud import __version__, clock, logs, systemd
 from rondevud.config import Config
 from rondevud.durable.session import Environment
+from rondevud.errors import ConfigError
 from rondevud.events import EventBus
 from rondevud.house import House
 from rondevud.ipc.server import Server
@@ -31,6 +33,9 @@ from rondevud.transport.base import IceServer
 logger = logging.getLogger(__name__)
 
 DATABASE = "rondevud.sqlite3"
+NO_GROUP = 2**32 - 1
+"""Not a gid: chown(2) takes it for "leave it as it is"."""
+
 STOP_TIMEOUT = 15.0
 """Seconds that an orderly stop may take; what is left then is ended with the process."""
 
@@ -83,6 +88,7 @@ async def start(stack: contextlib.AsyncExitStack, config: Config, state_dir: Pat
     Does without signal handlers, so that several daemons fit into one loop. Raises what `run` raises; close `stack` then.
     """
     loop = asyncio.get_running_loop()
+    group = find_group(config.daemon.socket_group)
     state = stack.enter_context(StateDirectory(state_dir))
     start_us = clock.wall_microseconds()
     disk = await SqliteStore.open(state.path / DATABASE)
@@ -104,6 +110,7 @@ async def start(stack: contextlib.AsyncExitStack, config: Config, state_dir: Pat
         path=None if descriptors else socket,
         descriptor=descriptors[0] if descriptors else None,
         mode=config.daemon.socket_mode,
+        group=group,
         max_message=config.daemon.max_message,
     )
     house.clients = server.clients
@@ -118,6 +125,18 @@ async def start(stack: contextlib.AsyncExitStack, config: Config, state_dir: Pat
     if disk.moved_aside is not None:
         events.publish("gap", {"reason": "damaged", "count": None, "moved_aside": str(disk.moved_aside)})
     return house
+
+
+def find_group(group: str | None) -> int | None:
+    """The gid for `group`, its name or its number (which need not be in the group database). Raises `ConfigError`."""
+    if group is None:
+        return None
+    try:
+        return grp.getgrnam(group).gr_gid
+    except (KeyError, ValueError):  # ValueError: a name with a null byte
+        if group.isascii() and group.isdecimal() and int(group) < NO_GROUP:
+            return int(group)
+        raise ConfigError(f"[daemon] socket_group: there is no group {group!r}") from None
 
 
 async def _start_rendezvous(stack: contextlib.AsyncExitStack, config: Config, state_dir: Path) -> str | None:
