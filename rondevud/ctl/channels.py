@@ -17,9 +17,10 @@ COLUMNS = (
 @json_option
 @pass_settings
 def channels(settings: Settings, target: str) -> None:
-    """List the channels of a connection.
+    """List the channels of a connection, or of all connections of service:USER/FQN.
 
-    JSON: a list of maps, one for each channel, among others {label, state, waiting, attached}.
+    JSON: a list of {connection_id, label, state, durability, queue_size, queue_bytes, parked, buffered_amount, waiting,
+    waiting_bytes, attached, producers, counters}.
     """
     rows = ask(settings, "channels", target=target)
     show_rows(rows, COLUMNS, as_json=settings.json, none="no channels")
@@ -39,8 +40,9 @@ def channels(settings: Settings, target: str) -> None:
 def queue(settings: Settings, target: str, label: str, purge: bool, direction: str | None) -> None:
     """Show, or with --purge remove, what is queued in a channel.
 
-    JSON: one map, among others {queue_size, queue_bytes, buffered_amount} for what waits for the peer and {waiting,
-    waiting_bytes} for what waits for programs here; with --purge what was removed.
+    JSON: one map as of `channels`: queue_size, queue_bytes and buffered_amount are of what the peer has not
+    acknowledged, waiting and waiting_bytes of what waits for programs here. With --purge {purged: {out, in}}, the
+    messages removed.
     """
     if direction is not None and not purge:
         raise click.UsageError("--direction goes with --purge")

@@ -7,7 +7,9 @@ import click
 from rondevud.ctl.common import Settings, ask, json_option, pass_settings, run, target_argument
 from rondevud.ctl.output import show_record, show_rows
 
-COLUMNS = ("name", "connection_id", "state", "peer_name", "kind", "role", "service", "channels", "queue_size", "error")
+COLUMNS = (
+    "connection_id", "name", "service", "state", "peer_name", "kind", "channels", "queue_size", "waiting", "error",
+)  # fmt: skip
 
 
 @click.command()
@@ -16,7 +18,9 @@ COLUMNS = ("name", "connection_id", "state", "peer_name", "kind", "role", "servi
 def connections(settings: Settings) -> None:
     """List the connections of both sides.
 
-    JSON: a list of maps, one for each connection, among others {connection_id, name, state, peer_name, kind}.
+    JSON: a list of {connection_id, name, service, target, state, kind, peer_name, channels, queue_size, waiting,
+    round_trip, suspect, attempt, error}. On the connecting side name and target are set, on the other one service.
+    queue_size is what the peer has not acknowledged, waiting what no program here has taken.
     """
     show_rows(ask(settings, "connections"), COLUMNS, as_json=settings.json, none="no connections")
 

@@ -10,9 +10,7 @@ import click
 from rondevud.ctl.common import Settings, ask, json_option, pass_settings, run
 from rondevud.ctl.output import show_record, show_rows
 
-COLUMNS = (
-    "service", "username", "fqn", "state", "uuid", "public", "pool_size", "offers", "connections", "expires_at", "error",
-)  # fmt: skip
+COLUMNS = ("service", "published", "uuid", "offers", "pool_size", "connections", "connected", "expires_at", "error")
 
 
 @click.command()
@@ -21,7 +19,8 @@ COLUMNS = (
 def services(settings: Settings) -> None:
     """List the services of this daemon.
 
-    JSON: a list of maps, one for each service.
+    JSON: a list of {service, username, fqn, published, service_id, uuid, expires_at, offers, pool_size, connections,
+    connected, error}.
     """
     show_rows(ask(settings, "services"), COLUMNS, as_json=settings.json, none="no services")
 

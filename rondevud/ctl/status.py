@@ -14,7 +14,7 @@ from rondevud.ctl.output import show_record
 def status(settings: Settings) -> None:
     """Show how the daemon is.
 
-    JSON: one map with what the daemon says about itself.
+    JSON: {version, instance, pid, uptime, signalling, engine, services, connections, connected, clients, store}.
     """
     show_record(ask(settings, "status"), as_json=settings.json)
 

@@ -1,0 +1,40 @@
+"""A table that is redrawn in place, with lines that scroll away above it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+
+class LiveTable:
+    """For a terminal; a context manager. The last table stays."""
+
+    def __init__(self) -> None:
+        self._live = Live(refresh_per_second=8)
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def tell(self, text: str) -> None:
+        """A line that stays."""
+        self._live.console.print(Text(text))
+
+    def show(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """The table, in place of the one before."""
+        table = Table(header_style="bold", border_style="dim")
+        for index, column in enumerate(columns):
+            table.add_column(column, justify="right" if index else "left", min_width=8)
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        self._live.update(table)

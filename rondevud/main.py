@@ -1,0 +1,272 @@
+"""``rondevud``: arguments → configuration → log → run. What takes long to load is loaded by the command that needs it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from rondevud import __version__
+from rondevud.errors import RondevuError, StateDirectoryError
+
+if TYPE_CHECKING:
+    from rondevud.config import Config
+
+Result = TypeVar("Result")
+
+FAILED = 1
+NO_STATE_DIRECTORY = 3
+INTERRUPTED = 130
+
+EXIT_CODES = """\b
+Exit codes:
+  0    done, or stopped by SIGTERM or Ctrl-C
+  1    failed; what was wrong stands on stderr
+  2    usage: a wrong command, option or argument
+  3    the state directory is in use by another daemon, or cannot be used
+  130, 143  ended at once by a second Ctrl-C or SIGTERM
+
+\b
+Environment:
+  RONDEVUD_LOOP=asyncio  use Python's own event loop instead of uvloop"""
+
+PATH = click.Path(path_type=Path)
+
+
+class Cli(click.Group):
+    """The group of all commands; turns what they raise into a message on stderr and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RondevuError as error:
+            click.echo("\n".join(f"rondevud: {line}" for line in str(error).splitlines()), err=True)
+            ctx.exit(NO_STATE_DIRECTORY if isinstance(error, StateDirectoryError) else FAILED)
+        except KeyboardInterrupt:
+            ctx.exit(INTERRUPTED)
+
+
+@click.group(cls=Cli, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="rondevud")
+def main() -> None:
+    """Durable WebRTC data channels for every program of a machine. `rondevuctl` talks to a running daemon."""
+
+
+@main.command()
+@click.option("--config", "config_path", type=PATH, metavar="FILE", help="Instead of the default; see check-config.")
+@click.option("--socket", type=PATH, metavar="PATH", help="Where programs find the daemon.")
+@click.option("--state-dir", type=PATH, metavar="DIR", help="Where it keeps keys, queues and sessions.")
+@click.pass_context
+def run(context: click.Context, config_path: Path | None, socket: Path | None, state_dir: Path | None) -> None:
+    """Run the daemon until SIGTERM or Ctrl-C; a second one ends it at once.
+
+    Without options it reads $XDG_CONFIG_HOME/rondevud/config.toml (as root /etc/rondevud/config.toml) if there is one,
+    keeps its state in $STATE_DIRECTORY, else $XDG_STATE_HOME/rondevud (as root /var/lib/rondevud), and listens on
+    $XDG_RUNTIME_DIR/rondevud.sock (as root /run/rondevud/rondevud.sock). Options win over the file.
+    """
+    path, config = _load(config_path)
+
+    from rondevud import daemon, logs  # noqa: PLC0415
+
+    logs.set_up(config.daemon.log_level)
+    found_socket, found_state = _places(config)
+    work = daemon.run(
+        config,
+        config_path=path,
+        state_dir=(state_dir or found_state).absolute(),
+        socket=(socket or found_socket).absolute(),
+    )
+    context.exit(_run_loop(work))
+
+
+@main.command("check-config")
+@click.argument("file", type=PATH, required=False)
+def check_config(file: Path | None) -> None:
+    """Check a configuration file; without FILE the one that `rondevud run` would read.
+
+    Says what is wrong on stderr, with file, line and key (exit code 1), or what the daemon would do.
+    """
+    path, config = _load(file)
+    socket, state_dir = _places(config)
+    click.echo(f"{path}: correct" if path else "no configuration file, which is fine: these are the defaults")
+    for name, value in _summary(config, socket, state_dir):
+        click.echo(f"  {name:<12}{value}")
+
+
+@main.command()
+@click.option("--listen", default="127.0.0.1:3000", show_default=True, metavar="HOST:PORT", help="Port 0: any.")
+@click.option(
+    "--store",
+    default="sqlite",
+    show_default=True,
+    metavar="URL",
+    help="sqlite (a file in the state directory), sqlite:PATH or memory.",
+)
+@click.option(
+    "--state-dir",
+    type=PATH,
+    metavar="DIR",
+    help="For --store sqlite; else $STATE_DIRECTORY, or rondevud-rendezvous beside the daemon's own.",
+)
+def rendezvous(listen: str, store: str, state_dir: Path | None) -> None:
+    """Run a signalling server, by which daemons find each other; prints its URL when it listens.
+
+    It only introduces: messages go from daemon to daemon. Where the daemons reach it over a network, put a proxy with
+    TLS in front of it.
+    """
+    from rondevud import logs  # noqa: PLC0415
+
+    logs.set_up("info")
+    host, port = _read_listen(listen)
+    directory = None
+    if store == "sqlite":
+        from rondevud.statedir import StateDirectory  # noqa: PLC0415
+
+        directory = StateDirectory((state_dir or _rendezvous_directory()).absolute())
+    try:
+        _run_loop(_serve(host, port, store, directory.path if directory else Path()))
+    finally:
+        if directory is not None:
+            directory.close()
+
+
+@main.command()
+@click.option("--messages", type=click.IntRange(100, 100_000), default=400, show_default=True, metavar="N")
+@click.option("--plain", is_flag=True, help="Lines instead of a live display, on a terminal too.")
+@click.pass_context
+def demo(context: click.Context, messages: int, plain: bool) -> None:
+    """Watch messages survive: two daemons, three programs and a signalling server on this machine, in half a minute.
+
+    A program, a link and a daemon are killed while numbered messages go both ways. Ends with exit code 0 only if every
+    message arrived exactly once and in order, as the programs themselves counted. Nothing is left behind.
+    """
+    from rondevud.demo import Lines, play  # noqa: PLC0415
+
+    if plain or not sys.stdout.isatty():
+        context.exit(asyncio.run(play(Lines(), messages)))
+
+    from rondevud.ctl.live import LiveTable  # noqa: PLC0415
+
+    with LiveTable() as screen:
+        code = asyncio.run(play(screen, messages))
+    context.exit(code)
+
+
+def _load(given: Path | None) -> tuple[Path | None, Config]:
+    """The configuration and where it comes from. Raises `ConfigError`."""
+    from rondevud import config  # noqa: PLC0415
+
+    path = given or _if_there(config.default_paths(os.environ, os.geteuid()).config)
+    return path, config.load(path)
+
+
+def _if_there(path: Path) -> Path | None:
+    """None for a file that does not exist; one that may not be read is an error for who reads it."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError:
+        return path
+    return path
+
+
+def _places(config: Config) -> tuple[Path, Path]:
+    """Socket and state directory, without options."""
+    from rondevud.config import default_paths  # noqa: PLC0415
+
+    paths = default_paths(os.environ, os.geteuid())
+    return config.daemon.socket or paths.socket, config.daemon.state_dir or paths.state_dir
+
+
+def _summary(config: Config, socket: Path, state_dir: Path) -> list[tuple[str, str]]:
+    embedded = f"this daemon's own, http://{config.rendezvous.listen}" if config.rendezvous.enabled else None
+    return [
+        ("socket", str(socket)),
+        ("state", str(state_dir)),
+        ("signalling", embedded or config.signalling.url or "none: services and connections need one"),
+        ("ice servers", ", ".join(url for server in config.transport.ice_servers for url in server.urls) or "none"),
+        ("services", ", ".join(service.name for service in config.services) or "none in the file"),
+        ("connections", ", ".join(connection.name for connection in config.connections) or "none in the file"),
+        ("log level", config.daemon.log_level),
+    ]
+
+
+def _read_listen(listen: str) -> tuple[str, int]:
+    from rondevud.config_values import listen as check  # noqa: PLC0415
+
+    try:
+        host, _, port = check(listen).rpartition(":")
+    except ValueError as error:
+        raise click.BadParameter(f"{listen!r}: {error}", param_hint="--listen") from error
+    return host.strip("[]"), int(port)
+
+
+def _rendezvous_directory() -> Path:
+    """Not the daemon's own: that belongs to one process at a time."""
+    from rondevud.config import default_paths  # noqa: PLC0415
+
+    path = default_paths(os.environ, os.geteuid()).state_dir
+    return path if os.environ.get("STATE_DIRECTORY") else path.with_name(f"{path.name}-rendezvous")
+
+
+async def _serve(host: str, port: int, store: str, state_dir: Path) -> int:
+    from rondevud.rendezvous import app  # noqa: PLC0415
+    from rondevud.rendezvous.storage import open_storage  # noqa: PLC0415
+
+    stopping = asyncio.Event()
+    _on_stop_signals(stopping.set)
+    storage = open_storage(store, state_dir)
+    try:
+        server = await app.start(host, port, storage, app.Settings(version=__version__))
+        try:
+            click.echo(server.url)
+            await stopping.wait()
+        finally:
+            await server.close()
+    finally:
+        storage.close()
+    return 0
+
+
+def _on_stop_signals(stop: Callable[[], None]) -> None:
+    """Call `stop` at the first SIGTERM or SIGINT; the second one has its default effect."""
+    loop = asyncio.get_running_loop()
+
+    def take() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+        stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, take)
+
+
+def _run_loop(work: Coroutine[Any, Any, Result]) -> Result:
+    """In the loop of uvloop where it is installed and not switched off."""
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(work)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    wanted = os.environ.get("RONDEVUD_LOOP") or "uvloop"
+    if wanted not in {"asyncio", "uvloop"}:
+        raise click.UsageError(f"RONDEVUD_LOOP is {wanted!r}: expected asyncio or uvloop")
+    if wanted == "asyncio":
+        return None
+    try:
+        import uvloop  # noqa: PLC0415
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+if __name__ == "__main__":
+    main()
