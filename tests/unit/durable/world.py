@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count, pairwise
 from random import Random
 from typing import Any
@@ -81,6 +81,8 @@ class Sent:
     payload: Any
     seq: int
     removed: Reason | None = None
+    over: bool = False
+    """Acknowledged in an epoch that has ended: what the peer may lose of it later is not told (rule 5 counts one epoch)."""
 
 
 @dataclass
@@ -92,7 +94,7 @@ class History:
     """("message", (epoch, seq, payload)) and ("gap", (epoch, Removal))."""
 
     def copy(self) -> History:
-        return History([Sent(s.payload, s.seq, s.removed) for s in self.sent], list(self.received))
+        return History([replace(s) for s in self.sent], list(self.received))
 
 
 @dataclass
@@ -268,6 +270,9 @@ class Node:
                     self.unsure_puts[operation.channel].extend(operation.payloads)
             case SetEpoch():
                 self.be_sure(operation.channel)
+                held = self.disk.tables._channels[operation.channel].outbox.messages
+                for sent in self.disk.histories[operation.channel].sent:
+                    sent.over |= held.get(sent.seq) is None
             case Receive():
                 history = self.disk.histories[operation.channel]
                 for item in operation.items:
@@ -428,7 +433,14 @@ class Node:
                 del self.by_link[key]
                 self.world.close_end(self.side, key)
             del self.sessions[session.record.connection_id]
-            self.submit(DeleteSession(session.record.connection_id), lambda _outcome: None)
+            self._delete(session.record.connection_id)
+
+    def _delete(self, connection: str) -> None:
+        def done(outcome: Any) -> None:
+            if isinstance(outcome, StoreError):
+                self._delete(connection)
+
+        self.submit(DeleteSession(connection), done)
 
     def tick(self) -> None:
         for session in list(self.sessions.values()):
@@ -523,15 +535,22 @@ class World:
     def lose_frame(self, key: int, side: str, index: int) -> None:
         """A message, a piece or a removal is lost on a link that lives on: as from a peer that skips one.
 
-        Only where a message follows: a removal names just the number behind it and would hide the loss.
+        Only where that can be noticed: behind what came before in its epoch, and before another message (a removal
+        names just the number behind it).
         """
         queue = self.wires[key].queues[side]
-        numbered = [(i, array) for i, array in enumerate(map(msgpack.unpackb, queue)) if array[0] in {9, 10, 12}]
-        places = [
-            i
-            for i, array in numbered
-            if next((later[0] for j, later in numbered if j > i and later[1] == array[1]), 12) != 12
-        ]
+        session = self.nodes[side].by_link.get(key)
+        known = {label for label, lane in session.lanes.items() if lane.incoming._received_next} if session else set()
+        places: list[int] = []
+        last: dict[str, int] = {}
+        for place, array in enumerate(map(msgpack.unpackb, queue)):
+            kind, label = array[0], array[1]
+            if kind == 8:
+                known.discard(label)
+            elif kind in {9, 10, 12} and label in known:
+                if kind != 12 and label in last:
+                    places.append(last[label])
+                last[label] = place
         if places:
             self.tampered = True
             del queue[places[index % len(places)]]
@@ -700,12 +719,13 @@ class World:
             assert order == wanted, f"{where}: out of order"
         if side not in self.went_back and not self.forgotten:
             assert set(arrived) <= known, f"{where}: nobody sent {set(arrived) - known}"
+        peer_lost = self.forgotten or other(side) in self.went_back
         lane = self.nodes[side].session().lanes.get(label)
-        if lane is not None and lane.closed and (self.forgotten or other(side) in self.went_back):
+        if lane is not None and lane.closed and peer_lost:
             return  # both sides were done with this label before one of them lost its memory of it
         got_or_blind = {None, *self.blind, *arrived}
         for message in sent.sent:
-            if message.payload not in got_or_blind:
+            if message.payload not in got_or_blind and not (message.over and peer_lost):
                 self._verify_missing(where, message, gaps)
         if not self.went_back and not self.forgotten:
             unspoken = [gap for _, gap in gaps if gap.reason in {Reason.LOST, Reason.DAMAGED}]
