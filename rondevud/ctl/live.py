@@ -32,9 +32,10 @@ class LiveTable:
 
     def show(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """The table, in place of the one before."""
+        # A line for each column: there are more of those than rows, and a terminal may be 80 characters wide.
         table = Table(header_style="bold", border_style="dim")
-        for index, column in enumerate(columns):
-            table.add_column(column, justify="right" if index else "left", min_width=8)
-        for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
+        for index, heading in enumerate([columns[0], *(row[0] for row in rows)]):
+            table.add_column(heading, justify="right" if index else "left")
+        for index, column in enumerate(columns[1:], 1):
+            table.add_row(column, *(Text(row[index]) for row in rows))
         self._live.update(table)
