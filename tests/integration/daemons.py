@@ -16,6 +16,7 @@ from typing import Any
 import aiohttp
 
 from rondevu_client import Daemon
+from rondevu_client.stream import EventStream
 from rondevud import daemon as daemon_module
 from rondevud.config import parse
 from rondevud.durable.session import DurableSession
@@ -202,6 +203,27 @@ class Ear:
                 heard, data = await self.queue.get()
                 if heard == name:
                     return data
+
+
+class Watch:
+    """All events of a daemon from now on, to wait for; made by `watch`."""
+
+    def __init__(self, stream: EventStream) -> None:
+        self._stream = stream
+        self.counts: Counter[str] = Counter()
+
+    async def next(self, name: str, **facts: Any) -> dict[str, Any]:
+        """The data of the next event of that name and with these facts; others are counted and passed over."""
+        async with asyncio.timeout(PATIENCE):
+            async for event in self._stream:
+                self.counts[event.name] += 1
+                if event.name == name and facts.items() <= event.data.items():
+                    return event.data
+        raise AssertionError(f"the events ended before {name}")
+
+
+async def watch(program: Daemon) -> Watch:
+    return Watch(await program.subscribe())
 
 
 class Pair:
