@@ -34,6 +34,9 @@ LOADED = 1_024
 """Items kept in memory for delivery; what comes beyond stays in the store until they are delivered."""
 
 READ_AHEAD = 64
+RECEIVERS_KEPT = 1_000
+"""Earlier receivers whose deliveries count in the attempts of what they left."""
+
 MAX_CREDIT = 2**31
 
 
@@ -56,13 +59,15 @@ class Receiver:
         self.left = 0
         """Credit."""
         self.paused = False
+        self.held = False
+        """Whether the store must first learn that somebody has attached."""
         self.next_tag = 1
         self.listener: ReceiverListener | None = listener
         self._inbox = inbox
 
     @property
     def ready(self) -> bool:
-        return self.listener is not None and self.left > 0 and not self.paused
+        return self.listener is not None and self.left > 0 and not self.paused and not self.held
 
     def credit(self, n: int) -> None:
         """`n` more messages or gaps may be delivered."""
@@ -155,9 +160,10 @@ class Inbox:
     async def _mark_attached(self, receiver: Receiver) -> None:
         """Before the first delivery: it decides at which attempt a message begins after a restart of the daemon."""
         self._attached = True
-        receiver.paused = True
+        receiver.held = True
         await self._host.run(MarkAttached(self._id))
-        receiver.resume()
+        receiver.held = False
+        self.pump()
 
     def leave(self, receiver: Receiver) -> None:
         receiver.listener = None
@@ -167,6 +173,7 @@ class Inbox:
             self.exclusive = None
             if self._delivered:
                 self._delivered_below.append(self._delivered[-1][1] + 1)
+                del self._delivered_below[:-RECEIVERS_KEPT]
             self._rewind()
             self._became_free()
 
