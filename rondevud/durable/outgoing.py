@@ -233,7 +233,8 @@ class Outgoing:
             self._removing = True
             operations.append(Remove(self.channel, self._too_large, self._too_large + 1, Reason.TOO_LARGE))
         more = self._loaded_next < self.stored_next
-        if self.flowing and more and not self._reading and len(self._loaded) < READ_AHEAD:
+        low = len(self._loaded) < READ_AHEAD and self._loaded_bytes < LOADED_BYTES
+        if self.flowing and more and not self._reading and low:
             self._reading = True
             operations.append(ReadOut(self.channel, self._loaded_next))
         return operations
@@ -363,7 +364,7 @@ class Outgoing:
             if isinstance(head, Removal) or head.seq != seq + len(payloads):
                 break
             size = frames.payload_size(head.payload)
-            if payloads and (total + size + 5 * len(payloads) > frames.PACK or not self._fits(total + size)):
+            if payloads and not self._fits_behind(total, size, len(payloads)):
                 break
             payloads.append(head.payload)
             total += size
@@ -371,6 +372,12 @@ class Outgoing:
         self._loaded_bytes -= total
         self._sent(seq + len(payloads), total)
         return frames.data_frame(self.label, seq, payloads)
+
+    def _fits_behind(self, total: int, size: int, count: int) -> bool:
+        """Whether a message of `size` bytes may share a frame with `count` messages of `total` bytes before it."""
+        if size > self._peer_max or total + size + 5 * count > frames.PACK:
+            return False
+        return self.in_flight_bytes + total + size <= self._room
 
     def _start_large(self, head: OutMessage, size: int) -> bytes:
         self._loaded.popleft()

@@ -149,6 +149,8 @@ class Node:
         self.protocol_errors = 0
         """Of sessions that have ended."""
         self.failed: list[SessionFailed] = []
+        self.events: list[Any] = []
+        """All effects but frames and operations, in order."""
         self.put_next = count(1)
         self.behind = 0
         """Microseconds by which this machine's clock has been set back."""
@@ -305,6 +307,8 @@ class Node:
         if wire is not None:
             session.buffered(wire.key, sum(map(len, wire.queues[other(self.side)])))
         for effect in session.flush(self.world.now, self.world.stamp()):
+            if not isinstance(effect, Transmit | Execute):
+                self.events.append(effect)
             match effect:
                 case Transmit():
                     self.world.transmit(self.side, effect.link, effect.data)
@@ -345,7 +349,7 @@ class Node:
         epoch = self.world.random.randbytes(8)
 
         def saved(outcome: Any) -> None:
-            if isinstance(outcome, StoreError):
+            if isinstance(outcome, StoreError) or session not in self.sessions.values():
                 self.creating.discard(key)
                 return
             create = CreateChannel(session.record.connection_id, label, Durability.DISK, epoch)
@@ -353,6 +357,8 @@ class Node:
 
         def created(outcome: Any) -> None:
             self.creating.discard(key)
+            if session not in self.sessions.values():
+                return
             if isinstance(outcome, StoreError):
                 self.create(session, label)
                 return
@@ -464,6 +470,7 @@ class World:
         self.now = 1_000.0
         self.wires: dict[int, Wire] = {}
         self.keys = count(1)
+        self.connections = count(1)
         self.went_back: set[str] = set()
         self.blind: set[Any] = set()
         """Messages that a daemon stored on a store and with a clock that both went back, and that was started once more
@@ -603,7 +610,7 @@ class World:
             self._accept_new(node, wire, hello)
 
     def _accept_new(self, node: Node, wire: Wire, hello: frames.Hello) -> None:
-        connection = f"conn-s{next(self.keys)}"
+        connection = f"conn-s{next(self.connections)}"
         record = SessionRecord(connection, Role.SERVICE, "test", hello.session, hello.token or b"", link=0)
         node.making.add(hello.session)
 
