@@ -159,9 +159,13 @@ class Inbox:
 
     async def _mark_attached(self, receiver: Receiver) -> None:
         """Before the first delivery: it decides at which attempt a message begins after a restart of the daemon."""
-        self._attached = True
         receiver.held = True
-        await self._host.run(MarkAttached(self._id))
+        try:
+            await self._host.run(MarkAttached(self._id))
+        except BaseException:
+            self.leave(receiver)
+            raise
+        self._attached = True
         receiver.held = False
         self.pump()
 
@@ -182,7 +186,7 @@ class Inbox:
         self._stale_reads += self._reading
         self._reading = False
         self._loaded.clear()
-        self._loaded_row = self._acked_row = max(self._acked_row, self._ack_row)
+        self._loaded_row = max(self._acked_row, self._ack_row)  # the rows between are about to be deleted
         self._caught_up = False
         self._delivered.clear()
 
