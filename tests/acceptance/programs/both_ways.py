@@ -1,0 +1,57 @@
+"""Send and receive on one channel: both_ways.py SOCKET TARGET LABEL LOG NAME COUNT AHEAD.
+
+Sends COUNT messages, never more than AHEAD beyond what it has received, and receives COUNT; ends when the peer's daemon
+has all it sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from log import Log
+from traffic import Taken, producer_name, send_all
+
+from rondevu_client import Channel, Daemon
+
+
+class Pace:
+    """Holds the sending half back by what the receiving half has seen."""
+
+    def __init__(self, taken: Taken, ahead: int) -> None:
+        self._taken = taken
+        self._ahead = ahead
+        self.moved = asyncio.Condition()
+
+    async def wait_for(self, number: int) -> None:
+        async with self.moved:
+            await self.moved.wait_for(lambda: number <= len(self._taken.ids) + self._ahead)
+
+
+async def receive_all(channel: Channel, taken: Taken, pace: Pace, count: int) -> None:
+    async for message in channel:
+        taken.take(message)
+        await message.ack()
+        async with pace.moved:
+            pace.moved.notify_all()
+        if len(taken.ids) == count:
+            return
+
+
+async def main(socket: str, target: str, label: str, log_path: str, name: str, count: str, ahead: str) -> None:
+    log = Log(log_path)
+    taken = Taken(log)
+    pace = Pace(taken, int(ahead))
+    async with Daemon(socket, client=name) as daemon:
+        channel = await daemon.attach(target, label, producer=producer_name(name), auto_ack=False)
+        log.write("attached", channel.connection_id)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(receive_all(channel, taken, pace, int(count)), name="receive")
+            group.create_task(send_all(channel, log, name, 1, int(count), pace.wait_for), name="send")
+        log.write("all-received")
+        await channel.flush()
+        await daemon.call("ping")  # the last acknowledgement has been read when it is answered
+    log.write("done")
+
+
+asyncio.run(main(*sys.argv[1:]))
