@@ -81,6 +81,8 @@ class Sent:
     payload: Any
     seq: int
     removed: Reason | None = None
+    unsure: bool = False
+    """Stored when its number may have been given before (`Node.unsure`), and no [8] has told since."""
     over: bool = False
     """Acknowledged in an epoch that has ended: what the peer may lose of it later is not told (rule 5 counts one epoch)."""
 
@@ -158,8 +160,6 @@ class Node:
         """Whether this start may give numbers again that were given before the store went back."""
         self.sure: set[int] = set()
         """Channels of which the peer's [8] has shown by now whether it does."""
-        self.unsure_puts: dict[int, list[Any]] = defaultdict(list)
-        """What has been stored in the other ones, by channel."""
 
     def clock_us(self) -> int:
         """This machine's clock: microseconds since 1970."""
@@ -205,9 +205,8 @@ class Node:
     def restart(self) -> None:
         """Starts are never so close that one clock could have given the numbers of the start before."""
         self.world.now += 0.001
-        for payloads in self.unsure_puts.values():
-            self.world.blind.update(payloads)
-        self.unsure_puts.clear()
+        for history in self.disk.histories.values():
+            self.world.blind.update(sent.payload for sent in history.sent if sent.unsure)
         self.sure.clear()
         self.crash()
         self.start()
@@ -267,9 +266,8 @@ class Node:
             case Put():
                 history = self.disk.histories[operation.channel]
                 for seq, payload in enumerate(operation.payloads, outcome.first):
-                    history.sent.append(Sent(payload, seq))
-                if self.unsure and operation.channel not in self.sure:
-                    self.unsure_puts[operation.channel].extend(operation.payloads)
+                    unsure = self.unsure and operation.channel not in self.sure
+                    history.sent.append(Sent(payload, seq, unsure=unsure))
             case SetEpoch():
                 self.be_sure(operation.channel)
                 held = self.disk.tables._channels[operation.channel].outbox.messages
@@ -330,7 +328,8 @@ class Node:
 
     def be_sure(self, channel: int) -> None:
         self.sure.add(channel)
-        self.unsure_puts.pop(channel, None)
+        for sent in self.disk.histories[channel].sent:
+            sent.unsure = False
 
     def execute(self, session: Session, operation: Any) -> None:
         def done(outcome: Any) -> None:
