@@ -401,6 +401,8 @@ def _present(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_channel(frame: Channel) -> list[Any]:
+    if not frame.epoch:
+        return [8, frame.label, {}]
     fields = {
         "epoch": frame.epoch,
         "peer_epoch": frame.peer_epoch or None,

@@ -269,6 +269,7 @@ def test_unknown_keys_are_ignored():
 def test_channel_without_epoch_is_an_unreliable_one():
     frame = decode(msgpack.packb([8, "a", {"ordered": False, "max_retransmits": 0}]))
     assert frame == Channel("a", b"", b"", 0, 0, 0, Durability.MEMORY)
+    assert decode(encode(frame)) == frame
 
 
 def test_whole_numbers_of_seconds_are_taken():
