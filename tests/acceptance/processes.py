@@ -119,15 +119,21 @@ class Process:
 
     async def _read(self) -> None:
         assert self._process.stdout is not None
-        async for line in self._process.stdout:
-            words = line.decode(errors="replace").split()
-            async with self._changed:
+        rest = b""
+        while chunk := await self._process.stdout.read(65_536):
+            *lines, rest = (rest + chunk).split(b"\n")
+            await self._take(lines)
+        async with self._changed:
+            self._over = True
+            self._changed.notify_all()
+
+    async def _take(self, lines: list[bytes]) -> None:
+        async with self._changed:
+            for line in lines:
+                words = line.decode(errors="replace").split()
                 self.lines.append(words)
                 if words:
                     self._counts[words[0]] = self._counts.get(words[0], 0) + 1
-                self._changed.notify_all()
-        async with self._changed:
-            self._over = True
             self._changed.notify_all()
 
 
@@ -261,10 +267,13 @@ class Rendezvous:
         self.url = self.process.lines[0][0]
         self._listen = self.url.removeprefix("http://")
 
-    async def restart(self, store: str | None = None) -> None:
-        """SIGKILL, and start again at the same place."""
+    async def kill(self) -> None:
         assert self.process is not None
         await self.process.kill()
+
+    async def restart(self, store: str | None = None) -> None:
+        """SIGKILL, and start again at the same place."""
+        await self.kill()
         await self.start(store)
 
 
