@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from rondevud.durable.inbox import Inbox, Receiver, ReceiverListener
-from rondevud.durable.link import Lane
+from rondevud.durable.lanes import Lane
 from rondevud.durable.outbox import Outbox
 from rondevud.durable.outgoing import Direction, Verdict, VerdictKind
 from rondevud.durable.producer import Producer, ProducerListener
@@ -317,7 +317,7 @@ class DurableChannel:
         self._end_if_done()
 
     def _announce_waiting(self) -> None:
-        if self.state is not ChannelState.CLOSED or self.waiting:
+        if self.waiting or not (self._ended or self._lane.incoming.closed):
             self.event("channel", {"waiting": self.waiting})
 
     # --- host of the queues ----------------------------------------------------------------------------------------

@@ -5,9 +5,9 @@
 The owner feeds `open_link`/`accept_link`, `receive`, `completed`, `tick`, …, then calls `flush` once and carries out what
 it returns, in order. Nothing here waits, reads a clock or knows what a socket is.
 
-Rules that live here: 2 (nothing flows before both [8] of this link), 9 (closing), 10 (verdicts), the hello, links that
-supersede each other, liveness. The rest lives in `outgoing` and `incoming`. Of several links of a session the one with
-the highest number is current; from its welcome on, older ones are ignored.
+What lives here: the hello, links that supersede each other, liveness, the engine's buffer. Channels live in `lanes`, their
+halves in `outgoing` and `incoming`. Of several links of a session the one with the highest number is current; from its
+welcome on, older ones are ignored.
 """
 
 from __future__ import annotations
@@ -19,14 +19,9 @@ from typing import Any
 
 from rondevud.durable import frames
 from rondevud.durable.effects import (
-    ChannelClosed,
-    ChannelOpened,
-    ChannelResumed,
     CloseLink,
-    CreateLabel,
     Effect,
     Execute,
-    LabelRefused,
     LinkDown,
     LinkKey,
     LinkUp,
@@ -37,27 +32,17 @@ from rondevud.durable.effects import (
 )
 from rondevud.durable.frames import GoodbyeCode, RefuseCode
 from rondevud.durable.handshake import Fingerprints, is_proof, prove
-from rondevud.durable.incoming import InboxLimits, Incoming
-from rondevud.durable.outgoing import Outgoing
+from rondevud.durable.incoming import InboxLimits
+from rondevud.durable.lanes import Lanes
 from rondevud.durable.states import LINK_TRANSITIONS, LinkState, check
-from rondevud.errors import PeerError, StoreConflict, StoreError
+from rondevud.errors import PeerError, StoreError
 from rondevud.records import (
-    Acknowledge,
     ChannelRecord,
-    Durability,
-    Expire,
     Operation,
-    Payload,
-    Put,
-    ReadOut,
-    Receive,
-    Remove,
     Role,
     SaveSession,
     SessionRecord,
-    SetEpoch,
     Stamp,
-    Trim,
 )
 
 HELLO_TIMEOUT = 10.0
@@ -131,21 +116,6 @@ class _Link:
         self.state = state
 
 
-@dataclass(slots=True)
-class Lane:
-    """A channel of the session: both halves, and where its [8] stands on the current link."""
-
-    label: str
-    durability: Durability
-    out: Outgoing
-    incoming: Incoming
-    announced: bool = False
-    answer_due: bool = False
-    drawing: bool = False
-    closing: bool = False
-    closed: bool = False
-
-
 class Session:
     """The machine. `channels` are those of the store; `clock_us` is microseconds since 1970 at the daemon's start."""
 
@@ -161,22 +131,16 @@ class Session:
         self.record = record
         self.settings = settings
         self.counters: dict[str, int] = {}
-        self.lanes: dict[str, Lane] = {}
-        self._by_id: dict[int, Lane] = {}
-        self._clock_us = clock_us
+        self.lanes = Lanes(channels, settings.max_channels, clock_us=clock_us, random=random, emit=self._emit)
         self._random = random
         self._links: dict[LinkKey, _Link] = {}
         self._current: _Link | None = None
         self._effects: list[Effect] = []
-        self._turn: deque[Lane] = deque()
-        self._waiting: dict[str, frames.Channel] = {}
         self._greeted = 0
         """Highest link number in a hello that was sent."""
         self._conflicts: deque[float] = deque()
         self._now = 0.0
         self._wake: float | None = None
-        for channel, limits in channels:
-            self._add_lane(channel, limits)
 
     # --- links -----------------------------------------------------------------------------------------------------
 
@@ -262,7 +226,7 @@ class Session:
         older = self._current
         link.enter(LinkState.UP)
         link.deadline = None
-        self._detach_lanes()
+        self.lanes.attach(link.peer_max)
         self._current = link
         for other in list(self._links.values()):
             if other is not link and other.number < link.number and other.state in {LinkState.UP, LinkState.GREETING}:
@@ -286,7 +250,7 @@ class Session:
         current = link is self._current
         if current:
             self._current = None
-            self._detach_lanes()
+            self.lanes.detach()
         if link.state in {LinkState.GREETING, LinkState.UP}:
             self._effects.append(LinkDown(link.key, current, code, reason))
 
@@ -297,13 +261,6 @@ class Session:
     def _close(self, link: _Link) -> None:
         self._remove(link)
         self._effects.append(CloseLink(link.key))
-
-    def _detach_lanes(self) -> None:
-        self._waiting.clear()
-        for lane in self.lanes.values():
-            lane.announced = lane.answer_due = False
-            lane.out.link_lost()
-            lane.incoming.link_lost()
 
     # --- the record ------------------------------------------------------------------------------------------------
 
@@ -433,131 +390,18 @@ class Session:
 
     def _on_frame(self, link: _Link, frame: frames.Frame) -> None:
         match frame:
-            case frames.Data():
-                self._lane(frame.label).incoming.data(frame)
-            case frames.Piece():
-                self._lane(frame.label).incoming.piece(frame, self.settings.max_message)
-            case frames.Ack():
-                confirmed = self._lane(frame.label).out.ack(frame.recv_next, frame.room)
-                if confirmed:
-                    link.confirmed.append((self._now, confirmed))
-            case frames.Skip():
-                self._lane(frame.label).incoming.skip(frame)
-            case frames.Channel():
-                self._on_channel(link, frame)
             case frames.Ping():
                 self._transmit(link, frames.encode(frames.Pong(frame.n)))
             case frames.Pong():
                 sent = link.pinged.pop(frame.n, None)
                 if sent is not None:
                     link.round_trip = self._now - sent
+            case frames.Data() | frames.Piece() | frames.Ack() | frames.Skip() | frames.Channel():
+                confirmed = self.lanes.receive(frame, self.settings.max_message)
+                if confirmed:
+                    link.confirmed.append((self._now, confirmed))
             case _:
                 raise PeerError(f"{type(frame).__name__} on a link that is up")
-
-    def _lane(self, label: str) -> Lane:
-        lane = self.lanes.get(label)
-        if lane is None:
-            raise PeerError("a frame for a label that was not opened on this link")
-        return lane
-
-    # --- channels --------------------------------------------------------------------------------------------------
-
-    def add_channel(self, record: ChannelRecord, limits: InboxLimits) -> Lane:
-        """A channel that has been made in the store; it is announced on the current link."""
-        lane = self._add_lane(record, limits)
-        waiting = self._waiting.pop(record.label, None)
-        if waiting is not None and self._current is not None:
-            self._on_channel(self._current, waiting)
-        return lane
-
-    def _add_lane(self, record: ChannelRecord, limits: InboxLimits) -> Lane:
-        lane = Lane(record.label, record.durability, Outgoing(record, self._clock_us), Incoming(record, limits))
-        lane.closed = lane.incoming.closed and lane.out.close_confirmed
-        self.lanes[record.label] = self._by_id[record.id] = lane
-        self._turn.append(lane)
-        return lane
-
-    def remove_channel(self, label: str) -> None:
-        """Forget a channel that has been deleted from the store."""
-        lane = self.lanes.pop(label)
-        del self._by_id[lane.out.channel]
-        self._turn.remove(lane)
-
-    def put(
-        self,
-        label: str,
-        payloads: tuple[Payload, ...],
-        stamp: Stamp,
-        *,
-        max_age: float | None = None,
-        producer: int = 0,
-        first_seq: int = 0,
-        rejected: tuple[tuple[int, str], ...] = (),
-    ) -> Put:
-        """The operation that stores and numbers messages of a channel (rule 1). Submit it, then call `completed`."""
-        channel = self.lanes[label].out.channel
-        return Put(channel, payloads, stamp, self._clock_us, max_age, producer, first_seq, rejected)
-
-    def close_channel(self, label: str, stamp: Stamp) -> Put | None:
-        """The operation that stores this side's closing message; None when it has been asked for already."""
-        lane = self.lanes[label]
-        if lane.closing or lane.out.closed:
-            return None
-        lane.closing = True
-        return self.put(label, (None,), stamp)
-
-    def reopen_channel(self, label: str) -> None:
-        """Open a closed channel anew, under a new epoch (rule 9). The effect is an operation; idempotent."""
-        lane = self.lanes[label]
-        if lane.closed and not lane.drawing:
-            self._draw_epoch(lane, reopen=True)
-
-    def inbox_taken(self, label: str, count: int, size: int) -> None:
-        """The application acknowledged `count` rows of `size` bytes: room returns."""
-        self.lanes[label].incoming.taken(count, size)
-
-    def _on_channel(self, link: _Link, frame: frames.Channel) -> None:
-        lane = self.lanes.get(frame.label)
-        if lane is None:
-            self._on_new_label(frame)
-            return
-        if not frame.epoch:
-            self._effects.append(LabelRefused(frame.label, "unreliable channels are not in this version"))
-            return
-        opened = lane.out.flowing or lane.out.needs_epoch
-        known = lane.incoming.received_epoch
-        out = lane.out.peer_channel(frame, link.peer_max)
-        incoming = lane.incoming.peer_channel(frame)
-        for verdict in (out, incoming):
-            if verdict is not None:
-                self._effects.append(ChannelResumed(frame.label, verdict))
-        lane.answer_due |= opened and incoming is not None
-        if lane.out.needs_epoch:
-            self._draw_epoch(lane, reopen=False)
-        elif known not in {b"", frame.epoch} and lane.out.close_confirmed:
-            self._draw_epoch(lane, reopen=True)
-        if not opened:
-            self._effects.append(ChannelOpened(frame.label, frame.durability))
-
-    def _on_new_label(self, frame: frames.Channel) -> None:
-        if frame.label.startswith("rondevu"):
-            raise PeerError(f"label {frame.label!r:.40} is reserved")
-        if frame.label in self._waiting:
-            self._waiting[frame.label] = frame
-        elif not frame.epoch:
-            self._effects.append(LabelRefused(frame.label, "unreliable channels are not in this version"))
-        elif len(self.lanes) + len(self._waiting) >= self.settings.max_channels:
-            self._effects.append(LabelRefused(frame.label, f"more than {self.settings.max_channels} channels"))
-        else:
-            self._waiting[frame.label] = frame
-            self._effects.append(CreateLabel(frame.label, frame.durability))
-
-    def _draw_epoch(self, lane: Lane, *, reopen: bool) -> None:
-        if lane.drawing:
-            return
-        lane.drawing = True
-        epoch = self._random(frames.EPOCH_BYTES)
-        self._effects.append(Execute(SetEpoch(lane.out.channel, epoch, max(lane.out.next, self._clock_us), reopen)))
 
     # --- outcomes of the store -------------------------------------------------------------------------------------
 
@@ -572,55 +416,7 @@ class Session:
             else:
                 self._saved(operation.session)
             return 0
-        lane = self._by_id.get(operation.channel)  # type: ignore[attr-defined]
-        if lane is None:
-            return 0
-        if isinstance(outcome, StoreConflict):
-            self._effects.append(SessionFailed("store_conflict", str(outcome)))
-            return 0
-        if isinstance(operation, SetEpoch):
-            self._epoch_set(lane, operation, done=not isinstance(outcome, StoreError))
-            return 0
-        return self._lane_completed(lane, operation, None if isinstance(outcome, StoreError) else outcome)
-
-    def _lane_completed(self, lane: Lane, operation: Operation[Any], result: Any) -> int:
-        in_doubt = 0
-        match operation:
-            case Put():
-                if result is not None:
-                    lane.out.stored(result, operation.payloads)
-                elif operation.payloads[-1] is None:
-                    lane.closing = False
-            case Acknowledge():
-                lane.out.acknowledged(result)
-            case ReadOut():
-                lane.out.page_read(result)
-            case Remove() | Expire() | Trim():
-                in_doubt = lane.out.removed(result.removed) if result is not None else 0
-            case Receive():
-                lane.incoming.stored(result)
-        return in_doubt
-
-    def _epoch_set(self, lane: Lane, operation: SetEpoch, *, done: bool) -> None:
-        lane.drawing = False
-        if not done:
-            self._draw_epoch(lane, reopen=operation.reopen)
-            return
-        lane.out.new_epoch(operation.epoch, reopened=operation.reopen, announced=lane.announced)
-        if operation.reopen:
-            lane.closing = lane.closed = False
-        lane.announced = False
-
-    def _settle(self, lane: Lane, stamp: Stamp) -> None:
-        """Rule 9: answer the peer's closing message; notice that both are acknowledged."""
-        if lane.incoming.closed and not lane.drawing and not lane.closing:
-            operation = self.close_channel(lane.label, stamp)
-            if operation is not None:
-                self._effects.append(Execute(operation))
-        done = lane.incoming.closed and lane.out.close_confirmed
-        if done and not lane.closed:
-            self._effects.append(ChannelClosed(lane.label))
-        lane.closed = done
+        return self.lanes.completed(operation, outcome)
 
     # --- time ------------------------------------------------------------------------------------------------------
 
@@ -690,60 +486,25 @@ class Session:
         self._now = now
         link = self._current
         if link is not None:
-            self._announce(link)
-        for lane in self.lanes.values():
-            self._settle(lane, stamp)
-            receive = lane.incoming.wanted(stamp)
-            if receive is not None:
-                self._effects.append(Execute(receive))
+            for data in self.lanes.announcements():
+                self._transmit(link, data)
+        self.lanes.store_received(stamp)
         if link is not None:
-            self._acknowledge(link)
+            for data in self.lanes.acknowledgements():
+                self._transmit(link, data)
             self._pump(link)
-        for lane in self.lanes.values():
-            if not lane.drawing:  # an acknowledgement of the old epoch must not count in the new one
-                self._effects.extend(Execute(operation) for operation in lane.out.wanted())
+        self.lanes.ask_store()
         effects, self._effects = self._effects, []
         return effects
 
-    def _announce(self, link: _Link) -> None:
-        for lane in self.lanes.values():
-            incoming = lane.incoming
-            settled = lane.answer_due and incoming.epoch == incoming.received_epoch
-            if lane.drawing or (lane.announced and not settled) or (lane.closed and not incoming.flowing):
-                continue
-            lane.announced = True
-            lane.answer_due = lane.answer_due and not settled
-            frame = frames.Channel(
-                lane.label,
-                lane.out.epoch,
-                incoming.epoch,
-                incoming.recv_next,
-                incoming.recv_count,
-                incoming.room,
-                lane.durability,
-            )
-            incoming.told()
-            self._transmit(link, frames.encode(frame))
-
-    def _acknowledge(self, link: _Link) -> None:
-        for lane in self.lanes.values():
-            now = lane.incoming.ack() if lane.announced else None
-            if now is not None:
-                self._transmit(link, frames.encode(frames.Ack(lane.label, *now)))
-
     def _pump(self, link: _Link) -> None:
-        """Round robin over the labels, a frame each, while the engine's buffer may take more."""
+        """Send while the engine's buffer may take more."""
         limit = self._buffer_limit(link)
-        silent = 0
-        while link.buffered < limit and silent < len(self._turn):
-            lane = self._turn[0]
-            self._turn.rotate(-1)
-            data = lane.out.frame() if lane.announced and not lane.drawing else None
+        while link.buffered < limit:
+            data = self.lanes.next_frame()
             if data is None:
-                silent += 1
-            else:
-                silent = 0
-                self._transmit(link, data)
+                return
+            self._transmit(link, data)
 
     def _buffer_limit(self, link: _Link) -> int:
         """Bytes: what the peer confirmed within the last second, within bounds."""
@@ -756,6 +517,9 @@ class Session:
         link.said = self._now
         link.buffered += len(data)
         self._effects.append(Transmit(link.key, data))
+
+    def _emit(self, effect: Effect) -> None:
+        self._effects.append(effect)
 
     def _count(self, counter: str) -> None:
         self.counters[counter] = self.counters.get(counter, 0) + 1

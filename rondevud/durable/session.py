@@ -227,7 +227,11 @@ class DurableSession:
     # --- channels --------------------------------------------------------------------------------------------------
 
     async def channel(self, label: str, options: dict[str, Any] | None, *, create: bool = True) -> DurableChannel:
-        """The channel of that label; made when there is none and `create` is true. Raises `RequestError`."""
+        """The channel of that label; made, or opened anew, when there is none and `create` is true. Raises `RequestError`.
+
+        In a session that has ended there is only what waits to be read.
+        """
+        create = create and not self.record.closed
         channel = self.channels.get(label)
         if channel is None and not create:
             raise RequestError("unknown_channel", f"{self.connection_id} has no channel {label!r}")
@@ -249,7 +253,7 @@ class DurableSession:
         """Open a closed label anew, and wait until it is (rule 9 of the link)."""
         waiter = asyncio.get_running_loop().create_future()
         self._reopening.setdefault(channel.id, []).append(waiter)
-        self.machine.reopen_channel(channel.label)
+        self.machine.lanes.reopen(channel.label)
         self.schedule_flush()
         await waiter
         channel.made_by_attach = True
@@ -284,7 +288,7 @@ class DurableSession:
             record = await store.execute(create)
         except StoreError as error:
             raise RequestError("store_failed", f"the channel could not be stored: {error}") from error
-        self.machine.add_channel(record, settings.inbox)
+        self.machine.lanes.add(record, settings.inbox)
         channel = self._add(record, settings)
         self.schedule_flush()
         return channel
@@ -369,16 +373,16 @@ class DurableSession:
         return self._environment.clock.stamp()
 
     def put(self, label: str, payloads: tuple[Payload, ...], **facts: Any) -> Put:
-        return self.machine.put(label, payloads, self.stamp(), **facts)
+        return self.machine.lanes.put(label, payloads, self.stamp(), **facts)
 
     def close_label(self, label: str) -> None:
-        operation = self.machine.close_channel(label, self.stamp())
+        operation = self.machine.lanes.close(label, self.stamp())
         if operation is not None:
             self.execute(operation)
 
     def inbox_taken(self, label: str, count: int, size: int) -> None:
         if label in self.machine.lanes:
-            self.machine.inbox_taken(label, count, size)
+            self.machine.lanes.taken(label, count, size)
             self.schedule_flush()
 
     def event(self, name: str, data: dict[str, Any], label: str | None = None) -> None:

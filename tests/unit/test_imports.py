@@ -54,6 +54,7 @@ SANS_IO = (
     "rondevud.durable.states",
     "rondevud.durable.frames",
     "rondevud.durable.link",
+    "rondevud.durable.lanes",
     "rondevud.durable.outgoing",
     "rondevud.durable.incoming",
     "rondevud.durable.handshake",

@@ -105,7 +105,7 @@ def inbox(world: World, side: str, label: str = "alpha") -> list:
 def send(world: World, side: str, *payloads, label: str = "alpha") -> None:
     node = world.nodes[side]
     session = node.session()
-    node.execute(session, session.put(label, payloads, world.stamp()))
+    node.execute(session, session.lanes.put(label, payloads, world.stamp()))
 
 
 def outbox_count(world: World, side: str, label: str = "alpha") -> int:

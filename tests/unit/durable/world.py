@@ -361,7 +361,7 @@ class Node:
             if isinstance(outcome, StoreError):
                 self.create(session, label)
                 return
-            session.add_channel(outcome, self.world.limits)
+            session.lanes.add(outcome, self.world.limits)
             self.carry_out(session)
 
         self.submit(SaveSession(session.record), saved)
@@ -379,7 +379,7 @@ class Node:
         if lane.closing or lane.out.closed or lane.incoming.received_closed or lane.drawing:
             return
         payloads = tuple(self._payload(size) for size in sizes)
-        self.execute(session, session.put(label, payloads, self.world.stamp()))
+        self.execute(session, session.lanes.put(label, payloads, self.world.stamp()))
 
     def _payload(self, size: int) -> str | bytes:
         name = f"{self.side}{next(self.put_next)}"
@@ -388,12 +388,12 @@ class Node:
     def close_label(self, label: str) -> None:
         session = self.session()
         if session is not None and label in session.lanes and not session.lanes[label].drawing:
-            self.execute(session, session.close_channel(label, self.world.stamp()))
+            self.execute(session, session.lanes.close(label, self.world.stamp()))
 
     def reopen_label(self, label: str) -> None:
         session = self.session()
         if session is not None and label in session.lanes:
-            session.reopen_channel(label)
+            session.lanes.reopen(label)
             self.carry_out(session)
 
     def trim(self, label: str, left: int) -> None:
@@ -423,7 +423,7 @@ class Node:
         def taken(outcome: Any) -> None:
             if isinstance(outcome, StoreError) or label not in session.lanes:
                 return
-            session.inbox_taken(label, outcome.messages, outcome.size)
+            session.lanes.taken(label, outcome.messages, outcome.size)
             self.carry_out(session)
 
         self.submit(ReadIn(channel, 0), page)
