@@ -34,6 +34,11 @@ ROOM_PER_MESSAGE = 64
 """Bytes of room that one free place of a counted inbox is worth: with smaller messages an inbox can get fuller than its
 ``inbox_size``, by what fits into the room that was offered."""
 
+UNSTORED_BYTES = 4 * ROOM
+UNSTORED_ITEMS = 65_536
+"""What a peer may have sent, for one channel, that is not stored yet: far more than room and the sender's own bounds allow.
+A message beyond comes from a peer that ignores them, and would only cost memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class InboxLimits:
@@ -82,6 +87,7 @@ class Incoming:
         self.received_closed = record.in_closed
         self._batches: deque[_Batch] = deque()
         self._storing: Receive | None = None
+        self._unstored_bytes = self._unstored_items = 0
         # this link
         self.flowing = False
         self._assembly: _Assembly | None = None
@@ -110,6 +116,7 @@ class Incoming:
         self._assembly = None
         gap = bool(known) and not closed
         self._batches.append(_Batch(frame.epoch, 0, [Removal(0, 0, Reason.LOST, None)] if gap else []))
+        self._unstored_items += gap
         return Verdict(Direction.IN, VerdictKind.GAP, messages=None) if gap else Verdict(Direction.IN, VerdictKind.NEW)
 
     # --- frames ----------------------------------------------------------------------------------------------------
@@ -171,6 +178,10 @@ class Incoming:
         self.received_closed = payload is None  # a peer whose store went back may have forgotten that it closed
 
     def _add(self, item: OutItem, next_seq: int) -> None:
+        if self._unstored_bytes > UNSTORED_BYTES or self._unstored_items > UNSTORED_ITEMS:
+            raise PeerError(f"message {next_seq - 1} is far beyond the room that was offered")
+        self._unstored_bytes += _size(item)
+        self._unstored_items += 1
         self._received_next = next_seq
         if not self._batches or self._batches[-1].epoch != self.received_epoch:
             self._batches.append(_Batch(self.received_epoch, next_seq))
@@ -199,6 +210,8 @@ class Incoming:
         if result is None:
             self._batches.appendleft(_Batch(operation.epoch, operation.recv_next, list(operation.items)))
             return None
+        self._unstored_bytes -= sum(map(_size, operation.items))
+        self._unstored_items -= len(operation.items)
         if operation.epoch != self.epoch:
             self.recv_count = 0
             self.closed = False
@@ -248,6 +261,10 @@ class Incoming:
             return None
         self._told = now
         return now
+
+
+def _size(item: OutItem) -> int:
+    return frames.payload_size(item.payload) if isinstance(item, OutMessage) else 0
 
 
 def _payload(assembly: _Assembly) -> Payload:

@@ -43,6 +43,9 @@ READ_AHEAD = 64
 IN_FLIGHT_FRAMES = 2_048
 """Frames without acknowledgement at most, whatever the peer's room: bounds memory when messages are tiny."""
 
+IN_FLIGHT_MESSAGES = 16_384
+"""The same in messages (a frame more at most)."""
+
 
 class Direction(StrEnum):
     IN = "in"
@@ -107,7 +110,9 @@ class Outgoing:
         self._loaded: deque[OutItem] = deque()
         self._loaded_bytes = 0
         self._loaded_next = 0
-        self._in_flight: deque[tuple[int, int]] = deque()
+        self._in_flight: deque[tuple[int, int, int]] = deque()
+        """(number behind it, bytes, messages) of each frame, or large message, without acknowledgement."""
+        self._in_flight_messages = 0
         self.in_flight_bytes = 0
         self._large: _Large | None = None
         self._offset = 0
@@ -306,12 +311,16 @@ class Outgoing:
         self._room = room
         confirmed = 0
         while self._in_flight and self._in_flight[0][0] <= recv_next:
-            confirmed += self._in_flight.popleft()[1]
+            _, size, messages = self._in_flight.popleft()
+            confirmed += size
+            self._in_flight_messages -= messages
         self.in_flight_bytes -= confirmed
         return confirmed
 
     def _sendable(self) -> bool:
         if not self._loaded or len(self._in_flight) >= IN_FLIGHT_FRAMES:
+            return False
+        if self._in_flight_messages >= IN_FLIGHT_MESSAGES:
             return False
         head = self._loaded[0]
         if isinstance(head, Removal):
@@ -345,14 +354,15 @@ class Outgoing:
             return self._start_large(head, size)
         return self._pack(head.seq)
 
-    def _sent(self, next_seq: int, size: int) -> None:
-        self._in_flight.append((next_seq, size))
+    def _sent(self, next_seq: int, size: int, messages: int) -> None:
+        self._in_flight.append((next_seq, size, messages))
+        self._in_flight_messages += messages
         self.in_flight_bytes += size
         self.sent_high = max(self.sent_high, next_seq)
 
     def _skip(self, head: Removal) -> bytes:
         self._loaded.popleft()
-        self._sent(head.next, 0)
+        self._sent(head.next, 0, 0)
         return frames.encode(frames.Skip(self.label, head.next, head.reason, head.messages))
 
     def _pack(self, seq: int) -> bytes:
@@ -370,7 +380,7 @@ class Outgoing:
             total += size
             self._loaded.popleft()
         self._loaded_bytes -= total
-        self._sent(seq + len(payloads), total)
+        self._sent(seq + len(payloads), total, len(payloads))
         return frames.data_frame(self.label, seq, payloads)
 
     def _fits_behind(self, total: int, size: int, count: int) -> bool:
@@ -386,7 +396,7 @@ class Outgoing:
         data = head.payload.encode() if isinstance(head.payload, str) else head.payload or b""
         self._large = _Large(head.seq, text, data)
         self._offset = 0
-        self._sent(head.seq + 1, size)
+        self._sent(head.seq + 1, size, 1)
         return self._piece(self._large)
 
     def _piece(self, large: _Large) -> bytes:

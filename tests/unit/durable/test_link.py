@@ -7,7 +7,7 @@ from dataclasses import replace
 import msgpack
 import pytest
 
-from rondevud.durable import frames
+from rondevud.durable import frames, incoming, outgoing
 from rondevud.durable.effects import (
     ChannelClosed,
     ChannelOpened,
@@ -446,6 +446,29 @@ class TestFlow:
         send(world, "c", "x" * 5_000)
         world.run()
         assert inbox(world, "s") == ["x" * 5_000]
+
+    def test_peer_that_ignores_the_room_is_stopped_before_it_fills_the_memory(self, monkeypatch):
+        monkeypatch.setattr(incoming, "UNSTORED_ITEMS", 50)
+        world = joined()
+        send(world, "c", "first")
+        world.run()
+        session = world.nodes["s"].session()
+        first = session.lanes["alpha"].incoming.recv_next
+        for seq in range(first, first + 200):
+            tell(world, "s", Data("alpha", seq, [""]))
+        assert session.counters["protocol_errors"] == 1
+        world.run()
+        assert len(inbox(world, "s")) == 52  # what had been received is stored, not lost
+
+    def test_messages_in_flight_are_bounded_whatever_the_room(self, monkeypatch):
+        monkeypatch.setattr(outgoing, "IN_FLIGHT_MESSAGES", 10)
+        world = joined()
+        for _ in range(30):
+            send(world, "c", "")
+        world.nodes["c"].commit(100)
+        assert sum(len(frame.payloads) for frame in under_way(world, "s") if isinstance(frame, Data)) == 10
+        world.run()
+        assert inbox(world, "s") == [""] * 30
 
     def test_message_over_the_peers_maximum_is_skipped(self):
         world = joined(max_message=1_000)
