@@ -12,7 +12,7 @@ import contextlib
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -301,15 +301,15 @@ async def _queue_size(daemon: Daemon, find: Callable[[dict[str, Any]], bool]) ->
 
 
 @contextlib.contextmanager
-def _terminated_as_cancelled() -> Any:
+def _terminated_as_cancelled() -> Iterator[list[int]]:
     """SIGTERM ends the demo in the same order as Ctrl-C; the list is not empty once it has come."""
     terminated: list[int] = []
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
 
     def terminate() -> None:
-        terminated.append(signal.SIGTERM)
-        if task is not None:
+        if task is not None and not terminated:
             task.cancel()
+        terminated.append(signal.SIGTERM)
 
     loop.add_signal_handler(signal.SIGTERM, terminate)
     try:

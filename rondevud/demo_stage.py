@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator
@@ -40,8 +41,13 @@ class Stage:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # Shielded: a second Ctrl-C must not leave processes behind.
-        await asyncio.shield(asyncio.create_task(self._stop_all(), name="demo: stop"))
+        loop = asyncio.get_running_loop()
+        # A second Ctrl-C must not leave processes behind; what follows is bounded in time.
+        loop.add_signal_handler(signal.SIGINT, lambda: None)
+        try:
+            await self._stop_all()
+        finally:
+            loop.remove_signal_handler(signal.SIGINT)
 
     # --- starting --------------------------------------------------------------------------------------------------
 
@@ -142,7 +148,7 @@ class Stage:
         return words
 
     async def _stop_all(self) -> None:
-        """Programs first, the signalling server last; each in its own time, then killed."""
+        """SIGTERM to the programs, then the daemons, then the server; those that take too long are killed."""
         for name in sorted(self._processes, key=lambda name: {"signalling": 2, "alice": 1, "bob": 1}.get(name, 0)):
             process = self._processes[name]
             if process.returncode is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from rondevud.ctl.common import Settings, ask, json_option, pass_settings, run
+from rondevud.ctl.common import Settings, ask, json_option, pass_settings, run, say
 from rondevud.ctl.output import show_record, show_rows
 
 COLUMNS = ("service", "published", "uuid", "offers", "pool_size", "connections", "connected", "expires_at", "error")
@@ -50,11 +50,14 @@ def expose(
 
     May be repeated. With other options than before it is refused (conflict): withdraw it first.
 
-    JSON: {service_id, uuid, expires_at, created}.
+    JSON: {service_id, uuid, expires_at, created}; the first three are null while it could not be published.
     """
     options = {"public": public or None, "pool_size": pool_size, "ttl": ttl, "metadata": metadata}
     given = {key: value for key, value in options.items() if value is not None}
-    show_record(ask(settings, "expose", username=user, fqn=fqn, options=given or None), as_json=settings.json)
+    answer = ask(settings, "expose", username=user, fqn=fqn, options=given or None)
+    show_record(answer, as_json=settings.json)
+    if answer.get("uuid") is None:
+        say("declared, but not published yet; `rondevuctl services` says why")
 
 
 @click.command()

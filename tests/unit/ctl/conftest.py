@@ -20,15 +20,32 @@ class Done(NamedTuple):
 
 
 class ToldChannel(MemoryChannel):
-    """Tells the house of observers, too."""
+    """Tells the house of observers and of what was decided, too."""
 
     async def open_receiver(self, mode, listener, takeover):
         receiver = await super().open_receiver(mode, listener, takeover)
         self.house.changed.set()
         return receiver
 
+    async def open_producer(self, name, listener, takeover):
+        producer = await super().open_producer(name, listener, takeover)
+        decide = producer.decide
+
+        def tell():
+            decide()
+            self.house.changed.set()
+
+        producer.decide = tell
+        return producer
+
 
 class CtlHouse(MemoryHouse):
+    published = True
+
+    async def expose(self, *args):
+        answer = await super().expose(*args)
+        return answer if self.published else answer | {"service_id": None, "uuid": None, "expires_at": None}
+
     def get(self, connection_id, label):
         key = (connection_id, label)
         if key not in self.channels_by_key:

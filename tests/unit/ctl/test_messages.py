@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
@@ -53,8 +52,7 @@ async def test_lines_are_sent_as_they_come(begin, house, channel):
     await house.until(lambda: channel.producers)
     process.stdin.write(b"first\n")
     await process.stdin.drain()
-    while not sent(channel):  # the next thing that happens is that message
-        await asyncio.sleep(0)
+    await house.until(lambda: sent(channel))
     assert sent(channel) == ["first"]
     process.stdin.write_eof()
     assert await process.wait() == 0
@@ -75,8 +73,7 @@ async def test_bytes_that_are_no_text_need_binary(ctl, channel, more):
 
 async def test_waiting_for_acknowledged_ends_when_the_peer_has_it(begin, house, channel):
     process = await begin("--json", "send", "alice-chat", "main", "hello", "--wait", "acknowledged")
-    while not sent(channel):
-        await asyncio.sleep(0)
+    await house.until(lambda: sent(channel))
     assert process.returncode is None
     channel.producer.acknowledge(1)
     out, _ = await process.communicate()

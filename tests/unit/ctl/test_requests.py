@@ -58,6 +58,13 @@ async def test_expose_hands_its_options_on(ctl, house):
     assert house.disk.services == {"alice/a.b@1.0.0": options}
 
 
+async def test_expose_says_when_it_could_not_be_published_yet(ctl, house):
+    house.published = False
+    done = await ctl("--json", "expose", "alice", "a.b@1.0.0")
+    assert (done.code, json.loads(done.out)["uuid"]) == (0, None)
+    assert "not published yet" in done.err
+
+
 async def test_exposing_with_other_options_is_refused_and_says_why(ctl):
     await ctl("expose", "alice", "a.b@1.0.0")
     done = await ctl("expose", "alice", "a.b@1.0.0", "--public")
