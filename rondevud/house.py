@@ -73,6 +73,8 @@ class House:
         self._by_name: dict[str, DurableConnection] = {}
         self._by_id: dict[str, DurableConnection] = {}
         self._services: dict[str, DurableService] = {}
+        self._withdrawn: list[DurableService] = []
+        """Services that are gone but for closed connections with something to read."""
         self._declared: dict[str, ConnectionConfig | ServiceConfig] = {}
         self._declaring = asyncio.Lock()
         self._changing: dict[str, asyncio.Lock] = {}
@@ -92,13 +94,17 @@ class House:
         for service in services:
             self._add_service(service)
         records = {(record.role, record.declaration): record for record in loaded.sessions if not record.closed}
+        closed = {record.declaration for record in loaded.sessions if record.closed and record.role is Role.CONNECTING}
         for connection, in_file in connections:
+            if connection.name in closed and (Role.CONNECTING, connection.name) not in records and not in_file:
+                store.submit(DeleteDeclaration(DeclarationKind.CONNECTION, connection.name))  # closed by the peer
+                continue
             record = records.pop((Role.CONNECTING, connection.name), None) or await self._new_record(connection.name)
             self._add_connection(connection, record, channels.get(record.connection_id, []), in_file=in_file)
         for record in loaded.sessions:
             if record.role is Role.SERVICE and record.declaration in self._services:
                 self._services[record.declaration].restore(record, channels.get(record.connection_id, []))
-            elif record.closed and record.role is Role.CONNECTING:
+            elif record.closed:
                 self._restore_closed(record, channels.get(record.connection_id, []))
 
     async def _declarations(self) -> tuple[list[ServiceConfig], list[tuple[ConnectionConfig, bool]]]:
@@ -127,7 +133,7 @@ class House:
     async def stop(self) -> None:
         """Tell peers to come back, and let go. Declarations stay."""
         stopping = [connection.stop() for connection in self._by_id.values()]
-        stopping += [service.stop() for service in self._services.values()]
+        stopping += [service.stop() for service in self._all_services()]
         await asyncio.gather(*stopping)
 
     # --- declaring -------------------------------------------------------------------------------------------------
@@ -170,22 +176,30 @@ class House:
         if not any(channel.in_count for channel in channels) or self._signalling is None:
             self._environment.disk.submit(DeleteSession(record.connection_id))
             return
+        if record.role is Role.SERVICE:
+            username, _, fqn = record.declaration.partition("/")
+            withdrawn = self._make_service(service_from(username, fqn, {}))
+            withdrawn.restore(record, channels)
+            self._withdrawn.append(withdrawn)
+            return
         declared = ConnectionConfig(name=record.declaration, uuid="00000000-0000-0000-0000-000000000000")
         connection = self._make_connection(declared, record, channels, in_file=False)
         connection.session.end()
         self._by_id[record.connection_id] = connection
 
     def _add_service(self, declared: ServiceConfig) -> DurableService:
-        service = DurableService(
+        service = self._services[declared.name] = self._make_service(declared)
+        self._declared[declared.name] = declared
+        return service
+
+    def _make_service(self, declared: ServiceConfig) -> DurableService:
+        return DurableService(
             service_settings(self.config, declared),
             environment=self._environment,
             signalling=self._need_signalling(),
             engine=self._engine,
             configure=channel_configurer(self.config, declared.queue, {}),
         )
-        self._declared[declared.name] = declared
-        self._services[declared.name] = service
-        return service
 
     async def _save(self, kind: DeclarationKind, declared: ConnectionConfig | ServiceConfig) -> None:
         said = declared.model_dump(mode="json", exclude_unset=True, exclude={"name"})
@@ -214,8 +228,8 @@ class House:
         declared = connection_from(name, username, fqn, uuid, options)
         async with self._declaring:
             connection = self._by_name.get(declared.name)
-            created = connection is None
-            if connection is None:
+            created = connection is None or connection.state is ConnectionState.CLOSED  # by the peer
+            if connection is None or created:
                 await self._save(DeclarationKind.CONNECTION, declared)
                 record = await self._new_record(declared.name)
                 connection = self._add_connection(declared, record, [], in_file=False)
@@ -293,9 +307,8 @@ class House:
             if not keep_connections:
                 del self._services[service.name]
                 self._declared.pop(service.name, None)
-                for visit in list(service.visits.values()):
-                    if not any(channel.waiting for channel in visit.session.channels.values()):
-                        visit.session.forget()
+                self._withdrawn.append(service)
+                self._prune()
         return {}
 
     async def close(self, target: str, drain: float | None) -> Data:
@@ -308,12 +321,17 @@ class House:
             return {}
         connection = self._connection(target)
         await connection.close(seconds)
-        await self._environment.disk.execute(DeleteDeclaration(DeclarationKind.CONNECTION, connection.settings.name))
-        if self._by_name.get(connection.settings.name) is connection:
-            del self._by_name[connection.settings.name]
-            self._declared.pop(connection.settings.name, None)
+        self._forget_name(connection)
         self._prune()
         return {}
+
+    def _forget_name(self, connection: DurableConnection) -> None:
+        """A closed connection's name is free again, unless it has been given to another one."""
+        name = connection.settings.name
+        if self._by_name.get(name) is connection:
+            del self._by_name[name]
+            self._declared.pop(name, None)
+            self._environment.disk.submit(DeleteDeclaration(DeclarationKind.CONNECTION, name))
 
     def _prune(self) -> None:
         """Forget closed connections in which nothing waits any more."""
@@ -321,7 +339,14 @@ class House:
             channels = connection.session.channels.values()
             if connection.state is ConnectionState.CLOSED and not any(channel.waiting for channel in channels):
                 del self._by_id[connection.connection_id]
+                self._forget_name(connection)
                 connection.session.forget()
+        for service in self._all_services():
+            service.forget_read()
+        self._withdrawn = [service for service in self._withdrawn if service.visits]
+
+    def _all_services(self) -> list[DurableService]:
+        return [*self._services.values(), *self._withdrawn]
 
     async def reconnect(self, target: str) -> Data:
         service, visit = self._visit(target)
@@ -350,7 +375,7 @@ class House:
         return service
 
     def _visit(self, target: str) -> tuple[DurableService | None, Visit | None]:
-        for service in self._services.values():
+        for service in self._all_services():
             if target in service.visits:
                 return service, service.visits[target]
         return None, None
@@ -363,7 +388,7 @@ class House:
 
     def _sessions(self, target: str | None) -> list[DurableSession]:
         if target is None:
-            visits = [visit for service in self._services.values() for visit in service.visits.values()]
+            visits = [visit for service in self._all_services() for visit in service.visits.values()]
             return [c.session for c in self._by_id.values()] + [visit.session for visit in visits]
         if target.startswith("service:"):
             return [visit.session for visit in self._service(target[8:]).visits.values()]
@@ -414,7 +439,7 @@ class House:
             "signalling": self.config.signalling.url,
             "engine": self._engine.name,
             "services": len(self._services),
-            "connections": len(self._by_id) + sum(len(service.visits) for service in self._services.values()),
+            "connections": len(self._by_id) + sum(len(service.visits) for service in self._all_services()),
             "connected": sum(session.connected for session in self._sessions(None)),
             "clients": len(self.clients()),
             "store": "ok" if failing is None else str(failing),
@@ -427,7 +452,7 @@ class House:
     def connections(self) -> list[Data]:
         self._prune()
         listed = [rows.of_connection(connection) for connection in self._by_id.values()]
-        for service in self._services.values():
+        for service in self._all_services():
             listed += [rows.of_visit(service, visit) for visit in service.visits.values()]
         return listed
 

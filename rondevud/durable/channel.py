@@ -288,8 +288,7 @@ class DurableChannel:
     def link_closed(self) -> None:
         """Both closing messages are stored and acknowledged."""
         self.event("close", {})
-        for producer in list(self.outbox.producers.values()):
-            producer.detach("closed")
+        self._detach_producers()
         self._end_if_done()
 
     def link_lost(self) -> None:
@@ -299,14 +298,20 @@ class DurableChannel:
     def end(self) -> None:
         """The session has ended: nothing more is sent; what waits is still delivered."""
         self._ended = True
-        for producer in list(self.outbox.producers.values()):
-            producer.detach("closed")
+        self._detach_producers()
         self.outbox.close()
         self._end_if_done()
 
     def stop(self) -> None:
         """The daemon stops: no more timers."""
         self.outbox.close()
+
+    def _detach_producers(self) -> None:
+        """Nothing can be sent any more; a handle that has something left to read ends with that (`_end_if_done`)."""
+        reading = self.inbox.exclusive.listener if self.inbox.exclusive is not None and self.inbox.count else None
+        for producer in list(self.outbox.producers.values()):
+            if reading is None or not producer.tells(reading):
+                producer.detach("closed")
 
     def _end_if_done(self) -> None:
         if (self._ended or self._lane.incoming.closed) and not self.inbox.count:

@@ -95,6 +95,10 @@ class Producer:
     def live(self) -> bool:
         return self._listener is not None
 
+    def tells(self, listener: object) -> bool:
+        """Whether `listener` is who hears what becomes of the messages."""
+        return self._listener is listener
+
     # --- from the socket -------------------------------------------------------------------------------------------
 
     def send(self, first_seq: int, payloads: list[str | bytes], max_age: float | None) -> None:

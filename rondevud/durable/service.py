@@ -420,17 +420,14 @@ class DurableService:
         """Count the time that peers are absent while this daemon runs; end what has been held long enough."""
         while True:
             await asyncio.sleep(ABSENCE_STEP)
+            self.forget_read()
             for visit in list(self.visits.values()):
                 with contextlib.suppress(RequestError, StoreError):
                     await self._count_absence(visit)
 
     async def _count_absence(self, visit: Visit) -> None:
         session, expiry = visit.session, self.settings.session_expiry
-        if session.record.closed:
-            if _nothing_waits(session):
-                self._forget(visit)
-            return
-        if session.connected or expiry is None:
+        if session.record.closed or session.connected or expiry is None:
             return
         before = session.record.absent
         absent = before + ABSENCE_STEP
@@ -448,6 +445,12 @@ class DurableService:
         for channel in visit.session.channels.values():
             await visit.session.run(Remove(channel.id, 1, 2**62, Reason.EXPIRED))
         self._publish("disconnection", {"reason": "expired"}, visit.session.connection_id)
+
+    def forget_read(self) -> None:
+        """Forget closed connections in which nothing waits any more."""
+        for visit in list(self.visits.values()):
+            if visit.session.record.closed and _nothing_waits(visit.session):
+                self._forget(visit)
 
     def _forget(self, visit: Visit) -> None:
         self.visits.pop(visit.session.connection_id, None)
