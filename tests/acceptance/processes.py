@@ -22,10 +22,13 @@ from tests.acceptance.programs.content import digest, payload
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(__file__).parent / "programs"
-PATIENCE = 60.0
-"""Seconds after which a wait has failed. The machine may be busy; no test is made true by this being short."""
+SCALE = float(os.environ.get("RONDEVUD_TIME_SCALE", "1"))
+"""All waits of these tests grow by it on a slow machine."""
 
-STOPPING = 10.0
+PATIENCE = 45.0 * SCALE
+"""Seconds after which a wait has failed; no test is made true by this being short."""
+
+STOPPING = 10.0 * SCALE
 """Seconds that an orderly stop may take."""
 
 SERVICE = ("alice", "com.example.test@1.0.0")

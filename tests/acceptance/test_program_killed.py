@@ -6,9 +6,17 @@ import random
 
 import pytest
 
-from tests.acceptance.processes import CONNECTION, Stage, assert_exactly_once_in_order, assert_truthful, taken
+from tests.acceptance.processes import (
+    CONNECTION,
+    PATIENCE,
+    SCALE,
+    Stage,
+    assert_exactly_once_in_order,
+    assert_truthful,
+    taken,
+)
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(120 * SCALE)]
 
 MESSAGES = 1_000
 ACK_EVERY = 50
@@ -72,7 +80,7 @@ async def test_attempts_begin_at_one_for_what_nobody_had_seen_and_at_two_for_wha
             sender = await stage.program("sender", label, connection.socket, CONNECTION, label, "LOG", label, 100)
             assert await sender.exited() == 0
         async with connection.client() as client:
-            await client.wait(CONNECTION, "drained", 30)
+            await client.wait(CONNECTION, "drained", PATIENCE)
         seen = ("receiver", "seen-in", service.socket, target, "seen", "LOG", 100)
         unseen = ("receiver", "unseen-in", service.socket, target, "unseen", "LOG", 100)
         receiver = await stage.program(*seen, 0)

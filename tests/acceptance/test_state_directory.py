@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.acceptance.processes import Daemon, Stage
+from tests.acceptance.processes import SCALE, Daemon, Stage
 
-pytestmark = pytest.mark.acceptance
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(120 * SCALE)]
 
 
 @pytest.fixture
