@@ -360,7 +360,11 @@ class DurableConnection:
             asyncio.get_running_loop().call_later(delay, self._wanted.set)
 
     def _closed_by_peer(self) -> None:
-        self._spawn(self._finish("peer"), f"close {self.settings.name}")
+        self._spawn(self._end_by_peer(), f"close {self.settings.name}")
+
+    async def _end_by_peer(self) -> None:
+        await self._finish("peer")
+        await self._end_tasks()
 
     def _settle_outcome(self, effect: LinkUp | LinkDown) -> None:
         outcome = self._outcomes.get(effect.link)  # type: ignore[call-overload]

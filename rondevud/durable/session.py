@@ -327,7 +327,7 @@ class DurableSession:
         def completed(outcome: Any) -> None:
             in_doubt = self.machine.completed(operation, outcome)
             if isinstance(operation, SetEpoch) and not isinstance(outcome, StoreError):
-                self._reopened(operation.channel)
+                self._reopened(operation.channel, by_peer=operation.reopen)
             if channel is not None:
                 channel.completed(operation, outcome, in_doubt)
             if done is not None:
@@ -336,10 +336,15 @@ class DurableSession:
 
         store.submit(operation, completed)
 
-    def _reopened(self, channel: int) -> None:
-        for waiter in self._reopening.pop(channel, []):
+    def _reopened(self, channel_id: int, *, by_peer: bool) -> None:
+        """A new epoch is stored: go on with who waited for it, or (`by_peer`, if nobody did) offer the label to programs."""
+        waiters = self._reopening.pop(channel_id, [])
+        for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
+        channel = self._by_id.get(channel_id)
+        if by_peer and not waiters and channel is not None:
+            channel.event("channel", {"waiting": channel.waiting})
 
     async def run(self, operation: Operation[Any]) -> Any:
         """`execute`, and wait. Raises `RequestError` when the store fails."""
@@ -514,7 +519,7 @@ class DurableSession:
         for task in self._creating.values():
             task.cancel()
         for channel_id in list(self._reopening):
-            self._reopened(channel_id)
+            self._reopened(channel_id, by_peer=False)
         for channel in self.channels.values():
             channel.stop()
         for link in self._links.values():
