@@ -1,5 +1,5 @@
 """``python -m rondevud`` is ``rondevud``."""
 
-from runpy import run_module
+from rondevud.main import main
 
-run_module("rondevud.main", run_name="__main__", alter_sys=True)
+main()

@@ -103,6 +103,7 @@ async def start(stack: contextlib.AsyncExitStack, config: Config, state_dir: Pat
     stack.push_async_callback(engine.close)
     _absorb_library_errors(loop, engine)
     house = House(config, environment, signalling, engine, events)
+    house.signalling_url = url
     await house.load()
     descriptors = systemd.take_listen_fds()
     server = Server(

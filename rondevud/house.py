@@ -66,6 +66,7 @@ class House:
         self.instance = secrets.token_hex(8)
         self.version = environment.version
         self.clients: Callable[[], list[Data]] = list
+        self.signalling_url = config.signalling.url
         self._environment = environment
         self._signalling = signalling
         self._engine = engine
@@ -173,7 +174,9 @@ class House:
 
     def _restore_closed(self, record: SessionRecord, channels: list[ChannelRecord]) -> None:
         """A closed connection is listed while something waits in it."""
-        if not any(channel.in_count for channel in channels) or self._signalling is None:
+        if self._signalling is None:
+            return  # what waits there stays in the store until a signalling server is configured again
+        if not any(channel.in_count for channel in channels):
             self._environment.disk.submit(DeleteSession(record.connection_id))
             return
         if record.role is Role.SERVICE:
@@ -436,7 +439,7 @@ class House:
             "instance": self.instance,
             "pid": os.getpid(),
             "uptime": round(time.monotonic() - self._started, 3),
-            "signalling": self.config.signalling.url,
+            "signalling": self.signalling_url,
             "engine": self._engine.name,
             "services": len(self._services),
             "connections": len(self._by_id) + sum(len(service.visits) for service in self._all_services()),

@@ -94,6 +94,9 @@ class Channel(Emitter):
         """Messages that waited when it was attached."""
         self.max_message = 0
         self.acknowledges: bool | None = None
+        self.last_seq = 0
+        """The producer's last number that the daemon had decided at the last attach: where an application with an outbox
+        of its own, and a fixed `producer`, goes on."""
         self.end_reason: str | None = None
         """Why the channel is attached no longer; None while it is."""
         self._outbox = Outbox()
@@ -251,6 +254,7 @@ class Channel(Emitter):
         self.waiting = answer["waiting"]
         self.max_message = answer["max_message"]
         self.acknowledges = answer["acknowledges"]
+        self.last_seq = answer["last_seq"]
         self._open = answer["state"] == "open"
         if self.end_reason is not None:
             wire.send_detach(answer["handle"])

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 PARTS = ("durable", "store", "signalling", "rendezvous", "transport", "ipc", "ctl")
 
 MEETING = {
-    "rondevud.main": (),
+    "rondevud.main": ("rondevud.__main__",),
     "rondevud.daemon": ("rondevud.main",),
     "rondevud.house": ("rondevud.main", "rondevud.daemon"),
     "rondevud.declarations": ("rondevud.main", "rondevud.daemon", "rondevud.house"),
