@@ -177,7 +177,8 @@ async def open_world(directory: Path, *, limits: Limits | None = None, signallin
         for root in roots:
             root.removeHandler(complaints)
         loop.set_exception_handler(None)
-    assert not complaints.found
+    if complaints.found:
+        raise AssertionError("\n".join(complaints.found))
 
 
 class Ear:
@@ -269,6 +270,11 @@ class Pair:
         (near,) = await self.visitor.connections()
         (far,) = await self.program.connections()
         return near["connection_id"], far["connection_id"]
+
+    async def leave(self) -> None:
+        """The service's program ends; another one looks on that serves no channel."""
+        await self.program.close()
+        self.program = await self.home.client()
 
     async def connected(self) -> None:
         """Wait until both daemons have the link."""

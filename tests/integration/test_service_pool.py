@@ -107,6 +107,21 @@ async def test_stopping_the_service_withdraws_it_and_closes_its_connections(worl
     assert [message.data async for message in pair.far] == ["last words"]
 
 
+async def test_what_nobody_had_read_stays_when_the_service_is_withdrawn_until_it_is_read(world):
+    pair = await open_pair(world)
+    await pair.leave()
+    await pair.near.send("for later")
+    await asyncio.wait_for(pair.near.flush(), PATIENCE)
+    await pair.program.withdraw("alice", FQN)
+    assert await pair.program.services() == []
+    (row,) = await pair.program.connections()
+    assert (row["state"], row["waiting"]) == ("closed", 1)
+    await pair.home.restart()
+    channel = await pair.program.attach(row["connection_id"], "main")
+    assert [message.data async for message in channel] == ["for later"]
+    assert await pair.program.connections() == []
+
+
 # --- what is there to connect to -------------------------------------------------------------------------------------
 
 
