@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import pytest
+
 from rondevu_client import Daemon as Client
 from tests.acceptance.programs.content import digest, payload
 
@@ -27,6 +29,12 @@ SCALE = float(os.environ.get("RONDEVUD_TIME_SCALE", "1"))
 
 PATIENCE = 45.0 * SCALE
 """Seconds after which a wait has failed; no test is made true by this being short."""
+
+LONGEST = 100.0 * SCALE
+"""Seconds that a test may take with its processes, unless it says otherwise."""
+
+LIMIT = pytest.mark.timeout(LONGEST + 20)
+"""For whatever hangs in spite of that."""
 
 STOPPING = 10.0 * SCALE
 """Seconds that an orderly stop may take."""
@@ -283,28 +291,36 @@ class Rendezvous:
 class Stage:
     """All processes of a test, and the directory of their files. An async context manager.
 
+    What it surrounds may take `within` seconds, so that the processes end before somebody ends the test for its length.
     Leaving it in good order raises `AssertionError` if one of the processes logged an error.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, within: float = LONGEST) -> None:
         self.path = path
+        self._deadline = asyncio.timeout(within)
         self.rendezvous = Rendezvous(self)
         self._processes: list[Process] = []
         self._exits = contextlib.ExitStack()
         self._programs = 0
 
     async def __aenter__(self) -> Self:
+        await self._deadline.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for process in self._processes:
-            await process.kill()
-        self._exits.close()
+        try:
+            await self._deadline.__aexit__(kind, error, traceback)
+        finally:
+            for process in self._processes:
+                await process.kill()
+            self._exits.close()
+            if error is not None:
+                self._show()
         if error is not None:
-            self._show()
-        elif bugs := self._bugs():
+            return
+        if bugs := self._bugs():
             raise AssertionError("\n".join(bugs))
 
     def on_exit(self, action: Callable[[], None]) -> None:

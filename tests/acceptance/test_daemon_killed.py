@@ -11,6 +11,7 @@ import pytest
 
 from tests.acceptance.processes import (
     CONNECTION,
+    LIMIT,
     PATIENCE,
     SCALE,
     SERVICE,
@@ -20,13 +21,16 @@ from tests.acceptance.processes import (
     assert_exactly_once_in_order,
 )
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(180 * SCALE)]
+pytestmark = [pytest.mark.acceptance, LIMIT]
 
 KILLS = int(os.environ.get("RONDEVUD_KILLS", "20"))
-"""How often one of the daemons is killed; a long run asks for more, and needs a longer time-out."""
+"""How often one of the daemons is killed; a long run asks for more."""
 
 SEED = int(os.environ.get("RONDEVUD_SEED", "20"))
 """Of the moments at which that happens."""
+
+ALL_KILLS = (60 + 6 * KILLS) * SCALE
+"""Seconds that all of them may take: a killed service is missed after 4 s of silence, and found a second later."""
 
 MESSAGES = 500 * KILLS
 AHEAD = 600
@@ -66,9 +70,10 @@ async def assert_drained(ids: dict[Daemon, str]) -> None:
         await daemon.until_nothing_waits(connection_id, "main")
 
 
+@pytest.mark.timeout(ALL_KILLS + 20)
 async def test_twenty_kills_of_either_daemon_lose_repeat_and_reorder_nothing(tmp_path):
     moments = random.Random(SEED)
-    async with Stage(tmp_path) as stage:
+    async with Stage(tmp_path, ALL_KILLS) as stage:
         service, connection = await stage.pair()
         ids, programs = await start_both_ways(stage, service, connection, MESSAGES)
         for kill in range(KILLS):

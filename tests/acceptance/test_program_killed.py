@@ -8,15 +8,15 @@ import pytest
 
 from tests.acceptance.processes import (
     CONNECTION,
+    LIMIT,
     PATIENCE,
-    SCALE,
     Stage,
     assert_exactly_once_in_order,
     assert_truthful,
     taken,
 )
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(120 * SCALE)]
+pytestmark = [pytest.mark.acceptance, LIMIT]
 
 MESSAGES = 1_000
 ACK_EVERY = 50

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.acceptance.processes import SCALE, Daemon, Stage
+from tests.acceptance.processes import LIMIT, Daemon, Stage
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(120 * SCALE)]
+pytestmark = [pytest.mark.acceptance, LIMIT]
 
 
 @pytest.fixture
