@@ -234,8 +234,15 @@ class DurableChannel:
 
     # --- from the session ------------------------------------------------------------------------------------------
 
+    def submitted(self, operation: Operation[Any]) -> None:
+        """One of this channel's operations goes to the store."""
+        if _closes(operation):
+            self.outbox.closing_submitted()
+
     def completed(self, operation: Operation[Any], outcome: Any, in_doubt: int) -> None:
         """The store has done one of this channel's operations; the link machine knows already."""
+        if _closes(operation):
+            self.outbox.closing_decided(stored=not isinstance(outcome, StoreError))
         if isinstance(outcome, StoreError):
             return
         match operation:
@@ -251,9 +258,6 @@ class DurableChannel:
                 self.outbox.removed(outcome.removed, in_doubt)
             case ReadOut():
                 self._read_out(outcome)
-            case Put() if operation.payloads[-1] is None:
-                self.outbox.closing_stored()
-                self.outbox.settle()
             case _:
                 pass
 
@@ -352,3 +356,7 @@ class DurableChannel:
 
     def count(self, counter: str, amount: int = 1) -> None:
         self.counters[counter] += amount
+
+
+def _closes(operation: Operation[Any]) -> bool:
+    return isinstance(operation, Put) and operation.payloads[-1] is None

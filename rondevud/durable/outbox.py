@@ -202,9 +202,17 @@ class Outbox:
 
         self._host.execute(operation, stored)
 
-    def closing_stored(self) -> None:
-        """The closing message has been stored."""
-        self._added(1, 0, None)
+    def closing_submitted(self) -> None:
+        """The closing message is on its way into the store: nothing is drained before it has left, too."""
+        self._storing_count += 1
+
+    def closing_decided(self, *, stored: bool) -> None:
+        """The closing message has been stored, or not."""
+        self._storing_count -= 1
+        if stored:
+            self._added(1, 0, None)
+        self.settle()
+        self._tell_drained()
 
     def _added(self, count: int, size: int, max_age: float | None) -> None:
         self.count += count

@@ -334,6 +334,8 @@ class DurableSession:
                 done(outcome)
             self.schedule_flush()
 
+        if channel is not None:
+            channel.submitted(operation)
         store.submit(operation, completed)
 
     def _reopened(self, channel_id: int, *, by_peer: bool) -> None:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from rondevu_client import Detached, RequestRefused
+from rondevu_client import Detached, MessagesRemoved, RequestRefused
 from tests.integration.daemons import (
     FQN,
     PATIENCE,
@@ -100,17 +100,19 @@ async def test_attaching_after_a_close_opens_the_channel_anew(pair, side):
 # --- a connection ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("count", [0, 200])
 @pytest.mark.parametrize("side", ["near", "far"])
-async def test_closing_a_connection_delivers_what_is_queued_and_tells_the_other_side(pair, side):
+async def test_closing_a_connection_delivers_what_is_queued_and_tells_the_other_side(pair, side, count):
     closing, staying = (pair.visitor, pair.program) if side == "near" else (pair.program, pair.visitor)
     mine, other = (pair.near, pair.far) if side == "near" else (pair.far, pair.near)
-    events = await watch(staying)
-    texts = [f"before the close {number}" for number in range(200)]
+    events, gaps = await watch(staying), Ear(other, "gap")
+    texts = [f"before the close {number}" for number in range(count)]
     await asyncio.gather(*(mine.send(text) for text in texts))
     await closing.close_connection(mine.connection_id)
     assert (await events.next("closed"))["by"] == "peer"
     assert await data_of_all(other) == texts
-    assert mine.end_reason == "closed"
+    assert await asyncio.wait_for(mine.wait_detached(), PATIENCE) == "closed"
+    assert not gaps.counts
     assert not await closing.connections()
 
 
@@ -121,8 +123,9 @@ async def test_closing_without_a_link_reports_what_was_not_acknowledged_as_purge
     flushing = asyncio.ensure_future(pair.near.flush())
     await pair.connection.close(drain=0)
     assert (await removed.next("closed"))["by"] == "local"
-    with pytest.raises(Exception, match="purged|closed"):
+    with pytest.raises(MessagesRemoved) as caught:
         await asyncio.wait_for(flushing, PATIENCE)
+    assert [gone.reason for gone in caught.value.ranges] == ["purged"]
 
 
 async def stop_reading(pair, side):
