@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.integration.daemons import PATIENCE, SCALE, Ear, Exchange, Pair, World, exchange_few, open_pair, open_world
+from rondevu_client import MessageRejected
+from rondevud.transport import ice
+from tests.integration.daemons import PATIENCE, SCALE, Ear, Exchange, Pair, World, open_pair, open_world, take
 
 pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(240 * SCALE)]
 
@@ -64,5 +66,74 @@ async def test_a_link_cut_three_times_in_a_stream_loses_repeats_and_reorders_not
     assert (pair.near.connection_id, pair.far.connection_id) == before
 
 
-async def test_messages_pass_both_ways(pair):
-    await exchange_few(pair.near, pair.far)
+def mute(connection) -> None:
+    """Nothing leaves one side's sockets any more; no end of it knows."""
+
+    async def swallow(*_arguments) -> None:
+        pass
+
+    for protocol in ice.ice_connection(connection._pc)._protocols:
+        protocol.send_data = swallow
+        protocol.send_stun = lambda *_arguments: None
+
+
+@pytest.mark.parametrize("side", ["home", "away"])
+async def test_a_link_that_falls_silent_is_replaced_while_it_stands_and_nothing_is_lost(pair, side):
+    before = await pair.ids()
+    ear = Ear(pair.connection, "suspect", "disconnected", "failed")
+    exchange = Exchange(pair.near, pair.far, COUNT)
+    (connection,) = getattr(pair, side).peer_connections(before[side == "home"])
+
+    async def fall_silent() -> None:
+        await exchange.there.reached(COUNT // 2).wait()
+        mute(connection)
+
+    await exchange.run(fall_silent())
+    await asyncio.wait_for(pair.near.flush(), PATIENCE)
+    await asyncio.wait_for(pair.far.flush(), PATIENCE)
+    assert await pair.ids() == before
+    assert not ear.counts["disconnected"]
+    if side == "home":
+        assert ear.counts["suspect"] == 1
+
+
+async def test_sixty_labels_of_one_connection_keep_their_messages_apart(pair):
+    labels = [f"label {number}" for number in range(60)]
+    channels = {label: await pair.connection.create_channel(label) for label in labels}
+    for label, channel in channels.items():
+        await channel.send(f"to {label}")
+    for _ in labels:
+        far = await pair.next_offered()
+        assert (await asyncio.wait_for(anext(far), PATIENCE)).data == f"to {far.label}"
+        await far.send(f"from {far.label}")
+    for label, channel in channels.items():
+        assert (await asyncio.wait_for(anext(channel), PATIENCE)).data == f"from {label}"
+
+
+async def test_the_largest_message_passes_and_one_byte_more_is_refused(pair):
+    largest = bytes(range(256)) * (pair.near.max_message // 256)
+    assert len(largest) == pair.near.max_message
+    with pytest.raises(MessageRejected) as rejected:
+        await pair.near.send(largest + b"x")
+    assert rejected.value.code == "too_large"
+    sending = asyncio.ensure_future(pair.near.send(largest))
+    (message,) = await take(pair.far, 1)
+    assert message.data == largest
+    await sending
+
+
+async def test_heartbeats_keep_a_quiet_link(pair):
+    """Silence of the programs is none of the link; ten frames take longer than the silence that makes it suspect."""
+    ear = Ear(pair.connection, "suspect", "disconnected", "reconnecting")
+    (link,) = pair.away.session("chat")._links.values()
+    receive, heard, enough = link.channel.on_message, [], asyncio.Event()
+
+    def count(message) -> None:
+        heard.append(message)
+        if len(heard) == 10:
+            enough.set()
+        receive(message)
+
+    link.channel.on_message = count
+    await asyncio.wait_for(enough.wait(), PATIENCE)
+    assert not ear.counts
