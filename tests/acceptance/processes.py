@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -390,12 +391,13 @@ def taken(log: list[list[str]]) -> list[tuple[str, int, int]]:
 
 def assert_exactly_once_in_order(log: list[list[str]], sender: str, count: int) -> None:
     """Messages ``1 … count`` of `sender`: each once by id and by number, whole, in order; repetitions marked as such."""
-    numbers = [number for _, number, _ in taken(log)]
+    numbers = Counter(number for _, number, _ in taken(log))
+    twice = {number for number, times in numbers.items() if times > 1}
     missing, unknown = set(range(1, count + 1)) - set(numbers), set(numbers) - set(range(1, count + 1))
+    assert not twice, f"{len(twice)} twice, {shown(twice)}"
     assert not missing, f"{len(missing)} lost, {shown(missing)}"
     assert not unknown, f"{len(unknown)} never sent, {shown(unknown)}"
-    assert len(numbers) == count, f"{len(numbers) - count} twice"
-    assert numbers == list(range(1, count + 1)), "out of order"
+    assert list(numbers) == list(range(1, count + 1)), "out of order"
     assert_truthful(log, sender)
 
 

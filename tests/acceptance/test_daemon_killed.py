@@ -53,10 +53,12 @@ async def start_both_ways(
 
 async def finish(stage: Stage, programs: list[Process], count: int, within: float = PATIENCE) -> None:
     """Wait for the programs and judge their logs."""
-    for program in programs:
-        assert await program.exited(within) == 0
-    assert_exactly_once_in_order(stage.read_log("alice"), "bob", count)
-    assert_exactly_once_in_order(stage.read_log("bob"), "alice", count)
+    try:
+        for program in programs:
+            assert await program.exited(within) == 0
+    finally:  # what is missing says more than that a program waits for it
+        assert_exactly_once_in_order(stage.read_log("alice"), "bob", count)
+        assert_exactly_once_in_order(stage.read_log("bob"), "alice", count)
     for name in ("alice", "bob"):
         accepted = [words[1] for words in stage.read_log(name) if words[0] == "accepted"]
         assert accepted == [str(number) for number in range(1, count + 1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 
 import pytest
@@ -10,6 +11,7 @@ from tests.acceptance.processes import (
     CONNECTION,
     LIMIT,
     PATIENCE,
+    Process,
     Stage,
     assert_exactly_once_in_order,
     assert_truthful,
@@ -113,16 +115,46 @@ async def test_what_a_killed_sender_knew_to_be_accepted_arrives_once_and_nothing
         last += 100
         sender = await stage.program("sender", "sender", connection.socket, CONNECTION, "main", "LOG", "bob", last)
         assert await sender.exited() == 0
-        await receiver.until(
-            lambda: any(w[0] == "received" and w[2] == str(last) for w in receiver.lines[-500:]), "end"
-        )
+        await receiver.until(lambda: has_received(receiver, last), f"message {last}")
         await receiver.kill()
+        assert_accepted_arrived(stage)
 
-        log, sent = stage.read_log("receiver"), stage.read_log("sender")
-        numbers = [number for _, number, _ in taken(log)]
-        accepted = {int(words[1]) for words in sent if words[0] == "accepted"}
-        begun = {int(words[1]) for words in sent if words[0] == "sending"}
-        assert len(accepted) < len(begun)  # otherwise no kill came between
-        assert accepted <= set(numbers) <= begun
-        assert numbers == sorted(set(numbers))
-        assert_truthful(log, "bob")
+
+async def test_programs_killed_together_with_their_daemons_find_what_was_promised(tmp_path):
+    async with Stage(tmp_path) as stage:
+        service, connection = await stage.pair()
+        target = await service.connection_id()
+        receive = ("receiver", "receiver", service.socket, target, "main", "LOG", 10**6, ACK_EVERY)
+        receiver, last = await stage.program(*receive), 0
+        for round_ in range(4):
+            last += 2_000
+            sender = await stage.program("sender", "sender", connection.socket, CONNECTION, "main", "LOG", "bob", last)
+            await receiver.until_count("received", receiver.count("received") + 300)
+            killed, program = ((connection, sender), (service, receiver))[round_ % 2]
+            await asyncio.gather(killed.kill(), program.kill())
+            await killed.start()
+            if killed is service:
+                receiver = await stage.program(*receive)
+            await sender.kill()
+        last += 100
+        sender = await stage.program("sender", "sender", connection.socket, CONNECTION, "main", "LOG", "bob", last)
+        assert await sender.exited() == 0
+        await receiver.until(lambda: has_received(receiver, last), f"message {last}")
+        await receiver.kill()
+        assert_accepted_arrived(stage)
+
+
+def has_received(receiver: Process, number: int) -> bool:
+    return any(words[0] == "received" and words[2] == str(number) for words in receiver.lines[-500:])
+
+
+def assert_accepted_arrived(stage: Stage) -> None:
+    """What the sender knew to be accepted arrived once, what it only began to send at most once, all in order."""
+    log, sent = stage.read_log("receiver"), stage.read_log("sender")
+    numbers = [number for _, number, _ in taken(log)]
+    accepted = {int(words[1]) for words in sent if words[0] == "accepted"}
+    begun = {int(words[1]) for words in sent if words[0] == "sending"}
+    assert len(accepted) < len(begun)  # otherwise no kill came between
+    assert accepted <= set(numbers) <= begun
+    assert numbers == sorted(set(numbers))
+    assert_truthful(log, "bob")
