@@ -129,10 +129,11 @@ async def test_the_demo_leaves_nothing_behind_when_it_is_interrupted(tmp_path, n
     process = await begin(tmp_path)
     while b"three programs" not in await process.stdout.readline():
         assert not process.stdout.at_eof()
-    assert len(processes_of(tmp_path)) == 6
+    while len(processes_of(tmp_path)) < 6:  # a process that has just been started has no command line for a moment
+        await asyncio.sleep(0.01)  # another process's work: nothing to wait for but its effect
     process.send_signal(number)
     while len(processes_of(tmp_path)) == 6:
-        await asyncio.sleep(0.01)  # another process's work: nothing to wait for but its effect
+        await asyncio.sleep(0.01)
     process.send_signal(number)  # somebody impatient
     _, err = await process.communicate()
     assert (process.returncode, err) == (code, b"")
@@ -146,7 +147,9 @@ async def test_the_demo_fails_when_a_process_dies_that_it_did_not_kill(tmp_path)
     process = await begin(tmp_path)
     while b"three programs" not in await process.stdout.readline():
         assert not process.stdout.at_eof()
-    (alice,) = [path for path in processes_of(tmp_path) if b"alice.toml" in path.read_bytes()]
+    while not (found := [path for path in processes_of(tmp_path) if b"alice.toml" in path.read_bytes()]):
+        await asyncio.sleep(0.01)
+    (alice,) = found
     os.kill(int(alice.parent.name), signal.SIGKILL)
     out, _ = await process.communicate()
     assert process.returncode == 1
