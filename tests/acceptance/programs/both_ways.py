@@ -10,7 +10,7 @@ import asyncio
 import sys
 
 from log import Log
-from traffic import Taken, producer_name, send_all
+from traffic import Taken, producer_name, send_all, until_read
 
 from rondevu_client import Channel, Daemon
 
@@ -50,7 +50,7 @@ async def main(socket: str, target: str, label: str, log_path: str, name: str, c
             group.create_task(send_all(channel, log, name, 1, int(count), pace.wait_for), name="send")
         log.write("all-received")
         await channel.flush()
-        await daemon.call("ping")  # the last acknowledgement has been read when it is answered
+        await until_read(daemon)
     log.write("done")
 
 

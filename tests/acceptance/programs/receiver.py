@@ -11,7 +11,7 @@ import sys
 
 from content import number_of
 from log import Log
-from traffic import Taken
+from traffic import Taken, until_read
 
 from rondevu_client import Daemon
 
@@ -29,7 +29,7 @@ async def main(socket: str, target: str, label: str, log_path: str, count: str, 
             if every and (number % every == 0 or done):
                 log.write("acknowledging", message.id)
                 await message.ack()
-                await daemon.call("ping")  # what was written before it has been read when it is answered
+                await until_read(daemon)
                 log.write("acknowledged", message.id)
                 if done:
                     break

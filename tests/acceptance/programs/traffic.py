@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from content import digest, number_of, payload
 from log import Log
 
-from rondevu_client import Channel, Message
+from rondevu_client import Channel, Daemon, Message
 
 UNDECIDED = 200
 """Messages a sender has under way at most."""
@@ -54,6 +54,12 @@ class Taken:
         word = "again" if message.id in self.ids else "received"
         self.ids.add(message.id)
         self._log.write(word, message.id, number_of(message.data), message.attempt, digest(message.data))
+
+
+async def until_read(daemon: Daemon) -> None:
+    """Wait until the daemon has read what was sent before, acknowledgements too."""
+    await asyncio.sleep(0)  # the library writes them at the end of the loop's turn
+    await daemon.call("ping")
 
 
 def producer_name(sender: str) -> bytes:
