@@ -179,7 +179,7 @@ class Session:
         self._now = now
         link = _Link(key, hello.link, fingerprints, now, peer_max=hello.max_message)
         self._links[key] = link
-        self._save(link=hello.link, contacted=True, peer_name=hello.name[:255])
+        self._save(link=hello.link, contacted=True, peer_name=hello.name[:255], absent=0.0)
         proof = prove("welcome", self.record.token, self.record.session, hello.link, fingerprints) if resumed else None
         settings = self.settings
         welcome = frames.Welcome(

@@ -206,6 +206,16 @@ class TestGreeting:
         assert world.nodes["c"].session().record.link == service.record.link
         assert not events(world, "c", SessionFailed)
 
+    def test_peer_that_is_back_is_stored_as_not_absent(self):
+        world = joined()
+        world.cut(1, 0)
+        service = world.nodes["s"].session()
+        service.record = replace(service.record, absent=600_000.0)
+        redial(world)
+        (stored,) = world.nodes["s"].disk.tables.execute(LoadSessions()).sessions
+        assert stored.link == world.nodes["c"].session().record.link
+        assert stored.absent == 0.0
+
     def test_hellos_on_one_link_come_to_an_end(self):
         world = World()
         world.connect()
