@@ -45,6 +45,9 @@ PACK = 16 * 1024
 frame holds up all other labels for as long as it takes."""
 
 MAX_NUMBER = 2**63 - 1
+MAX_LINK = MAX_NUMBER - 2**32
+"""Highest number of a link that is taken: whoever is told of it can still dial with higher ones."""
+
 MAX_LABEL = 255
 """Bytes of UTF-8."""
 
@@ -231,6 +234,13 @@ def _number(value: object, what: str, lowest: int = 0) -> int:
     return value
 
 
+def _link(value: object, what: str, lowest: int = 1) -> int:
+    number = _number(value, what, lowest)
+    if number > MAX_LINK:
+        raise PeerError(f"{what} leaves no room for later ones")
+    return number
+
+
 def _bytes(value: object, length: int, what: str) -> bytes:
     if not isinstance(value, bytes) or len(value) != length:
         raise PeerError(f"{what} is not {length} bytes")
@@ -269,7 +279,7 @@ def _hello(array: list[Any]) -> Hello:
         raise PeerError("hello has not exactly one of token and proof")
     return Hello(
         _bytes(fields.get("session"), SESSION_BYTES, "hello's session"),
-        _number(fields.get("link"), "hello's link", 1),
+        _link(fields.get("link"), "hello's link"),
         token,
         proof,
         _text(fields.get("name", ""), "hello's name"),
@@ -287,7 +297,7 @@ def _welcome(array: list[Any]) -> Welcome:
     expiry = fields.get("session_expiry")
     return Welcome(
         resumed,
-        _number(fields.get("link"), "welcome's link", 1),
+        _link(fields.get("link"), "welcome's link"),
         _optional_bytes(fields.get("proof"), PROOF_BYTES, "welcome's proof"),
         _text(fields.get("daemon", ""), "welcome's daemon"),
         _number(fields.get("max_message"), "welcome's max_message", 1),
@@ -299,7 +309,7 @@ def _welcome(array: list[Any]) -> Welcome:
 def _refuse(array: list[Any]) -> Refuse:
     _shape(array, 4, "refuse")
     code = _word(RefuseCode, array[1], "refuse's code")
-    link = 0 if array[3] is None else _number(array[3], "refuse's link")
+    link = 0 if array[3] is None else _link(array[3], "refuse's link", 0)
     return Refuse(code, _text(array[2], "refuse's reason"), link)
 
 

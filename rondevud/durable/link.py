@@ -35,7 +35,7 @@ from rondevud.durable.handshake import Fingerprints, is_proof, prove
 from rondevud.durable.incoming import InboxLimits
 from rondevud.durable.lanes import Lanes
 from rondevud.durable.states import LINK_TRANSITIONS, LinkState, check
-from rondevud.errors import PeerError, StoreError
+from rondevud.errors import PeerError, StoreError, StoreFailed
 from rondevud.records import (
     ChannelRecord,
     Operation,
@@ -49,10 +49,14 @@ HELLO_TIMEOUT = 10.0
 """Seconds from the opening of the data channel to the welcome."""
 
 SUSPECT_AFTER = 4.0
-"""Seconds of silence. Silences over 4 s come 0.2 to 0.5 times an hour at 5 % loss with heartbeats of 1 s (measured)."""
+"""Seconds of silence; four heartbeats of the peer if that is longer. Silences over 4 s come 0.2 to 0.5 times an hour at 5 %
+loss with heartbeats of 1 s (measured)."""
 
 DEAD_AFTER = 15.0
-"""Seconds of silence after which a link is given up even if no other has taken over."""
+"""Seconds of silence after which a link is given up even if no other has taken over; 15 heartbeats if that is longer."""
+
+HEARTBEAT_MOST = 60.0
+"""Seconds between two heartbeats that a peer may announce at most: slower ones count as this."""
 
 GOODBYE_TIMEOUT = 1.0
 """Seconds to wait for the answer to a goodbye: aiortc never transmits what was sent right before ``close()``."""
@@ -97,6 +101,8 @@ class _Link:
     """The session that the last hello on this link named."""
     hellos: int = 0
     peer_max: int = 0
+    peer_heartbeat: float = 1.0
+    """Seconds after which the peer says something."""
     deadline: float | None = None
     heard: float = 0.0
     said: float = 0.0
@@ -110,6 +116,16 @@ class _Link:
     def __post_init__(self) -> None:
         self.heard = self.said = self.now
         self.deadline = self.now + HELLO_TIMEOUT
+
+    @property
+    def suspect_after(self) -> float:
+        """Seconds of silence."""
+        return max(SUSPECT_AFTER, 4 * min(self.peer_heartbeat, HEARTBEAT_MOST))
+
+    @property
+    def dead_after(self) -> float:
+        """Seconds of silence."""
+        return max(DEAD_AFTER, 15 * min(self.peer_heartbeat, HEARTBEAT_MOST))
 
     def enter(self, state: LinkState) -> None:
         check(LINK_TRANSITIONS, self.state, state)
@@ -151,7 +167,7 @@ class Session:
 
     @property
     def suspect(self) -> bool:
-        """Whether the current link is silent for longer than `SUSPECT_AFTER`."""
+        """Whether the current link has been silent for too long."""
         return self._current is not None and self._current.suspect
 
     @property
@@ -177,7 +193,7 @@ class Session:
     ) -> None:
         """Service side: `hello`, which `handshake.judge_hello` found good, has come on a link of this session."""
         self._now = now
-        link = _Link(key, hello.link, fingerprints, now, peer_max=hello.max_message)
+        link = _Link(key, hello.link, fingerprints, now, peer_max=hello.max_message, peer_heartbeat=hello.heartbeat)
         self._links[key] = link
         self._save(link=hello.link, contacted=True, peer_name=hello.name[:255], absent=0.0)
         proof = prove("welcome", self.record.token, self.record.session, hello.link, fingerprints) if resumed else None
@@ -359,6 +375,7 @@ class Session:
             self._count("impostors")
             raise PeerError("a welcome without proof that this is the other side of the session")
         link.peer_max = frame.max_message
+        link.peer_heartbeat = frame.heartbeat
         if self._current is not None and self._current.number > link.number:
             self._supersede(link)
             return
@@ -411,8 +428,10 @@ class Session:
         Operations come back in the order in which they were submitted. Answers how many removed messages are in doubt.
         """
         if isinstance(operation, SaveSession):
-            if isinstance(outcome, StoreError):
+            if isinstance(outcome, StoreFailed):
                 self._effects.append(Execute(SaveSession(self.record)))
+            elif isinstance(outcome, StoreError):  # would not get better by being tried again
+                self._effects.append(SessionFailed("store_conflict", f"the session could not be stored: {outcome}"))
             else:
                 self._saved(operation.session)
             return 0
@@ -426,7 +445,7 @@ class Session:
         if self._current is not None:
             link = self._current
             due.append(link.said + self.settings.heartbeat)
-            due.append(link.heard + (DEAD_AFTER if link.suspect else SUSPECT_AFTER))
+            due.append(link.heard + (link.dead_after if link.suspect else link.suspect_after))
         self._wake = min(due, default=None)
         return self._wake
 
@@ -456,10 +475,10 @@ class Session:
 
     def _check_liveness(self, link: _Link) -> None:
         silence = self._now - link.heard
-        if silence >= DEAD_AFTER:
+        if silence >= link.dead_after:
             self._goodbye(link, GoodbyeCode.TIMEOUT, f"nothing heard for {silence:.0f} s")
             return
-        if silence >= SUSPECT_AFTER and not link.suspect:
+        if silence >= link.suspect_after and not link.suspect:
             link.suspect = True
             self._effects.append(Suspect(link.key, silence))
         if self._now >= link.said + self.settings.heartbeat:

@@ -11,6 +11,7 @@ from rondevud.durable import frames
 from rondevud.durable.frames import (
     MAX_FRAME,
     MAX_LABEL,
+    MAX_LINK,
     MAX_NUMBER,
     Ack,
     Channel,
@@ -35,6 +36,7 @@ from rondevud.records import Durability, Reason
 
 NUMBERS = st.integers(0, MAX_NUMBER)
 SEQS = st.integers(1, MAX_NUMBER - 1000)
+LINKS = st.integers(1, MAX_LINK)
 TEXT = st.text(st.characters(codec="utf-8"), max_size=60)
 LABELS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=60)
 SECONDS = st.floats(0.001, 1e9)
@@ -48,7 +50,7 @@ def hellos(draw):
     secret = draw(SECRETS)
     token, proof = draw(st.sampled_from([(secret, None), (None, secret)]))
     session = draw(st.binary(min_size=16, max_size=16))
-    return Hello(session, draw(SEQS), token, proof, draw(TEXT), draw(TEXT), draw(SEQS), draw(SECONDS))
+    return Hello(session, draw(LINKS), token, proof, draw(TEXT), draw(TEXT), draw(SEQS), draw(SECONDS))
 
 
 @st.composite
@@ -71,9 +73,9 @@ def pieces(draw):
 FRAMES = st.one_of(
     hellos(),
     st.builds(
-        Welcome, st.booleans(), SEQS, st.one_of(st.none(), SECRETS), TEXT, SEQS, SECONDS, st.one_of(st.none(), SECONDS)
+        Welcome, st.booleans(), LINKS, st.one_of(st.none(), SECRETS), TEXT, SEQS, SECONDS, st.one_of(st.none(), SECONDS)
     ),
-    st.builds(Refuse, st.sampled_from(RefuseCode), TEXT, NUMBERS),
+    st.builds(Refuse, st.sampled_from(RefuseCode), TEXT, LINKS),
     st.builds(Ping, NUMBERS),
     st.builds(Pong, NUMBERS),
     st.builds(Goodbye, st.sampled_from(GoodbyeCode), TEXT),
@@ -165,6 +167,7 @@ def channel(**fields):
         (hello(link=0), "hello's link"),
         (hello(link=True), "hello's link"),
         (hello(link=TOO_MUCH), "hello's link"),
+        (hello(link=MAX_LINK + 1), "hello's link leaves no room"),
         (hello(token=None), "exactly one of token and proof"),
         (hello(proof=b"p" * 32), "exactly one of token and proof"),
         (hello(token=b"t"), "hello's token is not 32 bytes"),
@@ -179,6 +182,7 @@ def channel(**fields):
         ([1, 1], "welcome has no map"),
         (welcome(resumed=1), "welcome's resumed is not a boolean"),
         (welcome(link=-1), "welcome's link"),
+        (welcome(link=MAX_LINK + 1), "welcome's link leaves no room"),
         (welcome(proof=b""), "welcome's proof is not 32 bytes"),
         (welcome(daemon=None), "welcome's daemon is not text"),
         (welcome(max_message=1.5), "welcome's max_message"),
@@ -189,6 +193,7 @@ def channel(**fields):
         ([2, 1, "no", None], "refuse's code is not text"),
         ([2, "denied", None, None], "refuse's reason is not text"),
         ([2, "denied", "no", -1], "refuse's link"),
+        ([2, "older_link", "no", MAX_LINK + 1], "refuse's link leaves no room"),
         ([3], "ping has 1 elements instead of 2"),
         ([3, "1"], "ping's number"),
         ([4, 1, 2], "pong has 3 elements instead of 2"),

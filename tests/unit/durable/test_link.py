@@ -24,6 +24,7 @@ from rondevud.durable.frames import Channel, Data, Goodbye, GoodbyeCode, Hello, 
 from rondevud.durable.incoming import InboxLimits
 from rondevud.durable.link import BUFFER_LEAST, BUFFER_MOST, CONFLICT_WINDOW, LinkSettings
 from rondevud.durable.outgoing import LOADED_BYTES, LOADED_MESSAGES, Direction, VerdictKind
+from rondevud.errors import StoreConflict
 from rondevud.records import (
     PAGE_BYTES,
     PAGE_MESSAGES,
@@ -216,6 +217,24 @@ class TestGreeting:
         assert stored.link == world.nodes["c"].session().record.link
         assert stored.absent == 0.0
 
+    def test_link_number_that_leaves_no_room_ends_the_link(self):
+        world = World()
+        world.connect()
+        world.nodes["c"].commit(100)
+        before = world.nodes["c"].session().record.link
+        tell(world, "c", Refuse(RefuseCode.OLDER_LINK, "later", frames.MAX_NUMBER), key=1)
+        assert [event.code for event in events(world, "c", LinkDown)] == ["protocol"]
+        assert world.nodes["c"].session().record.link == before
+
+    def test_session_that_cannot_be_stored_fails_and_is_not_tried_for_ever(self):
+        world = World()
+        world.connect()
+        node = world.nodes["c"]
+        _, done = node.pending.popleft()
+        done(StoreConflict("no such thing"))
+        assert [event.code for event in events(world, "c", SessionFailed)] == ["store_conflict"]
+        assert not node.pending
+
     def test_hellos_on_one_link_come_to_an_end(self):
         world = World()
         world.connect()
@@ -360,6 +379,31 @@ class TestLiveness:
         assert world.nodes["c"].session().current == 1
         pass_time(world, 0.5, "c")
         assert [event.code for event in events(world, "c", LinkDown)] == ["timeout"]
+
+    @pytest.mark.parametrize(("heartbeat", "suspect", "dead"), [(10.0, 40.0, 150.0), (1e6, 240.0, 900.0)])
+    def test_slow_heartbeats_that_the_peer_announced_are_no_silence_within_bounds(self, heartbeat, suspect, dead):
+        world = joined()
+        world.nodes["s"].session().settings = replace(world.settings["s"], heartbeat=heartbeat)
+        redial(world)
+        forget_events(world)
+        pass_time(world, suspect - 0.5, "c")
+        assert not events(world, "c", Suspect)
+        pass_time(world, 0.5, "c")
+        assert [event.silence for event in events(world, "c", Suspect)] == [suspect]
+        pass_time(world, dead - suspect - 0.5, "c")
+        assert not events(world, "c", LinkDown)
+        pass_time(world, 0.5, "c")
+        assert [event.code for event in events(world, "c", LinkDown)] == ["timeout"]
+
+    def test_service_waits_for_the_slow_heartbeats_of_a_peer_that_dialled(self):
+        world = joined()
+        world.nodes["c"].session().settings = replace(world.settings["c"], heartbeat=10.0)
+        redial(world)
+        forget_events(world)
+        pass_time(world, 39.5, "s")
+        assert not events(world, "s", Suspect)
+        pass_time(world, 0.5, "s")
+        assert len(events(world, "s", Suspect)) == 1
 
     def test_time_in_which_this_process_did_not_run_is_not_silence(self):
         world = joined()
