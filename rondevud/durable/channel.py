@@ -5,9 +5,10 @@ It joins what programs see (producers, receivers, events, states) to the numbers
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from rondevud.durable.inbox import Inbox, Receiver, ReceiverListener
@@ -37,10 +38,13 @@ from rondevud.records import (
     Receive,
     Removal,
     Remove,
+    Removed,
     RemoveResult,
     Stamp,
     Trim,
 )
+
+logger = logging.getLogger(__name__)
 
 _EVERYTHING = 2**62
 """Above every number and every row."""
@@ -195,11 +199,7 @@ class DurableChannel:
         """Empty the ``out``box, the ``in``box or ``both``; answers how many messages that were."""
         counts = {"out": 0, "in": 0}
         if direction in {"out", "both"}:
-            more = True
-            while more:
-                result: RemoveResult = await self._session.run(Remove(self.id, 1, _EVERYTHING, Reason.PURGED))
-                counts["out"] += sum(gone.messages for gone in result.removed)
-                more = result.more
+            counts["out"] = await self.remove_all(Reason.PURGED)
         if direction in {"in", "both"}:
             more = True
             while more:
@@ -209,10 +209,29 @@ class DurableChannel:
                 more = taken.more
             self.inbox.purge()
             self.count("purged_in", counts["in"])
-        for side, count in counts.items():
-            if count:
-                self.event("purged", {"count": count, "direction": side})
+            if counts["in"]:
+                self.event("purged", {"count": counts["in"], "direction": "in"})
         return counts
+
+    async def remove_all(self, reason: Reason, *, keep_closing: bool = True) -> int:
+        """Empty the outbox; answers how many messages that were. Raises `RequestError` when the store fails.
+
+        Publishes `purged`, except for `Reason.EXPIRED`, of which `message_expired` tells. Without `keep_closing` a
+        closing message that waits goes, too.
+        """
+        count, more = 0, True
+        try:
+            while more:
+                operation = Remove(self.id, 1, _EVERYTHING, reason, keep_closing=keep_closing)
+                result: RemoveResult = await self._session.run(operation)
+                count += sum(gone.messages for gone in result.removed)
+                more = result.more
+        finally:
+            if count:
+                logger.warning("%s/%s: removed %d messages unsent: %s", self.connection_id, self.label, count, reason)
+                if reason is not Reason.EXPIRED:
+                    self.event("purged", {"count": count, "direction": "out"})
+        return count
 
     def facts(self) -> dict[str, Any]:
         """A row for `channels` and `queue`."""
@@ -255,6 +274,8 @@ class DurableChannel:
             case Acknowledge():
                 self.outbox.acknowledged(outcome)
             case Remove() | Expire() | Trim():
+                if not isinstance(operation, Remove) or operation.reason is Reason.TOO_LARGE:
+                    self._log_removed(outcome.removed)  # of the others `remove_all` tells
                 self.outbox.removed(outcome.removed, in_doubt)
             case ReadOut():
                 self._read_out(outcome)
@@ -263,7 +284,14 @@ class DurableChannel:
 
     def _read_out(self, page: OutPage) -> None:
         if page.damaged:
+            self._log_removed(page.damaged)
             self.outbox.removed(page.damaged)
+
+    def _log_removed(self, removed: Sequence[Removed]) -> None:
+        count = sum(gone.messages for gone in removed)
+        if count:
+            reason = removed[0].reason
+            logger.warning("%s/%s: removed %d messages unsent: %s", self.connection_id, self.label, count, reason)
 
     def _report_gap_in(self, removal: Removal) -> None:
         if removal.reason is Reason.RESTART or removal.messages == 0:
@@ -282,6 +310,15 @@ class DurableChannel:
     def link_verdict(self, verdict: Verdict) -> None:
         self.link_verdicts[verdict.direction] = verdict
         data = {"direction": str(verdict.direction)}
+        if verdict.kind is VerdictKind.GAP:
+            count = "?" if verdict.messages is None else verdict.messages
+            logger.warning(
+                "%s/%s: gap %s: the new link lacks %s messages",
+                self.connection_id,
+                self.label,
+                verdict.direction,
+                count,
+            )
         if verdict.kind is VerdictKind.RESUMED:
             self.event("resumed", data)
         elif verdict.kind is VerdictKind.GAP and verdict.direction is Direction.OUT:

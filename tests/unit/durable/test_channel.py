@@ -1,0 +1,181 @@
+"""A channel over a store, without a link: its queues, its limits, and who is told."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from rondevud.durable.channel import DurableChannel
+from rondevud.durable.incoming import InboxLimits
+from rondevud.durable.lanes import Lanes
+from rondevud.durable.settings import ChannelSettings, OutboxLimits
+from rondevud.errors import StoreError
+from rondevud.records import Durability, LoadSessions, Reason
+from rondevud.store.base import Limits
+from rondevud.store.memory import MemoryStore, MemoryTables
+from tests.unit.store.kit import NOW, make_channel
+
+
+class Session:
+    """The session, as its channel sees it; `clock` is moved by hand."""
+
+    connection_id = "conn-1"
+    max_message = 1_000_000
+    refusal = None
+
+    def __init__(self, store: MemoryStore) -> None:
+        self.store = store
+        self.clock = 100.0
+        self.events: list[tuple[str, dict]] = []
+        self.failures: list[StoreError] = []
+        """Outcomes of the next operations of `failing` types."""
+        self.failing: tuple[type, ...] = ()
+        self.channel: DurableChannel
+        self.lanes: Lanes
+
+    def now(self) -> float:
+        return self.clock
+
+    def stamp(self):
+        return NOW
+
+    def execute(self, operation, done=None) -> None:
+        def completed(outcome) -> None:
+            if isinstance(operation, self.failing) and self.failures:
+                outcome = self.failures.pop()
+            in_doubt = self.lanes.completed(operation, outcome)
+            self.channel.completed(operation, outcome, in_doubt)
+            if done is not None:
+                done(outcome)
+
+        self.channel.submitted(operation)
+        self.store.submit(operation, completed)
+
+    async def run(self, operation):
+        answer = asyncio.get_running_loop().create_future()
+        self.execute(operation, answer.set_result)
+        outcome = await answer
+        if isinstance(outcome, StoreError):
+            raise outcome
+        return outcome
+
+    def put(self, label, payloads, **facts):
+        return self.lanes.put(label, payloads, NOW, **facts)
+
+    def inbox_taken(self, label, count, size) -> None:
+        self.lanes.taken(label, count, size)
+
+    def event(self, name, data, label=None) -> None:
+        self.events.append((name, data))
+
+    def store_failing(self, durability) -> None:
+        return None
+
+    def of(self, name: str) -> list[dict]:
+        return [data for event, data in self.events if event == name]
+
+
+class Program:
+    """Hears a producer and a receiver."""
+
+    def __init__(self) -> None:
+        self.answers: list[tuple] = []
+        self.got: list[tuple[int, str, int]] = []
+        self.missing: list[dict] = []
+        self.ends: list[str] = []
+        self.news = asyncio.Event()
+
+    def accepted(self, upto_seq) -> None:
+        self._add(("accepted", upto_seq))
+
+    def rejected(self, seq, code, message) -> None:
+        self._add(("rejected", seq, code))
+
+    def removed(self, from_seq, upto_seq, reason) -> None:
+        self._add(("removed", from_seq, upto_seq, reason))
+
+    def acknowledged(self, upto_seq) -> None:
+        self._add(("acknowledged", upto_seq))
+
+    def _add(self, answer) -> None:
+        self.answers.append(answer)
+        self.news.set()
+
+    def messages(self, tag, rows) -> None:
+        self.got += [(tag + i, payload, attempt) for i, (payload, _, _, attempt) in enumerate(rows)]
+        self.news.set()
+
+    def gap(self, tag, gap) -> None:
+        self.missing.append(gap)
+        self.news.set()
+
+    def missed(self, count) -> None:
+        pass
+
+    def detached(self, reason) -> None:
+        self.ends.append(reason)
+        self.news.set()
+
+    async def until(self, condition) -> None:
+        """Wait until `condition` holds; something this program hears must make it so."""
+        while not condition():
+            self.news.clear()
+            await self.news.wait()
+
+
+@pytest.fixture
+async def store():
+    store = MemoryStore(asyncio.get_running_loop(), MemoryTables(limits=Limits(slice_rows=4)))
+    yield store
+    await store.close()
+
+
+async def open_channel(store, **limits) -> tuple[Session, DurableChannel]:
+    """A channel of a new session, or what another left in the store."""
+    if not (await store.execute(LoadSessions())).channels:
+        await make_channel(store)
+    record = (await store.execute(LoadSessions())).channels[0]
+    session = Session(store)
+    emitted: list = []
+    session.lanes = Lanes([(record, InboxLimits())], 10, clock_us=1_000, random=lambda n: b"r" * n, emit=emitted.append)
+    settings = ChannelSettings(Durability.MEMORY, OutboxLimits(**limits), InboxLimits(), b"")
+    session.channel = DurableChannel(record, session.lanes["main"], settings, session)
+    return session, session.channel
+
+
+async def sender(channel, name=b"program") -> tuple:
+    program = Program()
+    return await channel.open_producer(name, program, takeover=True), program
+
+
+# --- emptying the outbox ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reason", "events"), [(Reason.PURGED, [{"count": 10, "direction": "out"}]), (Reason.EXPIRED, [])]
+)
+async def test_all_is_removed_however_many_slices_it_takes_told_and_logged_once(store, caplog, reason, events):
+    session, channel = await open_channel(store)
+    producer, program = await sender(channel)
+    producer.send(1, ["text"] * 10, None)
+    await program.until(lambda: ("accepted", 10) in program.answers)
+    with caplog.at_level(logging.WARNING, "rondevud"):
+        assert await channel.remove_all(reason) == 10
+    assert channel.outbox.count == 0
+    assert session.of("purged") == events
+    assert [record.getMessage() for record in caplog.records] == [f"conn-1/main: removed 10 messages unsent: {reason}"]
+    channel.stop()
+
+
+async def test_what_a_limit_removes_is_logged(store, caplog):
+    _, channel = await open_channel(store, max_count=3, overflow="drop_oldest")
+    producer, program = await sender(channel)
+    producer.send(1, ["text"] * 3, None)
+    await program.until(lambda: ("accepted", 3) in program.answers)
+    with caplog.at_level(logging.WARNING, "rondevud"):
+        producer.send(4, ["text"] * 2, None)
+        await program.until(lambda: ("accepted", 5) in program.answers)
+    assert [record.getMessage() for record in caplog.records] == ["conn-1/main: removed 2 messages unsent: overflow"]
+    channel.stop()
