@@ -24,6 +24,12 @@ Handler: TypeAlias = Callable[[Channel, str], Awaitable[None]]
 
 _Key: TypeAlias = tuple[str, str]
 
+TAKEN = {"in_use", "detached"}
+"""Refusals of a channel that somebody else has or that has just ended: it is offered again when it is free."""
+
+PASSING = {"too_many_requests", "internal", "store_failed", "disk_full"}
+"""What attaching to a channel may be refused with for a while."""
+
 
 class Service(Emitter):
     """Made by `Daemon.expose_service`. The service is the daemon's: it stays published when the program is gone.
@@ -162,13 +168,20 @@ class Service(Emitter):
 
     async def _attach(self, key: _Key) -> Channel | None:
         """None when somebody else has it or it is gone. What is offered meanwhile is tried again."""
+        pause = channels.RETRY_FIRST
         while True:
             self._offered.discard(key)
             try:
                 return await self._daemon.attach(*key)
             except RequestRefused as error:
-                if error.code != "in_use":
+                if error.code in PASSING:
+                    logger.warning("Channel %r of %s cannot be served yet: %s", key[1], key[0], error)
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, channels.RETRY_LAST)
+                elif error.code not in TAKEN:
                     logger.info("Channel %r of %s cannot be served: %s", key[1], key[0], error)
                     return None
-                if key not in self._offered:
+                elif key not in self._offered:
                     return None
+            if self._handler is None:
+                return None

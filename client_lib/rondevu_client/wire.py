@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -28,14 +29,24 @@ CONNECT_TIMEOUT = 5.0
 LARGEST_MESSAGE = 64 * MAX_MESSAGE
 """What is taken from a daemon: it may be configured for larger messages than the default."""
 
+REQUESTS = 32
+"""Requests under way at once, half of what a daemon takes from one socket; more wait for their turn."""
+
+LASTING = {"wait"}
+"""Requests that take as long as they take; they need no turn."""
+
 Sink: TypeAlias = Callable[[str, list[Any]], None]
 """Takes the notifications of one handle or subscription: method and checked parameters."""
 
 
-class _Call(NamedTuple):
-    future: asyncio.Future[Any]
+class _Reaction(NamedTuple):
     on_result: Callable[[Any], None] | None
     undo: Callable[[Any], None] | None
+
+
+class _Call(NamedTuple):
+    future: asyncio.Future[Any]
+    reaction: _Reaction
 
 
 class Wire(asyncio.Protocol):
@@ -48,6 +59,7 @@ class Wire(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._decoder = Decoder(LARGEST_MESSAGE)
         self._pending: dict[int, _Call] = {}
+        self._turns = asyncio.Semaphore(REQUESTS)
         self._last_msgid = 0
         self._gathered: list[bytes] = []
         self._complaint = ""
@@ -66,15 +78,21 @@ class Wire(asyncio.Protocol):
     ) -> Any:
         """Ask and wait for the answer. Raises `RequestRefused`, `ConnectionLost`, `TimeoutError`.
 
-        `on_result` gets the answer before anything that came behind it is looked at; `undo` gets an answer that comes
-        when nobody waits for it any more.
+        `timeout` is in seconds from when the request has its turn. `on_result` gets the answer before anything that
+        came behind it is looked at; `undo` gets an answer that comes when nobody waits for it any more.
         """
+        async with contextlib.nullcontext() if method in LASTING else self._turns:
+            return await self._request(method, params, timeout, _Reaction(on_result, undo))
+
+    async def _request(
+        self, method: str, params: dict[str, Any] | None, timeout: float | None, reaction: _Reaction
+    ) -> Any:
         if self.lost:
             raise ConnectionLost(self._why_lost())
         self._last_msgid += 1
         msgid = self._last_msgid
         frame = encode_request(msgid, method, {k: v for k, v in (params or {}).items() if v is not None})
-        call = _Call(self._loop.create_future(), on_result, undo)
+        call = _Call(self._loop.create_future(), reaction)
         self._pending[msgid] = call
         self.send(frame)
         async with asyncio.timeout(timeout):
@@ -157,15 +175,15 @@ class Wire(asyncio.Protocol):
         if call is None:
             return
         if call.future.done():
-            if error is None and call.undo is not None:
-                call.undo(frame.result)
+            if error is None and call.reaction.undo is not None:
+                call.reaction.undo(frame.result)
             return
         if error is not None:
             call.future.set_exception(error)
             return
         try:
-            if call.on_result is not None:
-                call.on_result(frame.result)
+            if call.reaction.on_result is not None:
+                call.reaction.on_result(frame.result)
         except Exception as problem:  # noqa: BLE001 - a result of a wrong shape fails its request
             call.future.set_exception(ProtocolError(f"the daemon's answer cannot be used: {problem!r}"))
         else:

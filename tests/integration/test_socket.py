@@ -745,6 +745,44 @@ async def test_a_channel_that_is_free_again_right_after_it_was_in_use_is_served(
     assert await serving.got.get() == ("conn-s", "main", "x", 1)
 
 
+async def test_more_requests_at_once_than_a_daemon_takes_have_their_turns(place, daemon, monkeypatch):
+    """Past 64 unanswered requests a daemon refuses; what waits on purpose takes no turn from others."""
+    open_now, house_channel = asyncio.Event(), place.house.channel
+
+    async def slow_channel(*args, **more):
+        await open_now.wait()
+        return await house_channel(*args, **more)
+
+    monkeypatch.setattr(place.house, "channel", slow_channel)
+    waits = [asyncio.create_task(daemon.wait("alice-chat")) for _ in range(32)]
+    attaching = [asyncio.create_task(daemon.attach("alice-chat", f"label {number}")) for number in range(100)]
+    async with Daemon(place.path) as other:
+        await other.status()
+    open_now.set()
+    assert len({(await channel).label for channel in attaching}) == 100
+    for wait in waits:
+        wait.cancel()
+    await asyncio.gather(*waits, return_exceptions=True)
+
+
+@pytest.mark.parametrize("code", ["too_many_requests", "internal", "store_failed", "disk_full"])
+async def test_a_channel_that_is_refused_for_a_while_is_served_then(place, daemon, quick_retries, code):
+    house, serving = place.house, Serving()
+    house.add_connection("conn-s", "joe", service=f"alice/{FQN}")
+    await daemon.expose_service("alice", FQN, handler=serving)
+    channel = house.get("conn-s", "main")
+
+    open_receiver = channel.open_receiver
+
+    async def refuse_once(mode, listener, takeover):
+        channel.open_receiver = open_receiver
+        raise RequestError(code, "not now")
+
+    channel.open_receiver = refuse_once
+    channel.deliver("x")
+    assert (await serving.got.get())[2] == "x"
+
+
 def test_both_ends_work_under_uvloop_too(tmp_path):
     async def exchange():
         place = Place(tmp_path / "rondevud.sock")
