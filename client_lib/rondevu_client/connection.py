@@ -44,7 +44,11 @@ class Connection(Emitter):
         return await self._daemon.reconnect(self.id)
 
     async def close(self, drain: float | None = None) -> dict[str, Any]:
-        """End the connection for good, on both sides, after at most `drain` seconds (10) of waiting for its queues."""
+        """End the connection for good, on both sides, after at most `drain` seconds (10) of waiting for its queues.
+
+        Whatever becomes of the request, this object does not declare the connection again.
+        """
+        self._daemon._forget(self)
         return await self._daemon.close_connection(self.id, drain)
 
     # --- for the daemon object ---------------------------------------------------------------------------------
@@ -82,4 +86,7 @@ class Connection(Emitter):
         name, data = params[2], params[3]
         if name == "state" and data.get("connection_id") == self.id:
             self.state = data.get("new", self.state)
+        elif name == "closed" and data.get("connection_id") == self.id:
+            self.state = "closed"
+            self._daemon._forget(self)
         self._emit(name, data)

@@ -67,9 +67,15 @@ class Service(Emitter):
         return await asyncio.shield(self._ended)
 
     async def stop(self, *, drain: float | None = None, keep_connections: bool = False) -> None:
-        """Withdraw the service: offers and connections go (`drain`: seconds for their queues; 10)."""
-        await self._daemon.withdraw(self.username, self.fqn, drain=drain, keep_connections=keep_connections)
-        self._end("closed")
+        """Withdraw the service: offers and connections go (`drain`: seconds for their queues; 10).
+
+        Whatever becomes of the request, this object has ended and does not declare the service again.
+        """
+        self._daemon._forget(self)
+        try:
+            await self._daemon.withdraw(self.username, self.fqn, drain=drain, keep_connections=keep_connections)
+        finally:
+            self._end("closed")
 
     # --- for the daemon object ---------------------------------------------------------------------------------
 

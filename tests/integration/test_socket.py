@@ -606,6 +606,44 @@ async def test_a_connection_is_declared_once_and_tells_its_events(place, daemon)
     assert connection.state == "connected"
 
 
+@pytest.mark.parametrize("by_another", [False, True])
+async def test_a_connection_that_was_closed_stays_so_when_the_daemon_is_back(place, daemon, by_another):
+    connection = await daemon.connect("bob", FQN, name="bob-chat")
+    closed = heard(connection, "closed")
+    if by_another:
+        async with Daemon(place.path) as other:
+            await other.close_connection("bob-chat")
+    else:
+        await connection.close()
+    assert (await closed.get())["by"] == "local"
+    await place.restart()
+    assert [row["name"] for row in await daemon.connections()] == ["alice-chat"]
+
+
+async def test_what_is_being_ended_when_the_socket_breaks_is_not_declared_again(place, daemon, monkeypatch):
+    """Whether the daemon has done it or not is not known; it must not be undone by who asked for it."""
+    connection = await daemon.connect("bob", FQN, name="bob-chat")
+    service = await daemon.expose_service("alice", FQN)
+    house = place.house
+
+    async def never(*_args, **_more):
+        house.changed.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(house, "close", never)
+    monkeypatch.setattr(house, "withdraw", never)
+    ending = [asyncio.create_task(connection.close()), asyncio.create_task(service.stop())]
+    (session,) = place.server._sessions
+    await house.until(lambda: len(session._tasks) == 2)
+    del house.disk.connections[connection.id]
+    house.disk.services.clear()
+    place.cut()
+    assert [type(error) for error in await asyncio.gather(*ending, return_exceptions=True)] == [ConnectionLost] * 2
+    assert len(await daemon.connections()) == 1
+    assert await daemon.services() == []
+    assert await service.wait_closed() == "closed"
+
+
 async def test_a_stream_of_events_begins_where_it_was_asked_to(place, daemon):
     place.house.events.publish("one", connection_id="conn-a")
     place.house.events.publish("two", connection_id="conn-a")

@@ -368,7 +368,9 @@ class MemoryHouse:
         return {"connection_id": connection_id, "name": name, "state": "connecting", "created": created}
 
     async def close(self, target, drain):
-        self.disk.connections.pop(self.find(target))
+        connection_id = self.find(target)
+        del self.disk.connections[connection_id]
+        self.events.publish("closed", {"by": "local"}, connection_id=connection_id)
         return {"drain": drain}
 
     async def reconnect(self, target):
