@@ -19,6 +19,9 @@ from rondevud.durable.settings import (
 )
 from rondevud.errors import ConfigError, RequestError
 
+MAX_CHANNELS = 64
+"""Channels of one connection, at either side."""
+
 Configure = Callable[[str, dict[str, Any] | None], ChannelSettings]
 
 
@@ -84,7 +87,7 @@ def service_settings(config: Config, declared: ServiceConfig) -> ServiceSettings
         _limit(declared.session_expiry),
         _whole(declared.max_connections),
         _whole(declared.max_sessions),
-        _whole(declared.max_channels) or 64,
+        _whole(declared.max_channels) or MAX_CHANNELS,
         reconnect.heartbeat,
         config.daemon.max_message,
     )
@@ -96,9 +99,12 @@ def connection_from(
     """The declaration in a request. Raises `RequestError` ``bad_params``."""
     said = {"name": name, "username": username, "fqn": fqn, "uuid": uuid}
     try:
-        return configuration.connection_declaration({**options, **{k: v for k, v in said.items() if v is not None}})
+        declared = configuration.connection_declaration({**options, **{k: v for k, v in said.items() if v is not None}})
     except ConfigError as error:
         raise RequestError("bad_params", str(error)) from error
+    if len(declared.channels) > MAX_CHANNELS:
+        raise RequestError("bad_params", f"channels: {len(declared.channels)} channels, at most {MAX_CHANNELS}")
+    return declared
 
 
 def service_from(username: str, fqn: str, options: dict[str, Any]) -> ServiceConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import secrets
 import time
@@ -46,6 +47,8 @@ from rondevud.service_channel import ServiceChannel
 from rondevud.signalling.base import Signalling
 from rondevud.transport.base import Engine
 
+logger = logging.getLogger(__name__)
+
 DRAIN = 10.0
 """Seconds that a connection which is closed waits for acknowledgements, unless told otherwise."""
 
@@ -77,6 +80,8 @@ class House:
         self._withdrawn: list[DurableService] = []
         """Services that are gone but for closed connections with something to read."""
         self._declared: dict[str, ConnectionConfig | ServiceConfig] = {}
+        self._unusable: set[tuple[DeclarationKind, str]] = set()
+        """What stands in the store and cannot be used by this version; its sessions stay there untouched."""
         self._declaring = asyncio.Lock()
         self._changing: dict[str, asyncio.Lock] = {}
 
@@ -103,6 +108,8 @@ class House:
             record = records.pop((Role.CONNECTING, connection.name), None) or await self._new_record(connection.name)
             self._add_connection(connection, record, channels.get(record.connection_id, []), in_file=in_file)
         for record in loaded.sessions:
+            if (_kind(record.role), record.declaration) in self._unusable:
+                continue
             if record.role is Role.SERVICE and record.declaration in self._services:
                 self._services[record.declaration].restore(record, channels.get(record.connection_id, []))
             elif record.closed:
@@ -116,26 +123,38 @@ class House:
         for declaration in await self._environment.disk.execute(LoadDeclarations()):
             if declaration.name in names:
                 continue
-            said = msgpack.unpackb(declaration.options)
-            if declaration.kind is DeclarationKind.SERVICE:
-                services.append(service_from(said.pop("username"), said.pop("fqn"), said))
+            try:
+                declared = _declared(declaration)
+            except RequestError as error:
+                self._unusable.add((declaration.kind, declaration.name))
+                logger.error("The declaration of %s is not used: %s", declaration.name, error)  # noqa: TRY400 - as said
+                continue
+            if isinstance(declared, ServiceConfig):
+                services.append(declared)
             else:
-                username, fqn, uuid = (said.pop(key, None) for key in ("username", "fqn", "uuid"))
-                connections.append((connection_from(declaration.name, username, fqn, uuid, said), False))
+                connections.append((declared, False))
         return services, connections
 
     async def start(self) -> None:
-        """Publish and dial."""
+        """Publish and dial. What fails at one of them is logged and stops no other."""
         for service in self._services.values():
             service.start()
-        for connection in self._by_name.values():
-            await connection.start()
+        for connection in list(self._by_name.values()):
+            try:
+                await connection.start()
+            except Exception:
+                logger.exception("The connection %s could not be started", connection.settings.name)
 
     async def stop(self) -> None:
-        """Tell peers to come back, and let go. Declarations stay."""
-        stopping = [connection.stop() for connection in self._by_id.values()]
-        stopping += [service.stop() for service in self._all_services()]
-        await asyncio.gather(*stopping)
+        """Tell peers to come back, and let go. Declarations stay. What fails at one of them is logged."""
+        outcomes = await asyncio.gather(
+            *(connection.stop() for connection in self._by_id.values()),
+            *(service.stop() for service in self._all_services()),
+            return_exceptions=True,
+        )
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                logger.error("Stopping failed", exc_info=outcome)
 
     # --- declaring -------------------------------------------------------------------------------------------------
 
@@ -498,6 +517,19 @@ class House:
                 await arrived.wait()
         finally:
             subscription.close()
+
+
+def _kind(role: Role) -> DeclarationKind:
+    return DeclarationKind.SERVICE if role is Role.SERVICE else DeclarationKind.CONNECTION
+
+
+def _declared(declaration: Declaration) -> ConnectionConfig | ServiceConfig:
+    """What was saved of a declaration. Raises `RequestError` when it cannot be used."""
+    said = msgpack.unpackb(declaration.options)
+    if declaration.kind is DeclarationKind.SERVICE:
+        return service_from(said.pop("username"), said.pop("fqn"), said)
+    username, fqn, uuid = (said.pop(key, None) for key in ("username", "fqn", "uuid"))
+    return connection_from(declaration.name, username, fqn, uuid, said)
 
 
 def _refuse_ephemeral(ephemeral: bool) -> None:

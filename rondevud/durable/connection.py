@@ -28,7 +28,7 @@ from rondevud.durable.ports import Configure
 from rondevud.durable.session import DurableSession, Environment
 from rondevud.durable.settings import ConnectionSettings
 from rondevud.durable.states import CONNECTION_TRANSITIONS, ConnectionState, check
-from rondevud.errors import RondevuError, SignallingError, SignallingRejected, TransportError
+from rondevud.errors import RequestError, RondevuError, SignallingError, SignallingRejected, TransportError
 from rondevud.records import ChannelRecord, Reason, Remove, SessionRecord
 from rondevud.signalling.base import DiscoveredOffer, Signalling
 from rondevud.transport.base import ChannelState as TransportChannelState
@@ -115,13 +115,17 @@ class DurableConnection:
     # --- life ------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Make the channels of the settings, and dial."""
+        """Dial, and make the channels of the settings; one that cannot be made is logged and stands in `last_error`."""
         if self.state is ConnectionState.CLOSED:
             return
-        for label in self.settings.channels:
-            await self.session.channel(label, None)
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"connection {self.settings.name}")
         self._wanted.set()
+        for label in self.settings.channels:
+            try:
+                await self.session.channel(label, None)
+            except RequestError as error:
+                self.last_error = f"channel {label!r}: {error}"
+                logger.warning("%s: %s", self.settings.name, self.last_error)
 
     async def stop(self) -> None:
         """The daemon stops: tell the peer to expect us back, and let go."""
