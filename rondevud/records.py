@@ -189,8 +189,8 @@ class ChannelRecord:
     """Rows of the inbox that are gaps, those found damaged included."""
     out_closed: int = 0
     """Number of this side's closing message; 0 = not closed."""
-    in_closed: bool = False
-    """Whether the peer's closing message has been stored."""
+    in_closed: int = 0
+    """1 = the peer's closing message has been stored; 2 = and this side has opened the label anew since."""
     attached: bool = False
     """Whether a receiving client has ever attached: decides at which attempt old messages begin."""
 
@@ -300,7 +300,7 @@ class SetChannelOptions(Operation[None]):
 class SetEpoch(Operation[None]):
     """New epoch of this side's numbers: nothing is acknowledged in it; what is held keeps its numbers.
 
-    `next` is raised to `floor` if it is below. ``reopen`` also clears ``out_closed``.
+    `next` is raised to `floor` if it is below. ``reopen`` also clears ``out_closed`` and makes an ``in_closed`` of 1 2.
     """
 
     channel: int

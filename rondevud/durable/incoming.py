@@ -79,12 +79,12 @@ class Incoming:
         self.recv_count = record.recv_count
         self.in_count = record.in_count
         self.in_bytes = record.in_bytes
-        self.closed = record.in_closed
-        """Whether the peer's closing message has been stored."""
+        self.closed = record.in_closed == 1
+        """Whether the peer's closing message has been stored, and this side has not opened the label anew since."""
         # received
         self.received_epoch = record.peer_epoch
         self._received_next = record.recv_next
-        self.received_closed = record.in_closed
+        self.received_closed = record.in_closed > 0
         self._batches: deque[_Batch] = deque()
         self._storing: Receive | None = None
         self._unstored_bytes = self._unstored_items = 0

@@ -267,7 +267,7 @@ class Lanes(Mapping[str, Lane]):
             return
         lane.out.new_epoch(operation.epoch, reopened=operation.reopen, announced=lane.announced)
         if operation.reopen:
-            lane.closing = lane.closed = False
+            lane.closing = lane.closed = lane.incoming.closed = False
         lane.announced = False
 
     def _settle(self, lane: Lane, stamp: Stamp) -> None:
@@ -287,7 +287,8 @@ class Lanes(Mapping[str, Lane]):
         """Ask for the commits of what has been received, and settle what is being closed."""
         for lane in self._lanes.values():
             self._settle(lane, stamp)
-            receive = lane.incoming.wanted(stamp)
+            # What closes the peer's next epoch must not be taken for what closed the one before the label was reopened.
+            receive = None if lane.drawing else lane.incoming.wanted(stamp)
             if receive is not None:
                 self._emit(Execute(receive))
 

@@ -37,7 +37,7 @@ class InboxTable:
         counts = [item.messages or 0 for item in operation.items if isinstance(item, Removal)]
         check_numbers(operation.recv_next, *counts, record.recv_count + sum(counts))
         same_epoch = operation.epoch == record.peer_epoch
-        count, closed = (record.recv_count, record.in_closed) if same_epoch else (0, False)
+        count, closed = (record.recv_count, record.in_closed) if same_epoch else (0, 0)
         rows: list[tuple[Any, ...]] = []
         size, enqueued = 0, float(operation.stamp.wall)
         for item in operation.items:
@@ -45,7 +45,7 @@ class InboxTable:
             if isinstance(item, OutMessage):
                 count += 1
                 if item.payload is None:
-                    closed = True
+                    closed = 1
                     continue
                 kind, data = encode_payload(item.payload)
                 size += len(data)

@@ -174,7 +174,7 @@ class MemoryTables:
         self._raise_next(channel, operation.floor)
         channel.change(epoch=operation.epoch, acked=0, acked_count=0)
         if operation.reopen:
-            channel.change(out_closed=0)
+            channel.change(out_closed=0, in_closed=2 if channel.record.in_closed else 0)
 
     def _delete_channel(self, operation: records.DeleteChannel) -> None:
         if operation.channel in self._channels:
@@ -364,13 +364,13 @@ class MemoryTables:
         check_numbers(operation.recv_next, *counts, record.recv_count + sum(counts))
         first_row, gaps = channel.next_row, 0
         same_epoch = operation.epoch == record.peer_epoch
-        count, closed = (record.recv_count, record.in_closed) if same_epoch else (0, False)
+        count, closed = (record.recv_count, record.in_closed) if same_epoch else (0, 0)
         sizes = [payload_size(item.payload) for item in operation.items if isinstance(item, OutMessage)]
         count, size = count + len(sizes), sum(sizes)
         for item in operation.items:
             if isinstance(item, OutMessage):
                 if item.payload is None:
-                    closed = True
+                    closed = 1
                     continue
                 row: InItem = InMessage(channel.next_row, operation.epoch, item.seq, item.payload, operation.stamp.wall)
             else:

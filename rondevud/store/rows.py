@@ -120,7 +120,7 @@ def _channel_row(state: ChannelState) -> tuple[Any, ...]:
             record.in_bytes,
             record.in_gaps,
             record.out_closed,
-            int(record.in_closed),
+            record.in_closed,
             int(record.attached),
             state.base,
             state.next_row,
@@ -130,7 +130,7 @@ def _channel_row(state: ChannelState) -> tuple[Any, ...]:
 
 def channel_of_row(row: Sequence[Any]) -> ChannelState:
     """The channel that an intact row describes."""
-    fields = [*row[:3], Durability(row[3]), *row[4:18], bool(row[18]), bool(row[19])]
+    fields = [*row[:3], Durability(row[3]), *row[4:19], bool(row[19])]
     record, base, next_row = ChannelRecord(*fields), row[20], row[21]
     return ChannelState(record, base, next_row)
 

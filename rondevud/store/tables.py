@@ -238,7 +238,7 @@ class SqlTables:
         self._outbox.raise_next(channel, operation.floor)
         channel.change(epoch=operation.epoch, acked=0, acked_count=0)
         if operation.reopen:
-            channel.change(out_closed=0)
+            channel.change(out_closed=0, in_closed=2 if channel.record.in_closed else 0)
 
     def _delete_channel(self, operation: records.DeleteChannel) -> None:
         if self._connection.execute("SELECT 1 FROM channels WHERE id = ?", (operation.channel,)).fetchone():

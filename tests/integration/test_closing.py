@@ -77,7 +77,6 @@ async def test_a_channel_closed_while_the_peer_is_away_is_delivered_and_closed_w
     assert (await pair.visitor.queue("chat", "main"))["state"] == "closed"
 
 
-@pytest.mark.xfail(strict=True, reason="the link closes a label again that was just opened anew")
 @pytest.mark.parametrize("side", ["visitor", "program"])
 async def test_attaching_after_a_close_opens_the_channel_anew(pair, side):
     closed = Ear(pair.connection, "close")

@@ -653,6 +653,34 @@ class TestClosing:
         assert inbox(world, "c") == ["again from s"]
         assert not any(v.kind is VerdictKind.GAP for side in "cs" for v in verdicts(world, side))
 
+    @pytest.mark.parametrize("restarted", ["", "c", "s", "cs"])
+    @pytest.mark.parametrize("linked", [True, False])
+    def test_label_opened_anew_stays_open_over_a_restart(self, linked, restarted):
+        world = self.closed()
+        forget_events(world)
+        if not linked:
+            world.cut(1, 0)
+            world.run()
+        world.nodes["c"].reopen_label("alpha")
+        world.run()
+        for side in restarted:
+            world.nodes[side].restart()
+        if restarted and linked:
+            world.cut(1, 0)
+        if restarted or not linked:
+            redial(world)
+        world.run()
+        for side in "cs":
+            send(world, side, f"again from {side}")
+        world.run()
+        assert inbox(world, "s") == ["last", "again from c"]
+        assert inbox(world, "c") == ["again from s"]
+        for side in "cs":
+            lane = world.nodes[side].session().lanes["alpha"]
+            assert not (lane.closed or lane.closing or lane.out.closed or lane.incoming.closed)
+            assert not events(world, side, ChannelClosed)
+            assert not any(v.kind is VerdictKind.GAP for v in verdicts(world, side))
+
 
 class TestLosses:
     def test_peer_that_lost_messages_is_told_how_many(self):

@@ -316,6 +316,20 @@ async def test_a_new_epoch_keeps_what_is_held_and_acknowledges_nothing(store):
     assert outbox(await store.execute(ReadOut(channel, 0))) == [2, 3, (4, 10, "restart")]
 
 
+async def test_a_label_opened_anew_does_not_count_as_closed_by_the_epoch_before(store):
+    channel = await make_channel(store)
+    await store.execute(SetEpoch(channel, b"new-epoc", 1, reopen=True))
+    assert (await channel_row(store, channel)).in_closed == 0
+    await store.execute(Receive(channel, b"", 0, PEER, 2, (OutMessage(1, None),), NOW))
+    await store.execute(SetEpoch(channel, b"epoch-2 ", 1, reopen=False))
+    assert (await channel_row(store, channel)).in_closed == 1
+    await store.execute(SetEpoch(channel, b"epoch-3 ", 1, reopen=True))
+    row = await channel_row(store, channel)
+    assert (row.in_closed, row.peer_epoch, row.recv_next) == (2, PEER, 2)
+    await store.execute(Receive(channel, PEER, 2, b"peer-two", 2, (OutMessage(1, "new"),), NOW))
+    assert (await channel_row(store, channel)).in_closed == 0
+
+
 # --- removing -----------------------------------------------------------------
 
 
