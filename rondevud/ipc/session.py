@@ -22,7 +22,7 @@ from rondevu_client.protocol import (
     encode_error,
     encode_response,
 )
-from rondevud.errors import RequestError
+from rondevud.errors import RequestError, StoreFailed
 from rondevud.events import Scope
 from rondevud.ipc.access import Peer
 from rondevud.ipc.handle import EventFeed, Handle
@@ -103,10 +103,17 @@ class Session(asyncio.Protocol):
             handle.pause()
 
     def resume_writing(self) -> None:
+        """The client has read. What one handle has for it may be all it takes; the others go on when it reads again."""
         self.writer.resume()
-        for handle in list(self.handles.values()):
-            handle.resume()
+        for number, handle in list(self.handles.items()):
+            if self.writer.congested:
+                return
+            if not handle.dead:
+                self.handles[number] = self.handles.pop(number)  # to the end: next time the others come first
+                handle.resume()
         for feed in list(self.subscriptions.values()):
+            if self.writer.congested:
+                return
             feed.tell_overrun()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -265,6 +272,10 @@ class Session(asyncio.Protocol):
     def _refuse(self, msgid: int, method: str, error: Exception) -> None:
         if isinstance(error, RequestError):
             self.writer.write(encode_error(msgid, error.code, str(error), error.data))
+            return
+        if isinstance(error, StoreFailed):
+            logger.warning("%s: %s: %s", self, method, error)
+            self.writer.write(encode_error(msgid, error.code, str(error)))
             return
         logger.error("%s: %s failed", self, method, exc_info=error)
         self.writer.write(encode_error(msgid, "internal", f"{method[:64]} failed; the daemon's log says why"))

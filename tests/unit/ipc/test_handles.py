@@ -269,6 +269,21 @@ async def test_a_client_that_does_not_read_is_not_produced_for(client, server, c
             assert frame.params[1:] == [5000, "overrun", {"count": 5000}]
 
 
+async def test_a_client_that_reads_again_gets_what_its_handles_have_in_turns(client, server, house):
+    """Twelve handles with 2 MiB each: resumed all at once they would pass what a client is given up at."""
+    for number in range(12):
+        await client.result("attach", target="conn-a", label=str(number), credit=10_000)
+    (session,) = server._sessions
+    for number in range(12):
+        house.get("conn-a", str(number)).deliver(*[b"x" * 65_536] * 32)
+    session.writer.flush()
+    assert session.writer.congested
+    client.writer.transport.resume_reading()
+    for _ in range(12 * 32):
+        await client.notification("message")
+        assert session.writer.unsent < 3 * writer.HIGH_WATER
+
+
 async def test_a_client_that_asks_and_never_reads_is_not_read_any_more(server, path, house):
     async def answer_much(_target):
         house.changed.set()

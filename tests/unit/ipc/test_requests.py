@@ -9,6 +9,7 @@ import pytest
 
 from rondevu_client.errors import CODES
 from rondevu_client.protocol import FRAME_OVERHEAD, Response, encode_request
+from rondevud.errors import StoreFailed
 from rondevud.ipc import session as session_module
 from tests.unit.ipc.raw import raw_client
 
@@ -120,6 +121,16 @@ async def test_requests_that_wait_do_not_hold_up_others_and_are_bounded(client, 
     answer = await client.next()
     assert isinstance(answer, Response)
     assert (answer.msgid, answer.error["code"]) == (103, "too_many_requests")
+
+
+@pytest.mark.parametrize("code", ["disk_full", "store_failed"])
+async def test_a_store_that_fails_is_named_to_who_asked(client, house, monkeypatch, code):
+    async def fail(_username):
+        raise StoreFailed("cannot write", code)
+
+    monkeypatch.setattr(house, "claim", fail)
+    error = await client.refused("claim", username="alice")
+    assert (error["code"], error["message"]) == (code, "cannot write")
 
 
 async def test_a_socket_that_breaks_ends_its_requests_handles_and_ownership(server, house, path):
