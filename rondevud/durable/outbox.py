@@ -182,6 +182,8 @@ class Outbox:
             self._host.event("queue_overflow", {"count": count, "policy": "drop_oldest"})
 
     def _store(self, submission: Submission) -> None:
+        if not self.count and not self._storing_count:
+            self.progressed()  # there was nothing to acknowledge until now
         count, size, producer = len(submission.payloads), submission.size, submission.producer
         max_age = min((age for age in (submission.max_age, self.limits.max_age) if age is not None), default=None)
         operation = self._host.put(submission.payloads, max_age, producer, submission.first_seq)

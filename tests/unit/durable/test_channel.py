@@ -179,3 +179,25 @@ async def test_what_a_limit_removes_is_logged(store, caplog):
         await program.until(lambda: ("accepted", 5) in program.answers)
     assert [record.getMessage() for record in caplog.records] == ["conn-1/main: removed 2 messages unsent: overflow"]
     channel.stop()
+
+
+# --- the policy of a full outbox -------------------------------------------------------------------------------------
+
+
+def open_link(channel) -> None:
+    """The channel flows, as after both [8] of a link."""
+    channel._lane.out.flowing = True
+    channel.link_opened(Durability.MEMORY)
+
+
+@pytest.mark.parametrize("overflow", ["drop_oldest", "reject"])
+async def test_a_burst_after_idleness_on_a_healthy_link_waits_for_room(store, overflow):
+    session, channel = await open_channel(store, max_count=3, overflow=overflow)
+    open_link(channel)
+    session.clock += 3_600
+    producer, program = await sender(channel)
+    producer.send(1, ["text"] * 5, None)
+    await program.until(lambda: ("accepted", 3) in program.answers)
+    assert channel.outbox.parked == 1
+    assert not session.of("queue_overflow")
+    channel.stop()
