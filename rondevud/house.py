@@ -8,8 +8,9 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Literal
+from weakref import WeakValueDictionary
 
 import msgpack
 
@@ -28,7 +29,7 @@ from rondevud.durable.connection import DurableConnection
 from rondevud.durable.service import DurableService, Visit
 from rondevud.durable.session import DurableSession, Environment
 from rondevud.durable.states import ConnectionState
-from rondevud.errors import RequestError, SignallingError, SignallingRejected
+from rondevud.errors import RequestError, SignallingError, SignallingRejected, StoreError
 from rondevud.events import Event, EventBus, Scope
 from rondevud.records import (
     ChannelRecord,
@@ -51,6 +52,9 @@ logger = logging.getLogger(__name__)
 
 DRAIN = 10.0
 """Seconds that a connection which is closed waits for acknowledgements, unless told otherwise."""
+
+ENDINGS_WAIT = 5.0
+"""Seconds that a stop leaves to closes and withdrawals that are under way."""
 
 PUBLISH_WAIT = 10.0
 """Seconds that `expose` waits for the publication before it answers without one."""
@@ -82,8 +86,10 @@ class House:
         self._declared: dict[str, ConnectionConfig | ServiceConfig] = {}
         self._unusable: set[tuple[DeclarationKind, str]] = set()
         """What stands in the store and cannot be used by this version; its sessions stay there untouched."""
-        self._declaring = asyncio.Lock()
-        self._changing: dict[str, asyncio.Lock] = {}
+        self._changing: WeakValueDictionary[tuple[DeclarationKind, str], asyncio.Lock] = WeakValueDictionary()
+        """One for each declared thing that somebody is changing."""
+        self._endings: dict[str, asyncio.Task[None]] = {}
+        """Closes and withdrawals under way, by what they end."""
 
     # --- life ------------------------------------------------------------------------------------------------------
 
@@ -147,6 +153,8 @@ class House:
 
     async def stop(self) -> None:
         """Tell peers to come back, and let go. Declarations stay. What fails at one of them is logged."""
+        if self._endings:
+            await asyncio.wait(self._endings.values(), timeout=ENDINGS_WAIT)
         outcomes = await asyncio.gather(
             *(connection.stop() for connection in self._by_id.values()),
             *(service.stop() for service in self._all_services()),
@@ -155,6 +163,10 @@ class House:
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 logger.error("Stopping failed", exc_info=outcome)
+        if self._endings:
+            for task in self._endings.values():
+                task.cancel()
+            await asyncio.wait(self._endings.values(), timeout=ENDINGS_WAIT)
 
     # --- declaring -------------------------------------------------------------------------------------------------
 
@@ -227,6 +239,29 @@ class House:
         said = declared.model_dump(mode="json", exclude_unset=True, exclude={"name"})
         await self._environment.disk.execute(SaveDeclaration(Declaration(kind, declared.name, msgpack.packb(said))))
 
+    def _lock(self, kind: DeclarationKind, name: str) -> asyncio.Lock:
+        """Held by who changes one declared thing; it may be held over drains and requests, others go on meanwhile."""
+        return self._changing.setdefault((kind, name), asyncio.Lock())
+
+    async def _see_through(self, what: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Do `work`, once at a time for `what`, to its end even if the program that asked for it leaves."""
+        task = self._endings.get(what)
+        if task is None:
+            task = self._endings[what] = asyncio.get_running_loop().create_task(work(), name=what)
+            task.add_done_callback(self._seen_through)
+        await asyncio.wait({task})
+        if task.cancelled():
+            raise RequestError("stopping", "the daemon is stopping")
+        task.result()
+
+    def _seen_through(self, task: asyncio.Task[None]) -> None:
+        self._endings.pop(task.get_name(), None)
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, (RequestError, StoreError)):
+            logger.warning("%s: %s", task.get_name(), error)
+        elif error is not None:
+            logger.error("%s failed", task.get_name(), exc_info=error)
+
     def _same(self, declared: ConnectionConfig | ServiceConfig) -> None:
         """Raises ``conflict`` when it is declared already with other options."""
         differing = differences(self._declared[declared.name], declared)
@@ -248,10 +283,10 @@ class House:
         _refuse_ephemeral(ephemeral)
         self._need_signalling()
         declared = connection_from(name, username, fqn, uuid, options)
-        async with self._declaring:
-            connection = self._by_name.get(declared.name)
-            created = connection is None or connection.state is ConnectionState.CLOSED  # by the peer
-            if connection is None or created:
+        async with self._lock(DeclarationKind.CONNECTION, declared.name):
+            connection = await self._living(declared.name)
+            created = connection is None
+            if connection is None:
                 await self._save(DeclarationKind.CONNECTION, declared)
                 record = await self._new_record(declared.name)
                 connection = self._add_connection(declared, record, [], in_file=False)
@@ -267,10 +302,21 @@ class House:
             "created": created,
         }
 
+    async def _living(self, name: str) -> DurableConnection | None:
+        """The connection of that name, unless it has ended; waits for an end that is under way."""
+        connection = self._by_name.get(name)
+        if connection is None:
+            return None
+        await connection.wait_ended()
+        if connection.state is not ConnectionState.CLOSED:
+            return connection
+        self._forget_name(connection)
+        return None
+
     async def expose(self, username: str, fqn: str, options: Data, ephemeral: bool, owner: object) -> Data:
         _refuse_ephemeral(ephemeral)
         declared = service_from(username, fqn, options)
-        async with self._declaring:
+        async with self._lock(DeclarationKind.SERVICE, declared.name):
             service = self._services.get(declared.name)
             created = service is None
             if service is None:
@@ -322,16 +368,24 @@ class House:
             raise RequestError("signalling", str(error)) from error
 
     async def withdraw(self, username: str, fqn: str, drain: float | None, keep_connections: bool) -> Data:
-        service = self._service(f"{username}/{fqn}")
-        async with self._declaring:
-            await self._environment.disk.execute(DeleteDeclaration(DeclarationKind.SERVICE, service.name))
-            await service.withdraw(DRAIN if drain is None else drain, keep_connections=keep_connections)
+        name = f"{username}/{fqn}"
+        self._service(name)
+        seconds = DRAIN if drain is None else drain
+        await self._see_through(
+            f"withdraw {name} {keep_connections}", lambda: self._withdraw(name, seconds, keep_connections)
+        )
+        return {}
+
+    async def _withdraw(self, name: str, drain: float, keep_connections: bool) -> None:
+        async with self._lock(DeclarationKind.SERVICE, name):
+            service = self._service(name)
+            await self._environment.disk.execute(DeleteDeclaration(DeclarationKind.SERVICE, name))
+            await service.withdraw(drain, keep_connections=keep_connections)
             if not keep_connections:
-                del self._services[service.name]
-                self._declared.pop(service.name, None)
+                del self._services[name]
+                self._declared.pop(name, None)
                 self._withdrawn.append(service)
                 self._prune()
-        return {}
 
     async def close(self, target: str, drain: float | None) -> Data:
         seconds = DRAIN if drain is None else drain
@@ -339,13 +393,17 @@ class House:
             raise RequestError("bad_target", "a service is withdrawn, not closed")
         service, visit = self._visit(target)
         if service is not None and visit is not None:
-            await service.close(target, seconds)
+            await self._see_through(f"close {target}", lambda: _close_visit(service, visit, seconds))
             return {}
         connection = self._connection(target)
-        await connection.close(seconds)
+        what = f"close {connection.connection_id}"
+        await self._see_through(what, lambda: self._close_connection(connection, seconds))
+        return {}
+
+    async def _close_connection(self, connection: DurableConnection, drain: float) -> None:
+        await connection.close(drain)
         self._forget_name(connection)
         self._prune()
-        return {}
 
     def _forget_name(self, connection: DurableConnection) -> None:
         """A closed connection's name is free again, unless it has been given to another one."""
@@ -356,15 +414,15 @@ class House:
             self._environment.disk.submit(DeleteDeclaration(DeclarationKind.CONNECTION, name))
 
     def _prune(self) -> None:
-        """Forget closed connections in which nothing waits any more."""
+        """Forget closed connections in which nothing waits any more, once the goodbyes are said."""
         for connection in list(self._by_id.values()):
-            channels = connection.session.channels.values()
-            if connection.state is ConnectionState.CLOSED and not any(channel.waiting for channel in channels):
+            if _over(connection.session) and not connection.ending and not connection.session.linked:
                 del self._by_id[connection.connection_id]
                 self._forget_name(connection)
                 connection.session.forget()
         for service in self._all_services():
-            service.forget_read()
+            if not any(visit.session.record.closed and visit.session.linked for visit in service.visits.values()):
+                service.forget_read()
         self._withdrawn = [service for service in self._withdrawn if service.visits]
 
     def _all_services(self) -> list[DurableService]:
@@ -386,7 +444,7 @@ class House:
 
     def _connection(self, target: str) -> DurableConnection:
         connection = self._by_name.get(target) or self._by_id.get(target)
-        if connection is None:
+        if connection is None or (_over(connection.session) and not connection.ending):
             raise RequestError("unknown_target", f"no connection or service is called {target!r}")
         return connection
 
@@ -398,7 +456,7 @@ class House:
 
     def _visit(self, target: str) -> tuple[DurableService | None, Visit | None]:
         for service in self._all_services():
-            if target in service.visits:
+            if target in service.visits and not _over(service.visits[target].session):
                 return service, service.visits[target]
         return None, None
 
@@ -473,9 +531,9 @@ class House:
 
     def connections(self) -> list[Data]:
         self._prune()
-        listed = [rows.of_connection(connection) for connection in self._by_id.values()]
+        listed = [rows.of_connection(made) for made in self._by_id.values() if not _over(made.session)]
         for service in self._all_services():
-            listed += [rows.of_visit(service, visit) for visit in service.visits.values()]
+            listed += [rows.of_visit(service, visit) for visit in service.visits.values() if not _over(visit.session)]
         return listed
 
     def channels(self, target: str) -> list[Data]:
@@ -483,13 +541,19 @@ class House:
 
     def snapshot(self, target: str | None) -> list[Data]:
         listed = {row["connection_id"]: row for row in self.connections()}
-        return [rows.snapshot(listed[session.connection_id], session) for session in self._sessions(target)]
+        return [
+            rows.snapshot(listed[session.connection_id], session)
+            for session in self._sessions(target)
+            if session.connection_id in listed
+        ]
 
     async def why(self, target: str) -> Data:
         if target.startswith("service:"):
             return rows.of_service(self._service(target[8:]))
         session = self._session(target)
-        row = next(row for row in self.connections() if row["connection_id"] == session.connection_id)
+        row = next((row for row in self.connections() if row["connection_id"] == session.connection_id), None)
+        if row is None:
+            raise RequestError("unknown_target", f"{target} is closed")
         return row | {"counters": dict(session.machine.counters), "channels": self.channels(session.connection_id)}
 
     async def wait(self, target: str, what: Literal["connected", "drained"], timeout: float | None) -> Data:
@@ -517,6 +581,16 @@ class House:
                 await arrived.wait()
         finally:
             subscription.close()
+
+
+def _over(session: DurableSession) -> bool:
+    """Whether a session is closed and nothing waits in it any more."""
+    return session.record.closed and not any(channel.waiting for channel in session.channels.values())
+
+
+async def _close_visit(service: DurableService, visit: Visit, drain: float) -> None:
+    await service.close(visit.session.connection_id, drain)
+    await visit.session.goodbyes_said()
 
 
 def _kind(role: Role) -> DeclarationKind:

@@ -28,8 +28,15 @@ from rondevud.durable.ports import Configure
 from rondevud.durable.session import DurableSession, Environment
 from rondevud.durable.settings import ConnectionSettings
 from rondevud.durable.states import CONNECTION_TRANSITIONS, ConnectionState, check
-from rondevud.errors import RequestError, RondevuError, SignallingError, SignallingRejected, TransportError
-from rondevud.records import ChannelRecord, Reason, Remove, SessionRecord
+from rondevud.errors import (
+    RequestError,
+    RondevuError,
+    SignallingError,
+    SignallingRejected,
+    StoreError,
+    TransportError,
+)
+from rondevud.records import ChannelRecord, Reason, SessionRecord
 from rondevud.signalling.base import DiscoveredOffer, Signalling
 from rondevud.transport.base import ChannelState as TransportChannelState
 from rondevud.transport.base import ConnectionState as TransportState
@@ -95,7 +102,8 @@ class DurableConnection:
         self._outcomes: dict[int, asyncio.Future[LinkUp | LinkDown]] = {}
         self._task: asyncio.Task[None] | None = None
         self._discards: set[asyncio.Task[None]] = set()
-        self._changed: list[asyncio.Future[None]] = []
+        self._ending: asyncio.Task[None] | None = None
+        self._draining: asyncio.Timeout | None = None
         link = LinkSettings(
             name=settings.name,
             daemon=f"rondevud/{environment.version}",
@@ -128,33 +136,68 @@ class DurableConnection:
                 logger.warning("%s: %s", self.settings.name, self.last_error)
 
     async def stop(self) -> None:
-        """The daemon stops: tell the peer to expect us back, and let go."""
+        """The daemon stops: tell the peer to expect us back, and let go. A `close` that still drains is given up."""
+        if self._ending is not None:
+            if self._draining is not None:
+                self._ending.cancel()
+            await asyncio.wait({self._ending})
         await self._end_tasks()
         self.session.say_goodbye(GoodbyeCode.RESTARTING, "the daemon stops")
         await self._let_go()
 
     async def close(self, drain: float) -> None:
-        """End for good: what is queued gets `drain` seconds, then it is removed and reported as purged."""
-        if self.state is ConnectionState.CLOSED:
-            return
+        """End for good: what is queued gets `drain` seconds, then it is removed and reported as purged.
+
+        There is one end, by whoever began it: others wait for it, and it goes on when they are cancelled.
+        """
+        if self._ending is None and self.state is not ConnectionState.CLOSED:
+            self._begin_end(self._drain_and_end(drain))
+        await self.wait_ended()
+
+    async def wait_ended(self) -> None:
+        """Wait for the end that has begun, if any."""
+        if self._ending is not None:
+            await asyncio.shield(self._ending)
+
+    @property
+    def ending(self) -> bool:
+        """Whether a close has begun and is not finished, goodbyes included."""
+        return self._ending is not None and not self._ending.done()
+
+    def _begin_end(self, work: Coroutine[Any, Any, None]) -> None:
+        self._ending = asyncio.get_running_loop().create_task(work, name=f"close {self.settings.name}")
+        self._ending.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("%s: closing failed", self.settings.name, exc_info=task.exception())
+
+    async def _drain_and_end(self, drain: float) -> None:
         for label in list(self.session.channels):
             self.session.close_label(label)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(drain):
+            async with asyncio.timeout(drain) as self._draining:
                 await self.session.drained()
-        await self._finish("local")
-        await self._end_tasks()
-        self.session.say_goodbye(GoodbyeCode.CLOSING, "closed")
-        await self._let_go()
+        self._draining = None
+        await self._end("local")
 
-    async def _finish(self, by: str) -> None:
-        """Remove what was not acknowledged, and remember that this session is over."""
+    async def _end(self, by: str) -> None:
+        """Remove what was not acknowledged, remember that this session is over, say goodbye.
+
+        A store that fails is logged; everything else is done all the same.
+        """
+        await self._end_tasks()
         self._enter(ConnectionState.CLOSED)
-        for channel in self.session.channels.values():
-            await self.session.run(Remove(channel.id, 1, 2**62, Reason.PURGED, keep_closing=False))
-        await self.session.mark_closed()
+        try:
+            for channel in list(self.session.channels.values()):
+                await channel.remove_all(Reason.PURGED, keep_closing=False)
+            await self.session.mark_closed()
+        except (RequestError, StoreError) as error:
+            logger.warning("%s: the close is not stored: %s", self.settings.name, error)
         self.session.event("closed", {"by": by})
         self.session.end()
+        self.session.say_goodbye(GoodbyeCode.CLOSING, "closed")
+        await self._let_go()
 
     async def _let_go(self) -> None:
         with contextlib.suppress(TimeoutError):
@@ -364,11 +407,10 @@ class DurableConnection:
             asyncio.get_running_loop().call_later(delay, self._wanted.set)
 
     def _closed_by_peer(self) -> None:
-        self._spawn(self._end_by_peer(), f"close {self.settings.name}")
-
-    async def _end_by_peer(self) -> None:
-        await self._finish("peer")
-        await self._end_tasks()
+        if self._ending is None:
+            self._begin_end(self._end("peer"))
+        elif self._draining is not None:  # nobody is left to acknowledge anything
+            self._draining.reschedule(asyncio.get_running_loop().time())
 
     def _settle_outcome(self, effect: LinkUp | LinkDown) -> None:
         outcome = self._outcomes.get(effect.link)  # type: ignore[call-overload]

@@ -163,6 +163,11 @@ class DurableSession:
         """Whether nothing has been heard on the current link for too long."""
         return self.machine.suspect
 
+    @property
+    def linked(self) -> bool:
+        """Whether any link is left, one that only waits for its goodbye included."""
+        return bool(self._links)
+
     def cut(self) -> None:
         """Close every link of the session without a word, as if the network had."""
         for key in list(self._links):
@@ -505,8 +510,9 @@ class DurableSession:
     async def goodbyes_said(self) -> None:
         """Wait until every link is closed, goodbyes included; the machine bounds the time."""
         if self._links:
-            self._unlinked = asyncio.get_running_loop().create_future()
-            await self._unlinked
+            if self._unlinked is None or self._unlinked.done():
+                self._unlinked = asyncio.get_running_loop().create_future()
+            await asyncio.wait({self._unlinked})  # others may wait for it, too: not to be cancelled with one of them
 
     def end(self) -> None:
         """The session is over: channels take nothing any more, links are closed."""

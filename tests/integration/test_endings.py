@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
 
 from rondevu_client import RequestRefused
-from tests.integration.daemons import FQN, PATIENCE, SCALE, Pair, World, open_pair, open_world
+from rondevud.errors import StoreFailed
+from tests.integration.daemons import FQN, PATIENCE, SCALE, Pair, World, open_pair, open_world, watch
 
 pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(120 * SCALE)]
 
@@ -44,3 +46,117 @@ async def test_a_channel_that_cannot_be_made_stops_neither_its_connection_nor_th
     program = await pair.away.client()
     await program.wait("chat", "connected", PATIENCE)
     assert len(await program.channels("chat")) == 64
+
+
+# --- closing ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_connection_closed_by_two_programs_at_once_is_closed_for_both(pair):
+    await pair.home.stop()
+    await pair.near.send("never delivered")
+    other = await pair.away.client()
+    await asyncio.gather(pair.visitor.close_connection("chat", 0.2), other.close_connection("chat", 0.1))
+    assert await pair.visitor.connections() == []
+
+
+async def test_both_sides_may_close_at_once(pair):
+    near, far = await pair.ids()
+    await asyncio.gather(pair.visitor.close_connection(near, 1), pair.program.close_connection(far, 1))
+    assert await pair.visitor.connections() == []
+    assert await pair.program.connections() == []
+
+
+async def test_a_peer_that_closes_ends_a_drain_that_waits_for_it(pair):
+    _, far = await pair.ids()
+    draining = await watch(pair.visitor)
+    house = pair.away.house
+    assert house is not None
+    connection = house._connection("chat")
+    connection.session.machine.lanes["main"].out.link_lost()  # nothing flows on this channel: the drain has to wait
+    await pair.near.send("never delivered")
+    closing = asyncio.ensure_future(pair.visitor.close_connection("chat", 10 * PATIENCE))
+    await asyncio.wait_for(_until(house, "closing"), PATIENCE)
+    await pair.program.close_connection(far, 0)
+    await draining.next("closed")
+    await asyncio.wait_for(closing, PATIENCE)
+
+
+async def _until(house, state):
+    """The connection's channel is in that state."""
+    while house.channels("chat")[0]["state"] != state:
+        await asyncio.sleep(0)
+
+
+async def test_a_close_goes_on_when_the_program_that_asked_for_it_leaves(pair):
+    await pair.home.stop()
+    await pair.near.send("never delivered")
+    house, events = pair.away.house, await watch(pair.visitor)
+    asking = await pair.away.client()
+    closing = asyncio.ensure_future(asking.close_connection("chat", 0.5))
+    await asyncio.wait_for(_until(house, "closing"), PATIENCE)
+    await asking.close()
+    await asyncio.gather(closing, return_exceptions=True)
+    await events.next("closed")
+    again = await pair.visitor.connect("alice", FQN, name="chat")
+    assert again.created
+
+
+async def test_connecting_under_a_name_that_is_being_closed_waits_for_its_end(pair):
+    await pair.home.stop()
+    await pair.near.send("never delivered")
+    closing = asyncio.ensure_future(pair.visitor.close_connection("chat", 0.5))
+    await asyncio.wait_for(_until(pair.away.house, "closing"), PATIENCE)
+    again = await pair.visitor.connect("alice", FQN, name="chat")
+    assert again.created
+    assert again.id != pair.near.connection_id
+    await closing
+    await pair.away.restart()
+    assert [row["name"] for row in await pair.visitor.connections()] == ["chat"]
+
+
+async def test_a_withdrawal_goes_on_without_its_program_and_holds_nobody_else_up(pair):
+    await pair.away.stop()
+    await pair.far.send("never delivered")
+    asking = await pair.home.client()
+    withdrawing = asyncio.ensure_future(asking.withdraw("alice", FQN, drain=1))
+    await asyncio.wait_for(_until_withdrawing(pair.home.house), PATIENCE)
+    other = await pair.program.connect("bobby", FQN, name="other")
+    assert other.created
+    assert pair.home.house._endings  # the withdrawal still drains
+    await asking.close()
+    await asyncio.gather(withdrawing, return_exceptions=True)
+    await asyncio.wait_for(_until_ended(pair.home.house), PATIENCE)
+    assert await pair.program.call("services", {}) == []
+
+
+async def _until_withdrawing(house):
+    while not house._endings:
+        await asyncio.sleep(0)
+
+
+async def _until_ended(house):
+    while house._endings:
+        await asyncio.wait(house._endings.values())
+
+
+async def test_a_look_at_the_list_does_not_swallow_the_goodbye(pair):
+    events = await watch(pair.program)
+    closing = asyncio.ensure_future(pair.visitor.close_connection("chat", 5))
+    while not closing.done():
+        pair.away.house.connections()
+        await asyncio.sleep(0)
+    await closing
+    assert (await events.next("closed"))["by"] == "peer"
+
+
+async def test_a_close_that_the_store_cannot_keep_still_says_goodbye_and_ends(pair, monkeypatch):
+    events = await watch(pair.program)
+    session = pair.away.session("chat")
+
+    async def failing():
+        raise StoreFailed("disk full", "disk_full")
+
+    monkeypatch.setattr(session, "mark_closed", failing)
+    await pair.connection.close()
+    assert (await events.next("closed"))["by"] == "peer"
+    assert await asyncio.wait_for(pair.near.wait_detached(), PATIENCE) == "closed"
