@@ -16,7 +16,7 @@ from rondevud.transport.base import ConnectionState, DataChannel, Message, PeerC
 
 logger = logging.getLogger(__name__)
 
-CONNECTING = 30.0
+CONNECTING = 10.0
 """Seconds that an answered offer gets to become a connection."""
 
 

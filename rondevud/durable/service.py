@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 import secrets
 from collections import Counter
@@ -29,7 +30,7 @@ from rondevud.durable.session import DurableSession, Environment
 from rondevud.durable.settings import ServiceSettings
 from rondevud.durable.states import CONNECTION_TRANSITIONS, ConnectionState, check
 from rondevud.errors import PeerError, RequestError, SignallingError, SignallingRejected, StoreError, TransportError
-from rondevud.records import ChannelRecord, Reason, Remove, Role, SaveSession, SessionRecord
+from rondevud.records import ChannelRecord, Reason, Role, SaveSession, SessionRecord
 from rondevud.signalling.base import Answer, Signalling
 from rondevud.transport.base import DataChannel, Engine, PeerConnection
 
@@ -50,6 +51,11 @@ ABSENCE_STEP = 60.0
 ABSENCE_SAVED = 600.0
 """Seconds of absence after which it is written down: what a restart may forget of it."""
 
+GREETINGS_MOST = 64
+"""Answered offers that are waited for at once; answers beyond that are discarded: anybody can send some."""
+
+CLOSES = 5.0
+"""Seconds that a stop gives the closes under way."""
 
 WITHDRAWAL = 2.0
 """Seconds that a stop gives the signalling server to forget our offers; it forgets them by itself when their TTL ends."""
@@ -62,6 +68,30 @@ class Visit:
         self.session = session
         self.state = ConnectionState.CLOSED if session.record.closed else ConnectionState.DISCONNECTED
         self.absent_saved = session.record.absent
+        self.closing: asyncio.Task[None] | None = None
+        """The one task that ends this connection, however many ask for it."""
+        self.drain_until = math.inf
+        """When the closing task gives up what is not acknowledged, in the time of the loop."""
+        self._draining: asyncio.Timeout | None = None
+
+    @property
+    def ending(self) -> bool:
+        """Whether the closing task is at work."""
+        return self.closing is not None and not self.closing.done()
+
+    def hurry(self, drain: float) -> None:
+        """Drain for so many seconds from now on at most."""
+        self.drain_until = min(self.drain_until, asyncio.get_running_loop().time() + drain)
+        if self._draining is not None and not self._draining.expired():
+            self._draining.reschedule(self.drain_until)
+
+    async def drain(self) -> None:
+        """Close all labels, and wait until the peer has everything or the time is over."""
+        for label in list(self.session.channels):
+            self.session.close_label(label)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(self.drain_until) as self._draining:
+                await self.session.drained()
 
 
 class DurableService:
@@ -94,6 +124,9 @@ class DurableService:
         self._changed = asyncio.Event()
         self._missed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        """Closes and discards: they are waited for."""
+        self._greetings: set[asyncio.Task[None]] = set()
+        """Answers on their way to a link: they are cancelled."""
         self._loops: list[asyncio.Task[None]] = []
         self._making: set[bytes] = set()
         self._link_settings = LinkSettings(
@@ -135,6 +168,7 @@ class DurableService:
         with contextlib.suppress(SignallingError, TimeoutError):
             async with asyncio.timeout(WITHDRAWAL):
                 await self._publisher.withdraw()
+        await self._end_closes()
         for visit in self.visits.values():
             visit.session.say_goodbye(GoodbyeCode.RESTARTING, "the daemon stops")
         await self._let_go()
@@ -145,38 +179,77 @@ class DurableService:
         self.published.clear()
         with contextlib.suppress(SignallingError):
             await self._publisher.withdraw()
-        self.pool.close()
+        self.pool.forget()
         if not keep_connections:
-            await asyncio.gather(*(self.close(connection_id, drain) for connection_id in list(self.visits)))
+            await self._close_all(drain)
             await self._let_go()
         self._publish("closed", {})
 
-    async def close(self, connection_id: str, drain: float, by: str = "local") -> None:
-        """End one connection for good."""
-        visit = self.visits[connection_id]
-        if visit.state is ConnectionState.CLOSED:
-            return
+    async def _close_all(self, drain: float) -> None:
+        closes = [self.close(connection_id, drain) for connection_id in list(self.visits)]
+        for outcome in await asyncio.gather(*closes, return_exceptions=True):
+            if isinstance(outcome, Exception):  # the closing task has logged it with its traceback
+                logger.warning("%s: a connection was not closed in order: %r", self.name, outcome)
+
+    async def close(self, connection_id: str, drain: float) -> None:
+        """End one connection for good; returns when it has ended, whoever began to end it. Idempotent."""
+        visit = self.visits.get(connection_id)
+        if visit is not None and (visit.ending or visit.state is not ConnectionState.CLOSED):
+            await asyncio.shield(self._begin_close(visit, drain, "local"))
+
+    def _begin_close(self, visit: Visit, drain: float, by: str) -> asyncio.Task[None]:
+        visit.hurry(drain)
+        if visit.closing is None or visit.closing.done():
+            visit.closing = self._spawn(self._close(visit, by), f"close {visit.session.connection_id}")
+        return visit.closing
+
+    async def _close(self, visit: Visit, by: str) -> None:
         session = visit.session
         if by == "local":
-            for label in list(session.channels):
-                session.close_label(label)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(drain):
-                    await session.drained()
+            await visit.drain()
+        if visit.state is ConnectionState.CLOSED:
+            return
         self._enter(visit, ConnectionState.CLOSED)
-        for channel in session.channels.values():
-            await session.run(Remove(channel.id, 1, 2**62, Reason.PURGED, keep_closing=False))
-        await session.mark_closed()
+        await self._store_close(session)
         session.say_goodbye(GoodbyeCode.CLOSING, "closed")
-        session.event("closed", {"by": by})
-        self._publish("disconnection", {"reason": by}, connection_id)
         session.end()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2 * GOODBYE_TIMEOUT):
+                await session.goodbyes_said()
+        session.event("closed", {"by": by})
+        self._publish("disconnection", {"reason": by}, session.connection_id)
+
+    async def _store_close(self, session: DurableSession) -> None:
+        """Take what was not acknowledged out of the store. A store that fails does not keep the connection open."""
+        try:
+            for channel in list(session.channels.values()):
+                await channel.remove_all(Reason.PURGED, keep_closing=False)
+        except RequestError as error:
+            logger.warning(
+                "%s %s: closing: its messages stay in the store: %s", self.name, session.connection_id, error
+            )
+        try:
+            await session.mark_closed()
+        except StoreError as error:
+            logger.warning("%s %s: closing: the end is not stored: %s", self.name, session.connection_id, error)
+
+    async def _end_closes(self) -> None:
+        """Finish the closes under way. Who still drains goes on after the next start: nothing is given up for a stop."""
+        now = asyncio.get_running_loop().time()
+        closes = []
+        for visit in self.visits.values():
+            if visit.closing is not None:
+                if visit.state is not ConnectionState.CLOSED and visit.drain_until > now:
+                    visit.closing.cancel()
+                closes.append(visit.closing)
+        if closes:
+            await asyncio.wait(closes, timeout=CLOSES)
 
     async def _end_loops(self) -> None:
         self.stopped = True
-        for task in (*self._loops, *self._tasks):
+        running = [*self._loops, *self._greetings]
+        for task in running:
             task.cancel()
-        running = [*self._loops, *self._tasks]
         if running:
             await asyncio.wait(running, timeout=5.0)
         self._loops.clear()
@@ -215,6 +288,11 @@ class DurableService:
                 wait = getattr(error, "retry_after", None) or delay * self._random.uniform(0.8, 1.2)
                 await self._wait(wait)
                 delay = min(delay * 2, longest)
+            except Exception as error:
+                logger.exception("%s: the publication failed; trying again", self.name)
+                self._publish_failed(error)
+                await self._wait(delay * self._random.uniform(0.8, 1.2))
+                delay = min(delay * 2, longest)
             else:
                 delay = pause
                 due = self.pool.next_change()
@@ -222,11 +300,13 @@ class DurableService:
                 await self._wait(max(0.05, due - now) if due is not None else longest, changes=True)
 
     def _signalling_failed(self, error: Exception) -> None:
-        self.last_error = str(error)
-        self.counters["signalling_errors"] += 1
-        code = getattr(error, "code", "signalling")
         logger.warning("%s: %s", self.name, error)
-        self._publish("error", {"context": "publish", "code": code, "message": str(error)})
+        self.counters["signalling_errors"] += 1
+        self._publish_failed(error, getattr(error, "code", "signalling"))
+
+    def _publish_failed(self, error: Exception, code: str = "internal") -> None:
+        self.last_error = str(error) or repr(error)
+        self._publish("error", {"context": "publish", "code": code, "message": self.last_error})
 
     async def _keep_published(self) -> None:
         """Whatever is due now: publication, refresh, offers."""
@@ -284,6 +364,10 @@ class DurableService:
             except SignallingError as error:
                 logger.debug("%s: polling: %s", self.name, error)
                 self.counters["poll_errors"] += 1
+            except Exception as error:
+                logger.exception("%s: polling failed; trying again", self.name)
+                self.counters["poll_errors"] += 1
+                self.last_error = str(error) or repr(error)
             await self._pause_poll()
 
     async def _pause_poll(self) -> None:
@@ -302,7 +386,12 @@ class DurableService:
         if offer is None:
             logger.debug("%s: an answer to an offer that is not in the pool", self.name)
             return
-        self._spawn(self._greet(offer, answer), f"greet {self.name}")
+        if len(self._greetings) >= GREETINGS_MOST:
+            self.counters["greetings_discarded"] += 1
+            logger.warning("%s: an answer is discarded: %d others are waited for", self.name, len(self._greetings))
+            self.discard(offer.connection)
+            return
+        self._spawn(self._greet(offer, answer), f"greet {self.name}", self._greetings)
 
     async def _greet(self, offer: PendingOffer, answer: Answer) -> None:
         """From an answer to a link of a session, or to a refusal that names its reason."""
@@ -319,7 +408,7 @@ class DurableService:
             logger.info("%s: an answer came to nothing: %s", self.name, error)
             self._publish("error", {"context": "connection", "code": "connection", "message": str(error)})
             self.discard(offer.connection)
-        except asyncio.CancelledError:
+        except BaseException:
             self.discard(offer.connection)
             raise
 
@@ -382,12 +471,14 @@ class DurableService:
 
     def _make_place(self) -> Refuse | None:
         """Room for one more session: the one longest absent with nothing queued either way goes first."""
+        self.forget_read()
         limit = self.settings.max_sessions
-        if limit is None or len(self.visits) < limit:
+        kept = [visit for visit in self.visits.values() if visit.state is not ConnectionState.CLOSED]
+        if limit is None or len(kept) < limit:
             return None
-        idle = [visit for visit in self.visits.values() if not visit.session.connected and _empty(visit.session)]
+        idle = [visit for visit in kept if not visit.session.connected and _empty(visit.session)]
         if not idle:
-            return Refuse(RefuseCode.TOO_MANY, f"{len(self.visits)} sessions are kept", 0)
+            return Refuse(RefuseCode.TOO_MANY, f"{len(kept)} sessions are kept", 0)
         oldest = max(idle, key=lambda visit: visit.session.record.absent)
         self._forget(oldest)
         return None
@@ -422,12 +513,17 @@ class DurableService:
             await asyncio.sleep(ABSENCE_STEP)
             self.forget_read()
             for visit in list(self.visits.values()):
-                with contextlib.suppress(RequestError, StoreError):
+                try:
                     await self._count_absence(visit)
+                except (RequestError, StoreError) as error:
+                    logger.warning("%s %s: absence: %s", self.name, visit.session.connection_id, error)
+                except Exception as error:
+                    logger.exception("%s %s: counting absence failed", self.name, visit.session.connection_id)
+                    self.last_error = str(error) or repr(error)
 
     async def _count_absence(self, visit: Visit) -> None:
         session, expiry = visit.session, self.settings.session_expiry
-        if session.record.closed or session.connected or expiry is None:
+        if visit.state is ConnectionState.CLOSED or session.connected:
             return
         before = session.record.absent
         absent = before + ABSENCE_STEP
@@ -435,32 +531,42 @@ class DurableService:
         if absent - visit.absent_saved >= ABSENCE_SAVED:
             visit.absent_saved = absent
             await self._environment.disk.execute(SaveSession(session.record))
-        if before < expiry <= absent:
-            await self._expire(visit)
-        elif absent >= expiry + KEPT_LONGER and _nothing_waits(session):
+        if expiry is None or absent < expiry:
+            return
+        if before < expiry:
+            self._publish("disconnection", {"reason": "expired"}, session.connection_id)
+        if any(channel.outbox.count for channel in session.channels.values()):
+            await self._expire(session)
+        elif absent >= expiry + KEPT_LONGER and _empty(session):
             self._forget(visit)
 
-    async def _expire(self, visit: Visit) -> None:
+    async def _expire(self, session: DurableSession) -> None:
         """What is held for an absent peer goes, and is reported; numbers stay, so that it can be told."""
-        for channel in visit.session.channels.values():
-            await visit.session.run(Remove(channel.id, 1, 2**62, Reason.EXPIRED))
-        self._publish("disconnection", {"reason": "expired"}, visit.session.connection_id)
+        for channel in list(session.channels.values()):
+            if not session.connected:
+                await channel.remove_all(Reason.EXPIRED)
 
     def forget_read(self) -> None:
-        """Forget closed connections in which nothing waits any more."""
+        """Forget closed connections in which nothing waits any more, once their goodbyes have been said."""
         for visit in list(self.visits.values()):
-            if visit.session.record.closed and _nothing_waits(visit.session):
+            ended = visit.session.record.closed and not visit.ending and not visit.session.linked
+            if ended and _nothing_waits(visit.session):
                 self._forget(visit)
 
     def _forget(self, visit: Visit) -> None:
-        self.visits.pop(visit.session.connection_id, None)
-        visit.session.forget()
+        """Delete a session with everything in it; whoever uses it is told."""
+        session = visit.session
+        if visit.state is not ConnectionState.CLOSED:
+            self._enter(visit, ConnectionState.CLOSED)
+            session.end()
+            self._publish("disconnection", {"reason": "forgotten"}, session.connection_id)
+        self.visits.pop(session.connection_id, None)
+        session.forget()
 
     # --- owner of the sessions -------------------------------------------------------------------------------------
 
     def link_up(self, session: DurableSession, effect: LinkUp) -> None:
         visit = self.visits[session.connection_id]
-        session.machine.record = replace(session.record, absent=0.0)
         visit.absent_saved = 0.0
         if visit.state is not ConnectionState.CONNECTED:
             self._enter(visit, ConnectionState.CONNECTED)
@@ -476,7 +582,7 @@ class DurableService:
         if visit.state is ConnectionState.CLOSED:
             return
         if effect.code == GoodbyeCode.CLOSING:
-            self._spawn(self.close(session.connection_id, 0.0, "peer"), f"close {session.connection_id}")
+            self._begin_close(visit, 0.0, "peer")
             return
         self._enter(visit, ConnectionState.DISCONNECTED)
         session.event("disconnected", {"reason": effect.code, "message": effect.reason})
@@ -495,7 +601,8 @@ class DurableService:
         self._publish("error", facts, session.connection_id)
 
     def refusal(self, session: DurableSession) -> tuple[str, str] | None:
-        if self.visits[session.connection_id].state is ConnectionState.CLOSED:
+        visit = self.visits.get(session.connection_id)
+        if visit is None or visit.state is ConnectionState.CLOSED:
             return "closed", "the connection is closed"
         return None
 
@@ -506,13 +613,17 @@ class DurableService:
         self._missed.set()
         self._changed.set()
 
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def _spawn(
+        self, work: Coroutine[Any, Any, None], name: str, owner: set[asyncio.Task[None]] | None = None
+    ) -> asyncio.Task[None]:
+        owner = self._tasks if owner is None else owner
         task = asyncio.get_running_loop().create_task(work, name=name)
-        self._tasks.add(task)
+        owner.add(task)
+        task.add_done_callback(owner.discard)
         task.add_done_callback(self._spawned_done)
+        return task
 
     def _spawned_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             logger.error("%s: %s failed", self.name, task.get_name(), exc_info=task.exception())
 
