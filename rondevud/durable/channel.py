@@ -346,6 +346,7 @@ class DurableChannel:
     def stop(self) -> None:
         """The daemon stops: no more timers."""
         self.outbox.close()
+        self.inbox.stop()
 
     def _detach_producers(self) -> None:
         """Nothing can be sent any more; a handle that has something left to read ends with that (`_end_if_done`)."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from rondevud.durable.outbox import Host
-from rondevud.errors import RequestError, StoreError
+from rondevud.errors import RequestError, StoreError, StoreFailed
 from rondevud.records import (
     AckIn,
     ChannelRecord,
@@ -135,6 +135,7 @@ class Inbox:
         self._acking = False
         self._ack_row = 0
         self._acked_row = 0
+        self._stopped = False
 
     # --- receivers -------------------------------------------------------------------------------------------------
 
@@ -190,6 +191,10 @@ class Inbox:
         self._caught_up = False
         self._delivered.clear()
 
+    def stop(self) -> None:
+        """Nothing more is read or delivered: the daemon stops."""
+        self._stopped = True
+
     def detach_all(self, reason: str) -> None:
         for receiver in [*self._observers, *([self.exclusive] if self.exclusive else [])]:
             receiver.detach(reason)
@@ -235,7 +240,7 @@ class Inbox:
     def pump(self) -> None:
         """Deliver what the exclusive receiver has credit for; read ahead."""
         receiver = self.exclusive
-        if receiver is None:
+        if receiver is None or self._stopped:
             return
         while receiver.ready and self._loaded:
             self._hand_over(receiver, self._next_run(receiver.left), attempts=None)
@@ -261,9 +266,11 @@ class Inbox:
             self._stale_reads -= 1
             return
         self._reading = False
-        if isinstance(page, StoreError):
+        if isinstance(page, StoreFailed):
+            pass  # `pump` asks again; a store that fails answers when it has recovered
+        elif isinstance(page, StoreError):
             return
-        if page.items:
+        elif page.items:
             self._loaded.extend(page.items)
             self._loaded_row = page.next_row
         else:

@@ -265,7 +265,11 @@ class Outbox:
         if self.count or self._storing_count:
             waiter = asyncio.get_running_loop().create_future()
             self._drained.append(waiter)
-            await waiter
+            try:
+                await waiter
+            finally:
+                if waiter in self._drained:
+                    self._drained.remove(waiter)
 
     def _tell_drained(self) -> None:
         if not self.count and not self._storing_count:
@@ -302,7 +306,9 @@ class Outbox:
         self._host.execute(FindExpiry(self._id, self._host.stamp()), self._found_expiry)
 
     def _found_expiry(self, outcome: NextExpiry | StoreError) -> None:
-        if isinstance(outcome, NextExpiry) and outcome.seconds is not None:
+        if isinstance(outcome, StoreFailed):
+            self._look_for_expiry(EXPIRY_LATEST)
+        elif isinstance(outcome, NextExpiry) and outcome.seconds is not None:
             self._look_for_expiry(outcome.seconds)
 
     def close(self) -> None:

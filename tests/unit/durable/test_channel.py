@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 
 import pytest
 
+from rondevud.durable import outbox
 from rondevud.durable.channel import DurableChannel
 from rondevud.durable.incoming import InboxLimits
 from rondevud.durable.lanes import Lanes
 from rondevud.durable.settings import ChannelSettings, OutboxLimits
-from rondevud.errors import StoreError
-from rondevud.records import Durability, LoadSessions, Reason
+from rondevud.errors import StoreError, StoreFailed
+from rondevud.records import Durability, Expire, FindExpiry, LoadSessions, OutMessage, ReadIn, Reason, Receive
 from rondevud.store.base import Limits
 from rondevud.store.memory import MemoryStore, MemoryTables
-from tests.unit.store.kit import NOW, make_channel
+from tests.unit.store.kit import NOW, PEER, make_channel
 
 
 class Session:
@@ -43,15 +45,16 @@ class Session:
 
     def execute(self, operation, done=None) -> None:
         def completed(outcome) -> None:
-            if isinstance(operation, self.failing) and self.failures:
-                outcome = self.failures.pop()
             in_doubt = self.lanes.completed(operation, outcome)
             self.channel.completed(operation, outcome, in_doubt)
             if done is not None:
                 done(outcome)
 
         self.channel.submitted(operation)
-        self.store.submit(operation, completed)
+        if isinstance(operation, self.failing) and self.failures:
+            asyncio.get_running_loop().call_soon(completed, self.failures.pop())
+        else:
+            self.store.submit(operation, completed)
 
     async def run(self, operation):
         answer = asyncio.get_running_loop().create_future()
@@ -201,3 +204,53 @@ async def test_a_burst_after_idleness_on_a_healthy_link_waits_for_room(store, ov
     assert channel.outbox.parked == 1
     assert not session.of("queue_overflow")
     channel.stop()
+
+
+# --- a store that fails ----------------------------------------------------------------------------------------------
+
+
+async def receive(session, *payloads) -> None:
+    """The peer's next messages are stored."""
+    incoming = session.lanes["main"].incoming
+    first = incoming.recv_next or 1
+    items = tuple(OutMessage(seq, payload) for seq, payload in enumerate(payloads, first))
+    receive = Receive(session.channel.id, incoming.epoch, incoming.recv_next, PEER, first + len(items), items, NOW)
+    incoming._storing = receive
+    await session.run(receive)
+
+
+async def test_messages_expire_though_the_store_failed_when_they_were_looked_for(store, monkeypatch):
+    monkeypatch.setattr(outbox, "EXPIRY_LATEST", 0.0)
+    session, channel = await open_channel(store)
+    producer, program = await sender(channel)
+    session.failing, session.failures = (Expire, FindExpiry), [StoreFailed("no"), StoreFailed("no")]
+    producer.send(1, ["text"], 0.0)
+    await program.until(lambda: ("removed", 1, 1, "expired") in program.answers)
+    assert not session.failures
+    channel.stop()
+
+
+async def test_what_waits_is_delivered_though_reading_it_failed_once(store):
+    session, channel = await open_channel(store)
+    await receive(session, "waiting")
+    session.failing, session.failures = (ReadIn,), [StoreFailed("no")]
+    program = Program()
+    receiver = await channel.open_receiver("exclusive", program, takeover=False)
+    receiver.credit(10)
+    await program.until(lambda: program.got)
+    assert program.got == [(1, "waiting", 1)]
+    assert not session.failures
+
+
+async def test_waiting_in_vain_for_an_empty_outbox_leaves_nothing_behind(store):
+    _, channel = await open_channel(store)
+    producer, program = await sender(channel)
+    producer.send(1, ["text"], None)
+    await program.until(lambda: ("accepted", 1) in program.answers)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(channel.outbox.drained(), 0)
+    task = asyncio.ensure_future(channel.outbox.drained())
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert channel.outbox._drained == []
