@@ -371,6 +371,9 @@ class DurableConnection:
 
     def link_up(self, session: DurableSession, effect: LinkUp) -> None:
         self._settle_outcome(effect)
+        if self.state in {ConnectionState.FAILED, ConnectionState.CLOSED}:  # this link came too late
+            session.cut()
+            return
         self.last_error = None
         self._stood = asyncio.get_running_loop().call_later(STOOD, self._forget_attempts)
         if self.state is not ConnectionState.CONNECTED:
@@ -452,6 +455,8 @@ class DurableConnection:
             return
         self.last_error = message
         self._enter(ConnectionState.FAILED)
+        if self._dialling is not None:
+            self._dialling.cancel()
         self.session.event("failed", {"code": code, "message": message, "permanent": permanent})
         logger.warning("%s: failed: %s", self.settings.name, message)
         for channel in self.session.channels.values():

@@ -415,7 +415,10 @@ class DurableSession:
         for key, link in self._links.items():
             self.machine.buffered(key, link.channel.buffered_amount)
         for effect in self.machine.flush(self.now(), self.stamp()):
-            self._carry_out(effect)
+            try:
+                self._carry_out(effect)
+            except Exception:
+                logger.exception("%s: %s failed", self.connection_id, type(effect).__name__)
         self._set_timer()
 
     def _set_timer(self) -> None:

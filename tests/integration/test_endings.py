@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from rondevu_client import RequestRefused
+from rondevud.durable.effects import LinkUp, SessionFailed
 from rondevud.errors import StoreFailed
 from tests.integration.daemons import FQN, PATIENCE, SCALE, Pair, World, open_pair, open_world, watch
 
@@ -160,3 +161,32 @@ async def test_a_close_that_the_store_cannot_keep_still_says_goodbye_and_ends(pa
     await pair.connection.close()
     assert (await events.next("closed"))["by"] == "peer"
     assert await asyncio.wait_for(pair.near.wait_detached(), PATIENCE) == "closed"
+
+
+# --- dialling --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_dial_under_way_when_the_connection_fails_comes_to_nothing(pair):
+    connection = pair.away.house._connection("chat")
+    events = await watch(pair.visitor)
+    connection.session.machine._current.suspect = True
+    connection._wanted.set()
+    async with asyncio.timeout(PATIENCE):
+        while connection._dialling is None:
+            await asyncio.sleep(0)
+    dial = connection._dialling
+    connection.session_failed(connection.session, SessionFailed("session_conflict", "for a test"))
+    await asyncio.wait({dial}, timeout=PATIENCE)
+    assert dial.cancelled()
+    await events.next("failed")
+    assert connection.state == "failed"
+    await pair.connection.reconnect()
+    await events.next("connected")
+
+
+async def test_a_link_that_comes_up_after_the_connection_has_failed_is_cut(pair):
+    connection = pair.away.house._connection("chat")
+    connection.session_failed(connection.session, SessionFailed("session_conflict", "for a test"))
+    connection.link_up(connection.session, LinkUp(1, resumed=True, replaced=False))
+    assert connection.state == "failed"
+    assert not pair.away.peer_connections("chat")
