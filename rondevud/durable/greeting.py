@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 
 from rondevud.durable import frames
-from rondevud.durable.frames import Refuse
+from rondevud.durable.frames import Goodbye, GoodbyeCode, Refuse
 from rondevud.durable.link import GOODBYE_TIMEOUT, HELLO_TIMEOUT
 from rondevud.durable.pool import SERVICE_LABEL
 from rondevud.errors import PeerError, TransportError
@@ -25,6 +25,8 @@ class Greeting:
 
     def __init__(self, connection: PeerConnection, count: Callable[[str], None]) -> None:
         loop = asyncio.get_running_loop()
+        self._connection = connection
+        self._channel: DataChannel | None = None
         self._count = count
         self._connected: asyncio.Future[None] = loop.create_future()
         self._arrived: asyncio.Future[tuple[DataChannel, frames.Hello]] = loop.create_future()
@@ -42,6 +44,7 @@ class Greeting:
 
     def _on_data_channel(self, channel: DataChannel) -> None:
         if channel.label == frames.LABEL and channel.protocol == frames.PROTOCOL:
+            self._channel = channel
             channel.on_message = lambda message: _take_hello(self._arrived, channel, message)
         elif channel.label != SERVICE_LABEL:
             logger.info("A data channel %r that no link announced is closed", channel.label)
@@ -49,14 +52,14 @@ class Greeting:
             channel.close()
 
     async def hello(self) -> tuple[DataChannel, frames.Hello]:
-        """Raises `TransportError` or `PeerError`."""
+        """Raises `TransportError` or `PeerError`, the latter when the peer has been told."""
         try:
             async with asyncio.timeout(CONNECTING):
                 await self._connected
             async with asyncio.timeout(2 * HELLO_TIMEOUT):
                 return await self._arrived
-        except TimeoutError:
-            raise PeerError("no hello in time") from None
+        except (TimeoutError, PeerError) as error:
+            raise await _part(self._connection, self._channel, error) from None
 
     @staticmethod
     async def again(connection: PeerConnection, channel: DataChannel) -> frames.Hello:
@@ -72,8 +75,8 @@ class Greeting:
         try:
             async with asyncio.timeout(HELLO_TIMEOUT):
                 return (await arrived)[1]
-        except TimeoutError:
-            raise PeerError("no hello in time") from None
+        except (TimeoutError, PeerError) as error:
+            raise await _part(connection, channel, error) from None
 
 
 def _take_hello(
@@ -93,10 +96,31 @@ def _take_hello(
 
 async def refuse(connection: PeerConnection, channel: DataChannel, why: Refuse) -> None:
     """Say why not, and give the peer time to read it; the caller closes the connection then."""
-    with contextlib.suppress(TransportError):
-        channel.send(frames.encode(why))
-    closed = asyncio.Event()
-    connection.on_state = lambda state: closed.set() if state is ConnectionState.CLOSED else None
-    with contextlib.suppress(TimeoutError):
+    await _say_last(connection, channel, why)
+
+
+async def _part(connection: PeerConnection, channel: DataChannel | None, error: Exception) -> PeerError:
+    """Say goodbye to a peer that said no hello, or a wrong one; answers what there is to raise."""
+    code, reason = GoodbyeCode.PROTOCOL, str(error)
+    if isinstance(error, TimeoutError):
+        code, reason = GoodbyeCode.TIMEOUT, "no hello in time"
+    if channel is not None:
+        await _say_last(connection, channel, Goodbye(code, reason))
+    return PeerError(reason)
+
+
+async def _say_last(connection: PeerConnection, channel: DataChannel, frame: Goodbye | Refuse) -> None:
+    """Send a last frame; wait until the peer has answered goodbye or closed, or its time is over."""
+    over = asyncio.Event()
+    connection.on_state = lambda state: over.set() if state is ConnectionState.CLOSED else None
+    channel.on_message = lambda message: over.set() if _is_goodbye(message) else None
+    with contextlib.suppress(TransportError, TimeoutError):
+        channel.send(frames.encode(frame))
         async with asyncio.timeout(GOODBYE_TIMEOUT):
-            await closed.wait()
+            await over.wait()
+
+
+def _is_goodbye(message: Message) -> bool:
+    with contextlib.suppress(PeerError):
+        return isinstance(frames.decode(message), Goodbye)
+    return False
