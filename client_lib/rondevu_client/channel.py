@@ -102,7 +102,8 @@ class Channel(Emitter):
         self._outbox = Outbox()
         self._wire: Wire | None = None
         self._handle = 0
-        self._generation = 0
+        self.generation = 0
+        """How often it has been attached."""
         self._open = False
         self._inbox: deque[tuple[int, Message | dict[str, Any]]] = deque()
         self._yielded = 0
@@ -180,7 +181,7 @@ class Channel(Emitter):
         Ends when the channel was closed or detached here; raises `Detached` when it was taken away.
         """
         if self._auto_ack and self._yielded:
-            self._acknowledge(self._generation, self._yielded)
+            self._acknowledge(self.generation, self._yielded)
         message = await self._next(acknowledge_gaps=self._auto_ack)
         if message is None:
             raise StopAsyncIteration
@@ -216,6 +217,11 @@ class Channel(Emitter):
         while self.end_reason is None:
             await self._change()
         return self.end_reason
+
+    @property
+    def attached(self) -> bool:
+        """Whether it is attached now: it has not ended, and the daemon is there."""
+        return self._wire is not None
 
     # --- attaching, for the daemon object ----------------------------------------------------------------------
 
@@ -260,7 +266,7 @@ class Channel(Emitter):
             wire.send_detach(answer["handle"])
             return
         self._forget_received()
-        self._generation += 1
+        self.generation += 1
         self._wire, self._handle = wire, answer["handle"]
         wire.sinks[self._handle] = self._take
         rejected = dict(answer["rejected"])
@@ -314,7 +320,7 @@ class Channel(Emitter):
         if method == messages.MESSAGE:
             tag = params[1]
             for index, row in enumerate(params[2]):
-                self._inbox.append((tag + index, Message(self, self._generation, tag + index, row)))
+                self._inbox.append((tag + index, Message(self, self.generation, tag + index, row)))
         elif method == messages.ACCEPTED:
             self._outbox.accept(params[1])
             self._schedule()
@@ -377,7 +383,7 @@ class Channel(Emitter):
             self._wire.notify(messages.SEND, self._handle, frame.seq, frame.payloads, *options)
 
     def _acknowledge(self, generation: int, tag: int) -> None:
-        if self.mode != "observe" and self._wire is not None and generation == self._generation:
+        if self.mode != "observe" and self._wire is not None and generation == self.generation:
             self._ack_due = max(tag, self._ack_due)
             self._schedule()
 
@@ -392,7 +398,7 @@ class Channel(Emitter):
                     return item
                 self._emit("gap", item)
                 if acknowledge_gaps:
-                    self._acknowledge(self._generation, tag)
+                    self._acknowledge(self.generation, tag)
             if self.end_reason in {"closed", "detached"}:
                 return None
             self._check_usable()
@@ -438,7 +444,7 @@ class Channel(Emitter):
             message = await self._next(acknowledge_gaps=True)
             if message is None:
                 return
-            generation = self._generation
+            generation = self.generation
             try:
                 for listener in self._take_listeners("message"):
                     result = listener(message)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from rondevu_client.channel import Channel
 from rondevu_client.emitter import Emitter
-from rondevu_client.errors import RequestRefused
+from rondevu_client.errors import ConnectionLost, RequestRefused
 from rondevu_client.messages import EVENT
 from rondevu_client.wire import Wire
 
@@ -24,7 +25,7 @@ class Connection(Emitter):
         super().__init__(daemon._spawn)
         self._daemon = daemon
         self._declaration = declaration
-        self._subscription = 0
+        self._wire: Wire | None = None
         self.id = ""
         self.name = ""
         self.state = ""
@@ -67,18 +68,27 @@ class Connection(Emitter):
             self._end(error.code)
 
     def _begin(self, wire: Wire, answer: dict[str, Any]) -> None:
-        self._subscription = answer["subscription"]
-        wire.sinks[self._subscription] = self._take
-        for row in answer["connections"]:
-            if row["connection_id"] == self.id:
-                self.state = row["state"]
+        self._wire = wire
+        wire.sinks[answer["subscription"]] = self._take
+        self._take_rows(answer["connections"])
 
     def _away(self) -> None:
-        self._subscription = 0
+        self._wire = None
 
     def _end(self, reason: str, error: Exception | None = None) -> None:
         self._daemon._forget(self)
         self._emit("lost", {"reason": reason, "message": str(error or "")})
+
+    async def _look_again(self, wire: Wire) -> None:
+        """Events were dropped because this program did not read."""
+        timeout = self._daemon.request_timeout
+        with contextlib.suppress(ConnectionLost):
+            await wire.request("connections", timeout=timeout, on_result=self._take_rows)
+
+    def _take_rows(self, rows: list[dict[str, Any]]) -> None:
+        self.state = next((row["state"] for row in rows if row["connection_id"] == self.id), "closed")
+        if self.state == "closed":
+            self._daemon._forget(self)
 
     def _take(self, method: str, params: list[Any]) -> None:
         if method != EVENT:
@@ -86,6 +96,8 @@ class Connection(Emitter):
         name, data = params[2], params[3]
         if name == "state" and data.get("connection_id") == self.id:
             self.state = data.get("new", self.state)
+        elif name == "overrun" and self._wire is not None:
+            self._daemon._spawn(self._look_again(self._wire), f"events of {self.name}")
         elif name == "closed" and data.get("connection_id") == self.id:
             self.state = "closed"
             self._daemon._forget(self)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from rondevu_client import channel as channels
 from rondevu_client.channel import Channel, describe_failure
 from rondevu_client.emitter import Emitter, Listener
-from rondevu_client.errors import RequestRefused
+from rondevu_client.errors import ConnectionLost, Detached, RequestRefused
 from rondevu_client.messages import EVENT
 from rondevu_client.wire import Wire
 
@@ -44,7 +44,12 @@ class Service(Emitter):
         self._declaration = declaration
         self._handler = handler
         self._tasks: dict[_Key, asyncio.Task[None]] = {}
-        self._offered: set[_Key] = set()
+        self._served: dict[_Key, Channel] = {}
+        self._offered: dict[_Key, int] = {}
+        """What was offered while its task ran and had it not attached: how often it had been attached by then."""
+        self._wire: Wire | None = None
+        self._subscription = 0
+        self._filling = False
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.username: str = declaration["username"]
         self.fqn: str = declaration["fqn"]
@@ -92,20 +97,53 @@ class Service(Emitter):
             self._end(error.code)
 
     def _begin(self, wire: Wire, answer: dict[str, Any]) -> None:
-        wire.sinks[answer["subscription"]] = self._take
         self.service_id, self.uuid, self.created = answer["service_id"], answer["uuid"], answer["created"]
-        for row in answer["connections"]:
-            connection_id = row["connection_id"]
+        self._follow(wire, answer)
+
+    def _follow(self, wire: Wire, answer: dict[str, Any]) -> None:
+        """Another subscription, complete with its snapshot, takes the place of the one before it."""
+        if wire is self._wire:
+            wire.sinks.pop(self._subscription, None)
+            wire.send_unsubscribe(self._subscription)
+        self._wire, self._subscription = wire, answer["subscription"]
+        self._filling = False
+        wire.sinks[self._subscription] = self._take
+        there = {row["connection_id"]: row for row in answer["connections"] if row["state"] != "closed"}
+        for connection_id in [known for known in self.connections if known not in there]:
+            self._lose_connection(connection_id, {"connection_id": connection_id, "reason": None})
+        for connection_id, row in there.items():
             known = connection_id in self.connections
             self.connections[connection_id] = row
             if not known:
                 self._emit("connection", connection_id)
+        for row in answer["connections"]:
             for channel in row["channels"]:
                 if channel["state"] == "open" or channel["waiting"]:
-                    self._offer(connection_id, channel["label"])
+                    self._offer(row["connection_id"], channel["label"])
+
+    def _lose_connection(self, connection_id: str, data: dict[str, Any]) -> None:
+        self.connections.pop(connection_id, None)
+        self._emit("disconnection", data)
+
+    async def _fill(self, wire: Wire) -> None:
+        """Events were dropped because this program did not read: look again at what there is."""
+        target = {"target": f"service:{self.username}/{self.fqn}"}
+        timeout = self._daemon.request_timeout
+        try:
+            await wire.request(
+                "subscribe", target, timeout=timeout, on_result=lambda answer: self._follow(wire, answer)
+            )
+        except ConnectionLost:
+            pass  # declared again when the socket is back
+        except RequestRefused as error:
+            logger.warning("Events of %s/%s were lost: %s", self.username, self.fqn, error)
+            if error.code == "unknown_target":
+                self._end("closed")
+        finally:
+            self._filling = False
 
     def _away(self) -> None:
-        pass
+        self._wire = None
 
     def _end(self, reason: str, error: Exception | None = None) -> None:
         """No more channels are served from here; handlers that run go on until their channels end."""
@@ -127,7 +165,11 @@ class Service(Emitter):
         if name == "channel":
             self._offer(connection_id, data.get("label", ""))
         elif name == "disconnection":
-            self.connections.pop(connection_id, None)
+            self._lose_connection(connection_id, data)
+            return
+        elif name == "overrun" and self._wire is not None and not self._filling:
+            self._filling = True
+            self._daemon._spawn(self._fill(self._wire), f"events of {self.username}/{self.fqn}")
         self._emit(name, data)
         if name == "closed" and not connection_id:
             self._end("closed")
@@ -139,55 +181,83 @@ class Service(Emitter):
         key = (connection_id, label)
         if self._handler is None:
             return
-        if key in self._tasks:
-            self._offered.add(key)
+        if key not in self._tasks:
+            self._tasks[key] = self._daemon._spawn(self._serve(key), f"handler of {label} of {connection_id}")
             return
-        name = f"handler of {label} of {connection_id}"
-        self._tasks[key] = self._daemon._spawn(self._serve(key), name)
+        channel = self._served.get(key)
+        if channel is None:
+            self._offered[key] = 0
+        elif not channel.attached:
+            self._offered[key] = channel.generation
 
     async def _serve(self, key: _Key) -> None:
         try:
             await self._serve_until_gone(key)
         finally:
             del self._tasks[key]
-            self._offered.discard(key)
+            self._offered.pop(key, None)
+            self._served.pop(key, None)
 
     async def _serve_until_gone(self, key: _Key) -> None:
         """Attach and run the handler, again after it raised, until the channel ends or somebody else has it."""
         pause = channels.RETRY_FIRST
-        while self._handler is not None:
-            channel = await self._attach(key)
-            if channel is None:
-                return
-            try:
-                await self._handler(channel, key[0])
-            except Exception as error:
-                logger.exception("The handler of %r of %s failed", key[1], key[0])
-                self._emit("error", {**describe_failure(error), "connection_id": key[0], "label": key[1]})
-                await channel.detach()
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, channels.RETRY_LAST)
-            else:
-                # A channel left attached may have listeners; one that was given back is not taken again by itself.
-                if await channel.wait_detached() == "detached" or key not in self._offered:
+        while (channel := await self._attach(key)) is not None:
+            if await self._handle(channel, key):
+                # A channel left attached may have listeners; one that was given back is not taken again by itself,
+                # and one that ended only when it was offered since: attaching would open it anew.
+                if await channel.wait_detached() == "detached" or self._offered.get(key) != channel.generation:
                     return
+                continue
+            await channel.detach()
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, channels.RETRY_LAST)
+            if not await self._is_there(key):
+                return
+
+    async def _handle(self, channel: Channel, key: _Key) -> bool:
+        """Run the handler; False when it raised and still had the channel."""
+        if self._handler is None:
+            return False
+        try:
+            await self._handler(channel, key[0])
+        except Exception as error:
+            if isinstance(error, Detached) and channel.end_reason is not None:
+                logger.info("The handler of %r of %s has lost it: %s", key[1], key[0], error)
+                return True
+            logger.exception("The handler of %r of %s failed", key[1], key[0])
+            self._emit("error", {**describe_failure(error), "connection_id": key[0], "label": key[1]})
+            return channel.end_reason is not None
+        return True
+
+    async def _is_there(self, key: _Key) -> bool:
+        """Whether the channel, which was not attached for a while, has something to read or can get it."""
+        try:
+            rows = await self._daemon.channels(key[0])
+        except RequestRefused:
+            return False
+        row = next((row for row in rows if row["label"] == key[1]), None)
+        return row is not None and (bool(row["waiting"]) or row["state"] in {"open", "connecting"})
 
     async def _attach(self, key: _Key) -> Channel | None:
         """None when somebody else has it or it is gone. What is offered meanwhile is tried again."""
         pause = channels.RETRY_FIRST
-        while True:
-            self._offered.discard(key)
+        while self._handler is not None:
+            self._offered.pop(key, None)
+            self._served.pop(key, None)
             try:
-                return await self._daemon.attach(*key)
+                channel = self._served[key] = await self._daemon.attach(*key)
             except RequestRefused as error:
                 if error.code in PASSING:
                     logger.warning("Channel %r of %s cannot be served yet: %s", key[1], key[0], error)
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, channels.RETRY_LAST)
+                    if not await self._is_there(key):
+                        return None
                 elif error.code not in TAKEN:
                     logger.info("Channel %r of %s cannot be served: %s", key[1], key[0], error)
                     return None
                 elif key not in self._offered:
                     return None
-            if self._handler is None:
-                return None
+            else:
+                return channel
+        return None

@@ -103,8 +103,15 @@ class Wire(asyncio.Protocol):
 
     def send_detach(self, handle: int) -> None:
         """Give a handle back that nobody wants any more; the answer is not waited for."""
+        self._send_request("detach", {"handle": handle})
+
+    def send_unsubscribe(self, subscription: int) -> None:
+        """The same for a subscription."""
+        self._send_request("unsubscribe", {"subscription": subscription})
+
+    def _send_request(self, method: str, params: dict[str, Any]) -> None:
         self._last_msgid += 1
-        self.send(encode_request(self._last_msgid, "detach", {"handle": handle}))
+        self.send(encode_request(self._last_msgid, method, params))
 
     def send(self, frame: bytes) -> None:
         """Write `frame` behind everything before it, with everything else of this turn of the loop."""

@@ -821,6 +821,135 @@ async def test_a_channel_that_is_refused_for_a_while_is_served_then(place, daemo
     assert (await serving.got.get())[2] == "x"
 
 
+class Tidying:
+    """A handler that has something to do after its channel has ended."""
+
+    def __init__(self):
+        self.calls = 0
+        self.ended = asyncio.Event()
+        self.done = asyncio.Event()
+        self.got = []
+
+    async def __call__(self, channel, connection_id):
+        self.calls += 1
+        async for message in channel:
+            self.got.append(message.data)
+        self.ended.set()
+        await self.done.wait()
+
+
+@pytest.fixture
+async def tidying(place, daemon):
+    """Serves conn-s; the daemon has been restarted since, and offers what is open in its snapshot."""
+    tidying = Tidying()
+    place.house.add_connection("conn-s", "joe", service=f"alice/{FQN}")
+    place.channel(connection_id="conn-s").deliver("a")
+    tidying.service = await daemon.expose_service("alice", FQN, handler=tidying)
+    await place.house.until(lambda: place.channel(connection_id="conn-s").receiver)
+    await place.restart()
+    await daemon.status()
+    assert place.channel(connection_id="conn-s").receiver is not None
+    return tidying
+
+
+async def test_a_channel_that_was_closed_is_not_opened_again_by_an_old_offer(place, daemon, tidying):
+    place.channel(connection_id="conn-s").close_by_peer()
+    await tidying.ended.wait()
+    tidying.done.set()
+    await asyncio.gather(*tidying.service._tasks.values())
+    assert tidying.calls == 1
+    assert ("conn-s", "main") not in place.house.disk.channels
+
+
+async def test_a_channel_opened_again_while_its_handler_still_works_is_served_again(place, daemon, tidying):
+    place.channel(connection_id="conn-s").close_by_peer()
+    place.channel(connection_id="conn-s").deliver("again")
+    await tidying.ended.wait()
+    await daemon.status()
+    tidying.done.set()
+    await place.house.until(lambda: place.channel(connection_id="conn-s").receiver)
+    await daemon.status()
+    assert tidying.calls == 2
+
+
+async def test_a_channel_that_ended_while_its_handler_was_to_be_tried_again_stays_ended(place, daemon, monkeypatch):
+    monkeypatch.setattr(channel_module, "RETRY_FIRST", 0.05)
+    house, serving = place.house, Serving()
+    serving.failures = 1
+    house.add_connection("conn-s", "joe", service=f"alice/{FQN}")
+    service = await daemon.expose_service("alice", FQN, handler=serving)
+    errors = heard(service, "error")
+    channel = house.get("conn-s", "main")
+    channel.deliver("x")
+    await errors.get()
+    channel.close_by_peer()
+    await asyncio.gather(*service._tasks.values())
+    assert ("conn-s", "main") not in house.disk.channels
+
+
+async def test_a_channel_taken_over_ends_its_handler_without_an_error(place, daemon, caplog):
+    house, serving = place.house, Serving()
+    house.add_connection("conn-s", "joe", service=f"alice/{FQN}")
+    service = await daemon.expose_service("alice", FQN, handler=serving)
+    errors = heard(service, "error")
+    house.get("conn-s", "main").deliver("x")
+    await serving.got.get()
+    async with Daemon(place.path) as other:
+        await other.attach("conn-s", "main", takeover=True)
+        await asyncio.gather(*service._tasks.values())
+    assert errors.empty()
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_what_ended_while_the_socket_was_gone_is_told(place, daemon):
+    place.house.add_connection("conn-s", "joe", service=f"alice/{FQN}")
+    place.house.add_connection("conn-t", "jim", service=f"alice/{FQN}")
+    service = await daemon.expose_service("alice", FQN)
+    gone = heard(service, "disconnection")
+    await place.stop()
+    del place.house.disk.connections["conn-s"]
+    await place.start()
+    assert (await gone.get())["connection_id"] == "conn-s"
+    assert list(service.connections) == ["conn-t"]
+
+
+async def test_what_was_dropped_while_a_program_did_not_read_is_looked_up(place, daemon):
+    house, serving = place.house, Serving()
+    house.add_connection("conn-s", "joe", service=f"alice/{FQN}")
+    service = await daemon.expose_service("alice", FQN, handler=serving)
+    connection = await daemon.connect("bob", FQN, name="bob-chat")
+    joined, left, overrun = heard(service, "connection"), heard(service, "disconnection"), heard(connection, "overrun")
+    assert await joined.get() == "conn-s"
+    await daemon.attach("alice-chat", "bulk")
+    (session,) = place.server._sessions
+    daemon._wire._transport.pause_reading()
+    house.get("conn-a", "bulk").deliver(*[b"x" * 65_536] * 100)
+    session.writer.flush()
+    assert session.writer.congested
+    house.add_connection("conn-t", "jim", service=f"alice/{FQN}")
+    house.get("conn-t", "main").deliver("late")
+    del house.disk.connections["conn-s"]
+    house.events.publish("disconnection", {}, service=f"alice/{FQN}", connection_id="conn-s")
+    house.disk.connections[connection.id]["state"] = "failed"
+    house.events.publish("state", {"new": "failed"}, connection_id=connection.id)
+    daemon._wire._transport.resume_reading()
+    assert await joined.get() == "conn-t"
+    assert (await left.get())["connection_id"] == "conn-s"
+    assert (await serving.got.get())[:3] == ("conn-t", "main", "late")
+    await overrun.get()
+    await daemon.status()
+    assert connection.state == "failed"
+    await daemon.status()
+    assert len(session.subscriptions) == 2
+
+
+async def test_a_service_withdrawn_while_its_program_did_not_read_ends(place, daemon):
+    service = await daemon.expose_service("alice", FQN)
+    place.house.disk.services.clear()
+    place.house.events.publish("overrun", {"count": 1}, service=f"alice/{FQN}")
+    assert await service.wait_closed() == "closed"
+
+
 def test_both_ends_work_under_uvloop_too(tmp_path):
     async def exchange():
         place = Place(tmp_path / "rondevud.sock")

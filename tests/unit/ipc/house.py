@@ -422,7 +422,10 @@ class MemoryHouse:
 
     def resolve(self, target):
         if target.startswith("service:"):
-            return Scope(service=target.removeprefix("service:"))
+            name = target.removeprefix("service:")
+            if name not in self.disk.services:
+                raise RequestError("unknown_target", f"there is no service {name}")
+            return Scope(service=name)
         return Scope(connection_id=self.find(target))
 
     def owner_gone(self, owner):
