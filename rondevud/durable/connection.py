@@ -63,11 +63,21 @@ BUSY_DELAY = (0.3, 1.0)
 class DialError(RondevuError):
     """A dial that came to nothing. `counts` says whether that is one of the connection's attempts."""
 
-    def __init__(self, message: str, code: str, *, counts: bool, delay: tuple[float, float] | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        code: str,
+        *,
+        counts: bool,
+        delay: tuple[float, float] | None = None,
+        retry_after: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.counts = counts
         self.delay = delay
+        self.retry_after = retry_after
+        """Seconds that the signalling server asked for, at least."""
 
 
 class DurableConnection:
@@ -98,6 +108,8 @@ class DurableConnection:
         self._soon = False
         self._lost_at: float | None = None
         self._stood: asyncio.TimerHandle | None = None
+        """Runs while the link is younger than `STOOD`."""
+        self._redial: asyncio.TimerHandle | None = None
         self._dialling: asyncio.Task[None] | None = None
         self._outcomes: dict[int, asyncio.Future[LinkUp | LinkDown]] = {}
         self._task: asyncio.Task[None] | None = None
@@ -208,8 +220,9 @@ class DurableConnection:
             await asyncio.wait(self._discards, timeout=5.0)
 
     async def _end_tasks(self) -> None:
-        if self._stood is not None:
-            self._stood.cancel()
+        for timer in (self._stood, self._redial):
+            if timer is not None:
+                timer.cancel()
         tasks = [task for task in (self._task, self._dialling) if task is not None and not task.done()]
         for task in tasks:
             task.cancel()
@@ -257,7 +270,7 @@ class DurableConnection:
         except SignallingRejected as error:
             return self._failed_dial(_rejected(error))
         except SignallingError as error:
-            return self._failed_dial(DialError(str(error), "signalling", counts=False))
+            return self._failed_dial(DialError(str(error), "signalling", counts=False, retry_after=error.retry_after))
         except (TransportError, TimeoutError) as error:
             message = str(error) or "the connection did not come up in time"
             return self._failed_dial(DialError(message, "connection", counts=True))
@@ -270,6 +283,8 @@ class DurableConnection:
         return None
 
     def _failed_dial(self, error: DialError) -> float | None:
+        if self.state in {ConnectionState.FAILED, ConnectionState.CLOSED}:
+            return None
         self.last_error = str(error)
         if not self._needs_link():
             return None
@@ -283,6 +298,7 @@ class DurableConnection:
         delay = self._random.uniform(*error.delay) if error.delay else next(self._delays)
         if early and not error.delay:
             delay = min(delay, self._random.uniform(0.2, FIRST_MINUTE_DELAY))
+        delay = max(delay, error.retry_after or 0.0)
         logger.info("%s: %s; trying again in %.1f s", self.settings.name, error, delay)
         self._tell_reconnecting(delay)
         return delay
@@ -375,7 +391,10 @@ class DurableConnection:
             session.cut()
             return
         self.last_error = None
-        self._stood = asyncio.get_running_loop().call_later(STOOD, self._forget_attempts)
+        for timer in (self._stood, self._redial):
+            if timer is not None:
+                timer.cancel()
+        self._stood = asyncio.get_running_loop().call_later(STOOD, self._link_stood)
         if self.state is not ConnectionState.CONNECTED:
             self._enter(ConnectionState.CONNECTED)
             session.event("connected", {"resumed": effect.resumed})
@@ -385,9 +404,10 @@ class DurableConnection:
         self._settle_outcome(effect)
         if not effect.current:
             return
-        if self._stood is not None:
-            self._stood.cancel()
         logger.info("%s: link lost: %s: %s", self.settings.name, effect.code, effect.reason)
+        young, self._stood = self._stood, None
+        if young is not None:
+            young.cancel()
         if effect.code == GoodbyeCode.CLOSING and self.state is not ConnectionState.CLOSED:
             self._closed_by_peer()
             return
@@ -395,19 +415,34 @@ class DurableConnection:
             return
         self._enter(ConnectionState.RECONNECTING)
         session.event("disconnected", {"reason": effect.code, "message": effect.reason})
-        self._lost_at = None if effect.code == GoodbyeCode.PROTOCOL else self._now()
         if effect.code == GoodbyeCode.PROTOCOL:
+            self._lost_at = None
             self._failed_link(effect)
             return
-        delay = self._random.uniform(0, 1) if effect.code == GoodbyeCode.RESTARTING else 0.0
+        if self._lost_at is None:
+            self._lost_at = self._now()
+        delay = self._loss_delay(effect, young=young is not None)
         self._tell_reconnecting(delay)
-        asyncio.get_running_loop().call_later(delay, self._wanted.set)
+        self._dial_in(delay)
+
+    def _loss_delay(self, effect: LinkDown, *, young: bool) -> float:
+        """Seconds until the first dial after a loss; links that die young do not follow each other at once."""
+        if self._soon:
+            return 0.0
+        if young:
+            return min(next(self._delays), self._random.uniform(0.2, FIRST_MINUTE_DELAY))
+        return self._random.uniform(0, 1) if effect.code == GoodbyeCode.RESTARTING else 0.0
+
+    def _dial_in(self, delay: float) -> None:
+        if self._redial is not None:
+            self._redial.cancel()
+        self._redial = asyncio.get_running_loop().call_later(delay, self._wanted.set)
 
     def _failed_link(self, effect: LinkDown) -> None:
         """The link died of broken rules: an attempt that failed, so that such links do not follow each other at once."""
         delay = self._failed_dial(DialError(f"{effect.code}: {effect.reason}", effect.code, counts=True))
         if delay is not None:
-            asyncio.get_running_loop().call_later(delay, self._wanted.set)
+            self._dial_in(delay)
 
     def _closed_by_peer(self) -> None:
         if self._ending is None:
@@ -468,6 +503,10 @@ class DurableConnection:
         self.state = state
         self.session.event("state", {"new": str(state), "previous": str(previous)})
 
+    def _link_stood(self) -> None:
+        self._stood = None
+        self._forget_attempts()
+
     def _forget_attempts(self) -> None:
         self.attempt = 0
         self._lost_at = None
@@ -488,5 +527,6 @@ def _resolve(future: asyncio.Future[None], now: bool) -> None:
 
 def _rejected(error: SignallingRejected) -> DialError:
     if error.code in {"no_offer", "offer_taken"}:
-        return DialError(str(error), error.code, counts=False, delay=BUSY_DELAY)
-    return DialError(str(error), error.code, counts=error.code == "not_found" or not error.retryable)
+        return DialError(str(error), error.code, counts=False, delay=BUSY_DELAY, retry_after=error.retry_after)
+    counts = error.code == "not_found" or not error.retryable
+    return DialError(str(error), error.code, counts=counts, retry_after=error.retry_after)

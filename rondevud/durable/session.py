@@ -62,6 +62,9 @@ logger = logging.getLogger(__name__)
 BUFFER_LOW = 16 * 1024
 """Bytes in the engine's buffer at which more is handed over."""
 
+CREATE_RETRY = 5.0
+"""Seconds until a channel that the peer announced, and that the store did not make, is tried again."""
+
 
 class Owner(Protocol):
     """Who has the session: a DurableConnection or a DurableService."""
@@ -132,6 +135,8 @@ class DurableSession:
         self._links: dict[int, _Link] = {}
         self._next_key = 1
         self._creating: dict[str, asyncio.Task[DurableChannel]] = {}
+        self._retries: dict[str, asyncio.TimerHandle] = {}
+        """Labels of the peer that are to be made again, until the link on which it announced them is gone."""
         self._reopening: dict[int, list[asyncio.Future[None]]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._flush_due = False
@@ -304,17 +309,29 @@ class DurableSession:
         return channel
 
     def _peer_opened(self, label: str) -> None:
-        """The peer announced a label that is new here."""
+        """The peer announced a label that is new here; it waits for our answer on this link."""
+        self._retries.pop(label, None)
+        if label in self.channels:
+            return
         try:
             task = self._create(label, None)
         except RequestError as error:
             logger.warning("%s: the peer's channel %r is refused: %s", self.connection_id, label, error)
             return
-        task.add_done_callback(self._announce)
+        task.add_done_callback(lambda task: self._announce(label, task))
 
-    def _announce(self, task: asyncio.Task[DurableChannel]) -> None:
-        if not task.cancelled() and task.exception() is None:
+    def _announce(self, label: str, task: asyncio.Task[DurableChannel]) -> None:
+        if task.cancelled():
+            return
+        if task.exception() is None:
             task.result().event("channel", {"waiting": 0})
+        elif self.connected and not self._stopped and label not in self._retries:
+            self._retries[label] = asyncio.get_running_loop().call_later(CREATE_RETRY, self._peer_opened, label)
+
+    def _forget_retries(self) -> None:
+        for timer in self._retries.values():
+            timer.cancel()
+        self._retries.clear()
 
     # --- store -----------------------------------------------------------------------------------------------------
 
@@ -500,6 +517,7 @@ class DurableSession:
     def _link_down(self, effect: LinkDown) -> None:
         self._owner.link_down(self, effect)
         if effect.current:
+            self._forget_retries()
             for channel in self.channels.values():
                 channel.link_lost()
 
@@ -527,6 +545,7 @@ class DurableSession:
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
+        self._forget_retries()
         for task in self._creating.values():
             task.cancel()
         for channel_id in list(self._reopening):

@@ -8,8 +8,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from rondevu_client import RequestRefused
+from rondevud.durable import session as session_module
 from rondevud.durable.effects import LinkUp, SessionFailed
-from rondevud.errors import StoreFailed
+from rondevud.errors import SignallingUnreachable, StoreFailed, TransportError
+from rondevud.records import CreateChannel
 from tests.integration.daemons import FQN, PATIENCE, SCALE, Pair, World, open_pair, open_world, watch
 
 pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(120 * SCALE)]
@@ -190,3 +192,105 @@ async def test_a_link_that_comes_up_after_the_connection_has_failed_is_cut(pair)
     connection.link_up(connection.session, LinkUp(1, resumed=True, replaced=False))
     assert connection.state == "failed"
     assert not pair.away.peer_connections("chat")
+
+
+async def test_links_that_die_young_are_redialled_with_growing_pauses(pair):
+    connection, events = pair.away.house._connection("chat"), await watch(pair.visitor)
+    _, far = await pair.ids()
+    drawn = count_delays(connection)
+    for _ in range(3):
+        pair.home.session(far).cut()
+        retry = await events.next("reconnecting")
+        assert retry["next_retry_in"] > 0
+        await events.next("connected")
+    assert drawn.total >= 3
+
+
+async def test_a_link_that_has_stood_is_redialled_at_once(pair):
+    connection, events = pair.away.house._connection("chat"), await watch(pair.visitor)
+    _, far = await pair.ids()
+    assert connection._stood is not None
+    connection._stood.cancel()
+    connection._link_stood()
+    pair.home.session(far).cut()
+    assert (await events.next("reconnecting"))["next_retry_in"] == 0
+    await events.next("connected")
+
+
+class count_delays:
+    """Counts what a connection takes from its delays from now on."""
+
+    def __init__(self, connection):
+        self.total = 0
+        self._delays = connection._delays
+        connection._delays = self
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.total += 1
+        return next(self._delays)
+
+
+async def test_a_dial_waits_as_long_as_the_signalling_server_asks_for(pair):
+    connection = pair.away.house._connection("chat")
+    connection.session.cut()
+    await asyncio.wait_for(_until_lost(connection), PATIENCE)
+    error = SignallingUnreachable("429", retry_after=77.0)
+    dial = asyncio.ensure_future(_raise(error))
+    assert await connection._outcome(dial) == 77.0
+
+
+async def _raise(error):
+    raise error
+
+
+async def _until_lost(connection):
+    while connection.session.connected:
+        await asyncio.sleep(0)
+
+
+async def test_a_connection_that_has_failed_does_not_say_that_it_reconnects(pair):
+    connection, events = pair.away.house._connection("chat"), await watch(pair.visitor)
+    connection.session_failed(connection.session, SessionFailed("denied", "for a test"))
+    connection.session.cut()
+    await asyncio.wait_for(_until_lost(connection), PATIENCE)
+    assert await connection._outcome(asyncio.ensure_future(_raise(TransportError("refused: denied")))) is None
+    pair.away.house.events.publish("end_of_test")
+    await events.next("end_of_test")
+    assert not events.counts["reconnecting"]
+    assert connection.last_error == "for a test"
+
+
+# --- a store that fails ----------------------------------------------------------------------------------------------
+
+
+class FailingStore:
+    """A store that does not carry out the operations in `fails`."""
+
+    def __init__(self, store, *fails):
+        self._store = store
+        self.fails = fails
+
+    def __getattr__(self, name):
+        return getattr(self._store, name)
+
+    async def execute(self, operation):
+        if isinstance(operation, self.fails):
+            raise StoreFailed("no space left", "disk_full")
+        return await self._store.execute(operation)
+
+
+async def test_a_label_of_the_peer_that_could_not_be_made_is_made_on_the_same_link_later(pair, monkeypatch):
+    monkeypatch.setattr(session_module, "CREATE_RETRY", 0.05)
+    _, far = await pair.ids()
+    environment = pair.home.house._environment
+    store = environment.disk = FailingStore(environment.disk, CreateChannel)
+    channel = await pair.connection.create_channel("second")
+    await channel.send("hello")
+    async with asyncio.timeout(PATIENCE):
+        while not pair.home.session(far)._retries:
+            await asyncio.sleep(0)
+    store.fails = ()
+    await asyncio.wait_for(channel.flush(), PATIENCE)
