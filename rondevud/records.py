@@ -501,6 +501,8 @@ class InRemoved(NamedTuple):
     """Rows, gaps included."""
     size: int
     gaps: int
+    next: int
+    """The row behind the last one that was deleted by this; 0 = none was."""
     more: bool
 
 

@@ -20,12 +20,10 @@ from rondevud.durable.settings import ChannelSettings
 from rondevud.durable.states import ChannelState
 from rondevud.errors import RequestError, StoreError
 from rondevud.records import (
-    AckIn,
     Acknowledge,
     ChannelRecord,
     Durability,
     Expire,
-    InRemoved,
     OpenProducer,
     Operation,
     OutPage,
@@ -201,13 +199,7 @@ class DurableChannel:
         if direction in {"out", "both"}:
             counts["out"] = await self.remove_all(Reason.PURGED)
         if direction in {"in", "both"}:
-            more = True
-            while more:
-                taken: InRemoved = await self._session.run(AckIn(self.id, _EVERYTHING))
-                self.inbox.took(taken)
-                counts["in"] += taken.messages
-                more = taken.more
-            self.inbox.purge()
+            counts["in"] = await self.inbox.purge()
             self.count("purged_in", counts["in"])
             if counts["in"]:
                 self.event("purged", {"count": counts["in"], "direction": "in"})

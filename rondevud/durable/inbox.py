@@ -8,10 +8,13 @@ have credit, and are told how much they missed.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
+from rondevud.durable import frames
 from rondevud.durable.outbox import Host
 from rondevud.errors import RequestError, StoreError, StoreFailed
 from rondevud.records import (
@@ -30,10 +33,19 @@ from rondevud.records import (
     ReceiveResult,
 )
 
+_EVERYTHING = 2**62
+"""Above every row."""
+
 LOADED = 1_024
-"""Items kept in memory for delivery; what comes beyond stays in the store until they are delivered."""
+LOADED_BYTES = 4 * 1024 * 1024
+"""Items and bytes kept in memory for delivery; what comes beyond stays in the store until they are delivered."""
 
 READ_AHEAD = 64
+"""Loaded items below which the next page is read."""
+
+RUN_BYTES = 256 * 1024
+"""Bytes of messages after which one notification ends; it holds one message at least."""
+
 RECEIVERS_KEPT = 1_000
 """Earlier receivers whose deliveries count in the attempts of what they left."""
 
@@ -93,7 +105,7 @@ class Receiver:
     def detach(self, reason: str) -> None:
         """The handle is taken away."""
         listener = self.listener
-        self.close()
+        self._inbox.leave(self, replaced=reason == "taken_over")
         if listener is not None:
             listener.detached(reason)
 
@@ -127,6 +139,7 @@ class Inbox:
         self._delivered_below: list[int] = []
         """For each earlier receiver the row behind the last it was given."""
         self._loaded: deque[InItem] = deque()
+        self._loaded_bytes = 0
         self._loaded_row = 0
         self._caught_up = False
         self._reading = False
@@ -170,7 +183,8 @@ class Inbox:
         receiver.held = False
         self.pump()
 
-    def leave(self, receiver: Receiver) -> None:
+    def leave(self, receiver: Receiver, *, replaced: bool = False) -> None:
+        """`receiver` is gone; when it is `replaced`, what waits is not offered to others."""
         receiver.listener = None
         if receiver in self._observers:
             self._observers.remove(receiver)
@@ -180,13 +194,15 @@ class Inbox:
                 self._delivered_below.append(self._delivered[-1][1] + 1)
                 del self._delivered_below[:-RECEIVERS_KEPT]
             self._rewind()
-            self._became_free()
+            if not replaced:
+                self._became_free()
 
     def _rewind(self) -> None:
         """Delivery begins again at the first row that waits."""
         self._stale_reads += self._reading
         self._reading = False
         self._loaded.clear()
+        self._loaded_bytes = 0
         self._loaded_row = max(self._acked_row, self._ack_row)  # the rows between are about to be deleted
         self._caught_up = False
         self._delivered.clear()
@@ -213,8 +229,10 @@ class Inbox:
         gaps = sum(isinstance(item, InGap) for item in items)
         self.gaps += gaps
         self._host.count("received", len(items) - gaps)
-        if self.exclusive is not None and self._caught_up and len(self._loaded) + len(items) <= LOADED:
+        fits = len(self._loaded) + len(items) <= LOADED and self._loaded_bytes + result.size <= LOADED_BYTES
+        if self.exclusive is not None and self._caught_up and fits:
             self._loaded.extend(items)
+            self._loaded_bytes += result.size
             self._loaded_row = items[-1].row + 1
         else:
             self._caught_up = False
@@ -244,7 +262,8 @@ class Inbox:
             return
         while receiver.ready and self._loaded:
             self._hand_over(receiver, self._next_run(receiver.left), attempts=None)
-        if self._caught_up or self._reading or len(self._loaded) >= READ_AHEAD or not self.count:
+        full = len(self._loaded) >= READ_AHEAD or self._loaded_bytes >= LOADED_BYTES
+        if self._caught_up or self._reading or full or not self.count:
             return
         self._reading = True
         self._host.execute(ReadIn(self._id, self._loaded_row), self._page_read)
@@ -253,9 +272,12 @@ class Inbox:
         """Messages that go in one notification, or one gap."""
         first = self._loaded.popleft()
         run: list[InItem] = [first]
+        size = _size(first)
         if isinstance(first, InMessage):
-            while self._loaded and len(run) < most and isinstance(self._loaded[0], InMessage):
+            while self._loaded and len(run) < most and size < RUN_BYTES and isinstance(self._loaded[0], InMessage):
                 run.append(self._loaded.popleft())
+                size += _size(run[-1])
+        self._loaded_bytes -= size
         return run
 
     def _page_read(self, page: InPage | StoreError) -> None:
@@ -272,6 +294,7 @@ class Inbox:
             return
         elif page.items:
             self._loaded.extend(page.items)
+            self._loaded_bytes += sum(map(_size, page.items))
             self._loaded_row = page.next_row
         else:
             self._caught_up = True
@@ -319,10 +342,36 @@ class Inbox:
             row = self._ack_row
             self._host.execute(AckIn(self._id, row), lambda outcome: self._acknowledged(row, outcome))
 
-    def purge(self) -> None:
-        """Everything that waits is gone (the caller has deleted it up to the last row): begin behind it."""
-        self._rewind()
-        self.pump()
+    async def purge(self) -> int:
+        """Delete everything that waits; answers how many rows that were. Raises `RequestError` when the store fails."""
+        count, more = 0, True
+        while more:
+            answer: asyncio.Future[InRemoved | StoreError] = asyncio.get_running_loop().create_future()
+            self._host.execute(AckIn(self._id, _EVERYTHING), partial(self._purged, answer))
+            outcome = await answer
+            if isinstance(outcome, StoreError):
+                raise RequestError(getattr(outcome, "code", "store_failed"), str(outcome))
+            count += outcome.messages
+            more = outcome.more
+        return count
+
+    def _purged(self, answer: asyncio.Future[InRemoved | StoreError], outcome: InRemoved | StoreError) -> None:
+        """Forget the rows that are gone before any later operation completes; rows behind them stay as they are."""
+        if isinstance(outcome, InRemoved):
+            self._deleted_below(outcome.next)
+            while self._loaded and self._loaded[0].row < outcome.next:
+                self._loaded_bytes -= _size(self._loaded.popleft())
+            while self._delivered and self._delivered[0][1] < outcome.next:
+                self._delivered.popleft()
+            self._loaded_row = max(self._loaded_row, outcome.next)
+            self.took(outcome)
+            self.pump()
+        if not answer.done():
+            answer.set_result(outcome)
+
+    def _deleted_below(self, row: int) -> None:
+        self._acked_row = max(self._acked_row, row)
+        self._delivered_below = [below for below in self._delivered_below if below > row]
 
     def _acknowledged(self, row: int, outcome: InRemoved | StoreError) -> None:
         self._acking = False
@@ -330,8 +379,7 @@ class Inbox:
             self._send_ack()
             return
         if not outcome.more:
-            self._acked_row = max(self._acked_row, row)
-            self._delivered_below = [below for below in self._delivered_below if below > row]
+            self._deleted_below(row)
         self.took(outcome)
         self._send_ack()
 
@@ -356,6 +404,11 @@ def _rows(operation: Receive, first_row: int) -> list[InItem]:
             rows.append(InGap(row, operation.epoch, item, enqueued))
             row += 1
     return rows
+
+
+def _size(item: InItem) -> int:
+    """Payload bytes."""
+    return frames.payload_size(item.payload) if isinstance(item, InMessage) else 0
 
 
 def _gap(item: InGap) -> dict[str, Any]:

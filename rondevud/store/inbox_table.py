@@ -151,7 +151,7 @@ class InboxTable:
         begin, end = channel.next_row - record.in_count, min(operation.upto_row, channel.next_row)
         upto = min(end, begin + self._limits.slice_rows)
         if upto <= begin:
-            return records.InRemoved(0, 0, 0, more=False)
+            return records.InRemoved(0, 0, 0, 0, more=False)
         if upto == channel.next_row:
             size, gaps = record.in_bytes, record.in_gaps  # nothing is left, whatever damage did to the counts
         else:
@@ -167,7 +167,7 @@ class InboxTable:
             in_bytes=max(0, record.in_bytes - size),
             in_gaps=record.in_gaps - gaps,
         )
-        return records.InRemoved(upto - begin, size, gaps, more=upto < end)
+        return records.InRemoved(upto - begin, size, gaps, upto, more=upto < end)
 
 
 def _item(row: Sequence[Any]) -> InItem:

@@ -415,7 +415,8 @@ class MemoryTables:
         channel.change(
             in_count=record.in_count - len(gone), in_bytes=record.in_bytes - size, in_gaps=record.in_gaps - gaps
         )
-        return records.InRemoved(len(gone), size, gaps, more=len(rows) > limit)
+        behind = gone[-1].row + 1 if gone else 0
+        return records.InRemoved(len(gone), size, gaps, behind, more=len(rows) > limit)
 
     # --- producers -------------------------------------------------------------------------------------------------
 

@@ -254,3 +254,82 @@ async def test_waiting_in_vain_for_an_empty_outbox_leaves_nothing_behind(store):
     task.cancel()
     await asyncio.wait([task])
     assert channel.outbox._drained == []
+
+
+# --- delivery --------------------------------------------------------------------------------------------------------
+
+
+async def reader(channel, credit=1_000) -> tuple:
+    program = Program()
+    receiver = await channel.open_receiver("exclusive", program, takeover=True)
+    receiver.credit(credit)
+    return receiver, program
+
+
+async def test_a_purge_beside_traffic_delivers_nothing_twice_and_takes_only_what_it_counts(store):
+    session, channel = await open_channel(store)
+    receiver, program = await reader(channel)
+    await receive(session, "one", "two")
+    await program.until(lambda: len(program.got) == 2)
+    purging = asyncio.ensure_future(channel.purge("in"))
+    await asyncio.sleep(0)
+    await receive(session, "three")
+    await receive(session, "four")
+    assert await purging == {"out": 0, "in": 2}
+    await program.until(lambda: len(program.got) >= 4)
+    await store.execute(LoadSessions())
+    assert program.got == [(1, "one", 1), (2, "two", 1), (3, "three", 1), (4, "four", 1)]
+    assert channel.inbox.count == 2
+    receiver.ack(4)
+    await store.execute(LoadSessions())
+    assert (channel.inbox.count, channel.inbox.size) == (0, 0)
+
+
+async def test_a_purge_of_what_is_read_ahead_leaves_what_comes_later_in_its_order(store):
+    session, channel = await open_channel(store)
+    await receive(session, *(f"m{number}" for number in range(1, 11)))
+    receiver, program = await reader(channel, credit=2)
+    await program.until(lambda: len(program.got) == 2)
+    assert (await channel.purge("in"))["in"] == 10
+    await receive(session, "later")
+    receiver.credit(10)
+    await program.until(lambda: len(program.got) == 3)
+    assert program.got[2] == (3, "later", 1)
+
+
+async def test_what_is_loaded_for_a_slow_reader_is_bounded_in_bytes_and_comes_in_order(store):
+    session, channel = await open_channel(store)
+    receiver, program = await reader(channel, credit=0)
+    large = "x" * (1024 * 1024)
+    for number in range(12):
+        await receive(session, f"{number}{large}")
+        assert channel.inbox._loaded_bytes <= 6 * len(large)
+    receiver.credit(100)
+    await program.until(lambda: len(program.got) == 12)
+    assert [payload.rstrip("x") for _, payload, _ in program.got] == [str(number) for number in range(12)]
+    assert channel.inbox._loaded_bytes == 0
+
+
+async def test_one_notification_is_bounded_in_bytes(store):
+    session, channel = await open_channel(store)
+    _, program = await reader(channel, credit=0)
+    runs = []
+    program.messages = lambda tag, rows: runs.append(len(rows))
+    await receive(session, *["x" * 100_000] * 7)
+    channel.inbox.exclusive.credit(100)
+    assert runs == [3, 3, 1]
+
+
+async def test_a_takeover_does_not_offer_the_channel_to_others(store):
+    session, channel = await open_channel(store)
+    await receive(session, "waiting")
+    session.events.clear()
+    _, former = await reader(channel)
+    await former.until(lambda: former.got)
+    _, latter = await reader(channel)
+    await latter.until(lambda: latter.got)
+    assert former.ends == ["taken_over"]
+    assert session.of("channel") == []
+    latter_receiver = channel.inbox.exclusive
+    latter_receiver.close()
+    assert session.of("channel") == [{"waiting": 1}]

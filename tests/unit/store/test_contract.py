@@ -517,9 +517,9 @@ async def test_the_inbox_is_read_in_pages_and_its_rows_never_start_again(store):
     second = await store.execute(ReadIn(channel, 6))
     assert ([item.row for item in second.items], second.next_row) == ([6, 7], 8)
     assert (await store.execute(ReadIn(channel, 8))).next_row == 8
-    assert await store.execute(AckIn(channel, 8)) == InRemoved(4, 40, 0, more=True)
-    assert await store.execute(AckIn(channel, 8)) == InRemoved(3, 30, 0, more=False)
-    assert await store.execute(AckIn(channel, 8)) == InRemoved(0, 0, 0, more=False)
+    assert await store.execute(AckIn(channel, 8)) == InRemoved(4, 40, 0, 5, more=True)
+    assert await store.execute(AckIn(channel, 8)) == InRemoved(3, 30, 0, 8, more=False)
+    assert await store.execute(AckIn(channel, 8)) == InRemoved(0, 0, 0, 0, more=False)
     assert (await channel_row(store, channel)).in_bytes == 0
     assert (await receive(store, channel, OutMessage(8, "n"), expect=8, recv_next=9)).first_row == 8
 
@@ -532,9 +532,9 @@ async def test_gaps_that_wait_are_counted_until_they_leave(store):
     assert (await channel_row(store, channel)).in_gaps == 3
     page = await store.execute(ReadIn(channel, 0))
     assert (len(page.items), page.damaged, page.gaps) == (5, 0, 0)
-    assert await store.execute(AckIn(channel, 3)) == InRemoved(2, 1, 1, more=False)
+    assert await store.execute(AckIn(channel, 3)) == InRemoved(2, 1, 1, 3, more=False)
     assert (await channel_row(store, channel)).in_gaps == 2
-    assert await store.execute(AckIn(channel, 9)) == InRemoved(3, 1, 2, more=False)
+    assert await store.execute(AckIn(channel, 9)) == InRemoved(3, 1, 2, 6, more=False)
     row = await channel_row(store, channel)
     assert (row.in_count, row.in_bytes, row.in_gaps) == (0, 0, 0)
 
@@ -543,8 +543,8 @@ async def test_each_slice_of_an_acknowledgement_says_how_many_gaps_it_took(store
     channel = await make_channel(store)
     items = [Removal(number, number + 1, Reason.PURGED, 1) for number in range(1, 7)]
     await receive(store, channel, *items, OutMessage(7, "a"), expect_epoch=b"", recv_next=8)
-    assert await store.execute(AckIn(channel, 8)) == InRemoved(4, 0, 4, more=True)
-    assert await store.execute(AckIn(channel, 8)) == InRemoved(3, 1, 2, more=False)
+    assert await store.execute(AckIn(channel, 8)) == InRemoved(4, 0, 4, 5, more=True)
+    assert await store.execute(AckIn(channel, 8)) == InRemoved(3, 1, 2, 8, more=False)
 
 
 async def test_numbers_that_fit_no_row_are_refused(store):

@@ -298,7 +298,7 @@ async def test_a_damaged_message_that_waits_becomes_a_gap(path, opened):
     store = await opened()
     (row,) = (await store.execute(LoadSessions())).channels
     assert (page.gaps, row.in_gaps) == (1, 1)
-    assert await store.execute(AckIn(channel, 3)) == (2, 6, 1, False)
+    assert await store.execute(AckIn(channel, 3)) == (2, 6, 1, 3, False)
 
 
 @pytest.mark.parametrize(
