@@ -243,7 +243,8 @@ class Channel(Emitter):
             try:
                 await self._attach(wire)
             except RequestRefused as error:
-                if error.code not in {"in_use", "producer_in_use"} or attempt == STOLEN_TRIES:
+                stolen = error.code in {"in_use", "producer_in_use"} and self._daemon._same_instance
+                if not stolen or attempt == STOLEN_TRIES:
                     logger.warning(
                         "Channel %r of %s cannot be attached again: %s", self.label, self.connection_id, error
                     )

@@ -72,6 +72,8 @@ class Daemon:
         self.version = ""
         self.instance = ""
         """Changes with each start of the daemon."""
+        self._same_instance = False
+        """Whether the socket before this one was the same daemon's: it may not have seen yet that that one is gone."""
         self.path: Path | None = None
         """Of the socket that answered."""
         self._producer = os.urandom(16)
@@ -340,6 +342,7 @@ class Daemon:
             raise
         if wire.lost:
             raise ConnectionLost("the daemon closed the socket after its hello")
+        self._same_instance = self.instance == answer["instance"]
         self.version, self.instance = answer["version"], answer["instance"]
         return wire
 
@@ -376,13 +379,27 @@ class Daemon:
                 return
 
     async def _restore(self) -> None:
-        """Raises what `_greet` and requests raise; then nothing is ready yet."""
+        """Raises what `_greet` and requests raise; then nothing is ready and that socket is closed."""
         wire = self._wire = await self._greet(self.path or Path())
-        for member in list(self._members.values()):
-            await member._revive(wire)
-        if wire.lost:
-            raise ConnectionLost("the daemon's socket is closed again")
+        try:
+            await self._revive_all(wire)
+            if wire.lost:
+                raise ConnectionLost("the daemon's socket is closed again")
+        except BaseException:
+            wire.close()
+            self._lose(wire)
+            raise
         self._ready.set()
+
+    async def _revive_all(self, wire: Wire) -> None:
+        """Connections first, whose names channels may be attached by; then everything else, which waits for nothing."""
+        members = list(self._members.values())
+        connections = [member for member in members if isinstance(member, Connection)]
+        for group in (connections, [member for member in members if not isinstance(member, Connection)]):
+            outcomes = await asyncio.gather(*(member._revive(wire) for member in group), return_exceptions=True)
+            for outcome in outcomes:
+                if outcome is not None:
+                    raise outcome
 
     def _finish(self, reason: str, error: Exception) -> None:
         """Nothing works from here on."""

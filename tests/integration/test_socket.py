@@ -542,6 +542,54 @@ async def test_a_channel_somebody_else_has_by_then_is_ended(place, daemon, monke
     assert await channel.wait_detached() == "in_use"
 
 
+async def test_a_channel_that_another_program_has_after_a_restart_is_ended_at_once(place, daemon, monkeypatch):
+    """The new daemon never knew the old socket: nobody's hold will go away by itself."""
+    monkeypatch.setattr(channel_module, "STOLEN_PAUSE", 3600)
+    channel = await daemon.attach("alice-chat", "main")
+    await place.stop()
+    place.house = MemoryHouse(place.house.disk, instance="second")
+    await place.channel().open_receiver("exclusive", None, False)
+    await place.start()
+    assert await channel.wait_detached() == "in_use"
+
+
+async def test_a_service_that_takes_long_to_come_back_holds_up_no_channel(place, daemon, monkeypatch):
+    await daemon.expose_service("alice", FQN)
+    channel = await daemon.attach("alice-chat", "main")
+    await place.stop()
+    place.house = MemoryHouse(place.house.disk, instance="second")
+    signalling, expose = asyncio.Event(), place.house.expose
+
+    async def slow_expose(*args):
+        await signalling.wait()
+        return await expose(*args)
+
+    monkeypatch.setattr(place.house, "expose", slow_expose)
+    await place.start()
+    assert await channel.send("x") == 1
+    signalling.set()
+    await daemon.status()
+
+
+async def test_coming_back_in_vain_leaves_no_socket_that_holds_channels(place, daemon, monkeypatch):
+    """One channel is not attached in time once; the other one, which was, must not be in its own way."""
+    one, two = await daemon.attach("alice-chat", "one"), await daemon.attach("alice-chat", "two")
+    channel, calls = place.house.channel, []
+
+    async def hang_once(target, label, options, create):
+        if label == "two" and not calls:
+            calls.append(label)
+            await asyncio.Event().wait()
+        return await channel(target, label, options, create)
+
+    monkeypatch.setattr(place.house, "channel", hang_once)
+    daemon.request_timeout = 0.2
+    place.cut()
+    assert [await channel.send("x") for channel in (one, two)] == [1, 1]
+    assert len(await daemon.clients()) == 1
+    assert (one.end_reason, two.end_reason) == (None, None)
+
+
 async def test_without_reconnect_everything_fails_when_the_socket_breaks(place):
     async with Daemon(place.path, reconnect=False) as daemon:
         channel = await daemon.attach("alice-chat", "main")
