@@ -49,6 +49,7 @@ class Outbox:
         """The highest number used, by this process or one before it."""
         self.removed_known = 0
         self._first_own: int | None = None
+        self._rejected_earlier: frozenset[int] = frozenset()
         self._window = 1
         self._waiting: deque[Entry] = deque()
         self._undecided: dict[int, Entry] = {}
@@ -107,16 +108,17 @@ class Outbox:
         first_time = self._first_own is None
         if self._first_own is None:
             self._first_own = last_seq + 1
+            self._rejected_earlier = frozenset(rejected)
         self.last_given = max(last_seq, self.last_given)
         self._window = window
         for seq in [seq for seq in self._undecided if seq <= last_seq]:
             if seq in rejected:
                 self.reject(seq, rejected[seq], "rejected while the socket was closed")
         self.accept(last_seq)
-        if not first_time:
-            self._removed_unnumbered += max(0, removed - self.removed_known)
-        self.removed_known = removed
         self.acknowledge(acknowledged)
+        if not first_time:
+            self._remove_unnumbered(max(0, removed - self.removed_known))
+        self.removed_known = removed
         return _pack(self._undecided.items())
 
     def accept(self, upto: int) -> None:
@@ -133,24 +135,28 @@ class Outbox:
                 entry.future.set_exception(MessageRejected(seq, code, message))
 
     def remove(self, first: int, last: int, reason: str) -> None:
-        """Accepted, but will not reach the peer."""
+        """Of these numbers, what was accepted and is not settled otherwise will not reach the peer."""
         kept: list[list[int]] = []
         for low, high in self._unacknowledged:
-            if low < first:
-                kept.append([low, min(high, first - 1)])
-            if high > last:
-                kept.append([max(low, last + 1), high])
+            gone_low, gone_high = max(low, first), min(high, last)
+            if gone_low > gone_high:
+                kept.append([low, high])
+                continue
+            if low < gone_low:
+                kept.append([low, gone_low - 1])
+            if high > gone_high:
+                kept.append([gone_high + 1, high])
+            self.removed_known += gone_high - gone_low + 1
+            self._note_removed(gone_low, gone_high, reason)
         self._unacknowledged = kept
-        self.removed_known += last - first + 1
-        first = max(first, self._first_own or 1)
-        if last < first:
-            return
-        if self._removed and self._removed[-1].reason == reason and self._removed[-1].last + 1 == first:
-            self._removed[-1] = RemovedRange(self._removed[-1].first, last, reason)
-        elif len(self._removed) < REMOVED_KEPT:
-            self._removed.append(RemovedRange(first, last, reason))
-        else:
-            self._removed_unnumbered += last - first + 1
+        earlier = range(first, min(last + 1, self._first_own or 1))
+        self.removed_known += len(earlier) - sum(seq in earlier for seq in self._rejected_earlier)
+
+    def _remove_unnumbered(self, count: int) -> None:
+        """So many were removed while nobody listened; where that is all there was, nothing is waited for any more."""
+        self._removed_unnumbered += count
+        if self._first_own == 1 and count >= self.unacknowledged:
+            self._unacknowledged.clear()
 
     def acknowledge(self, upto: int) -> None:
         while self._unacknowledged and self._unacknowledged[0][0] <= upto:
@@ -184,6 +190,14 @@ class Outbox:
         entry = self._undecided.pop(seq)
         self._undecided_bytes -= entry.size
         return entry
+
+    def _note_removed(self, first: int, last: int, reason: str) -> None:
+        if self._removed and self._removed[-1].reason == reason and self._removed[-1].last + 1 == first:
+            self._removed[-1] = RemovedRange(self._removed[-1].first, last, reason)
+        elif len(self._removed) < REMOVED_KEPT:
+            self._removed.append(RemovedRange(first, last, reason))
+        else:
+            self._removed_unnumbered += last - first + 1
 
     def _note_unacknowledged(self, seq: int) -> None:
         if self._unacknowledged and self._unacknowledged[-1][1] == seq - 1:

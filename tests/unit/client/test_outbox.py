@@ -80,10 +80,39 @@ async def test_acknowledged_and_removed_numbers_are_no_longer_waited_for(outbox)
 
 
 async def test_removals_beyond_the_bound_are_counted(outbox):
+    for number in range(1, 2 * REMOVED_KEPT + 6):
+        put(outbox, "x")
+        outbox.take()
+        outbox.accept(number)
     for number in range(1, REMOVED_KEPT + 3):
         outbox.remove(2 * number, 2 * number, "expired")
     error = outbox.take_removed()
     assert (len(error.ranges), error.unnumbered) == (REMOVED_KEPT, 2)
+
+
+async def test_a_removed_range_names_only_what_was_removed(outbox):
+    """A range covers what stood between: rejected, acknowledged or removed before for another reason."""
+    for _ in range(6):
+        put(outbox, "x")
+    outbox.take()
+    outbox.reject(3, "queue_full", "")
+    outbox.accept(6)
+    outbox.acknowledge(1)
+    outbox.remove(4, 4, "expired")
+    outbox.remove(1, 5, "purged")
+    assert outbox.take_removed().ranges == [(4, 4, "expired"), (2, 2, "purged"), (5, 5, "purged")]
+    assert outbox.removed_known == 3
+    outbox.begin(6, {3: "queue_full"}, 4, 1, 1024)
+    assert outbox.take_removed().unnumbered == 1
+    assert outbox.is_acknowledged(6)
+
+
+async def test_what_an_earlier_process_had_rejected_does_not_count_as_removed():
+    outbox = Outbox()
+    outbox.begin(10, {5: "queue_full"}, 0, 0, 1024)
+    outbox.remove(4, 6, "purged")
+    outbox.begin(10, {5: "queue_full"}, 3, 0, 1024)
+    assert outbox.take_removed().unnumbered == 1
 
 
 async def test_a_failure_reaches_everybody_who_waits(outbox):
