@@ -160,6 +160,8 @@ class House:
             *(service.stop() for service in self._all_services()),
             return_exceptions=True,
         )
+        for session in self._sessions(None):
+            session.stop_reading()
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 logger.error("Stopping failed", exc_info=outcome)

@@ -541,7 +541,10 @@ class DurableSession:
             channel.end()
 
     def stop(self) -> None:
-        """The daemon stops: no more timers, no more flushes. Idempotent."""
+        """No more timers, flushes and links. Idempotent.
+
+        What waits in a session that has ended can still be read, until `stop_reading`.
+        """
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
@@ -550,13 +553,18 @@ class DurableSession:
             task.cancel()
         for channel_id in list(self._reopening):
             self._reopened(channel_id, by_peer=False)
-        for channel in self.channels.values():
-            channel.stop()
+        if not self.record.closed:
+            self.stop_reading()
         for link in self._links.values():
             self._owner.discard(link.connection)
         self._links.clear()
         if self._unlinked is not None and not self._unlinked.done():
             self._unlinked.set_result(None)
+
+    def stop_reading(self) -> None:
+        """The daemon stops, or the session is deleted: the channels do nothing any more. Idempotent."""
+        for channel in self.channels.values():
+            channel.stop()
 
     async def mark_closed(self) -> None:
         """Remember that this session has ended; what waits for programs stays."""
@@ -566,6 +574,7 @@ class DurableSession:
     def forget(self) -> None:
         """Delete the session with everything in it from the stores."""
         self.stop()
+        self.stop_reading()
         for store in (self._environment.disk, self._environment.memory):
             store.submit(DeleteSession(self.connection_id))
 
