@@ -26,12 +26,18 @@ class Event(NamedTuple):
 
 
 class EventStream:
-    """Made by `Daemon.subscribe`; ends when the daemon object is closed or `close` is called."""
+    """Made by `Daemon.subscribe`; ends when the daemon object is closed or `close` is called.
+
+    Over a broken socket it goes on where it was. An event ``overrun`` says how many events are missing in its place, with
+    count None where nobody knows: the daemon was restarted.
+    """
 
     def __init__(self, daemon: Daemon, target: str | None, since: int | None) -> None:
         self._daemon = daemon
         self._target = target
         self._since = since
+        """Number of the event to go on with."""
+        self._instance = ""
         self._wire: Wire | None = None
         self._subscription = 0
         self._events: deque[Event] = deque(maxlen=KEPT)
@@ -74,7 +80,8 @@ class EventStream:
         await wire.request("subscribe", params, timeout=timeout, on_result=lambda answer: self._begin(wire, answer))
 
     async def _revive(self, wire: Wire) -> None:
-        self._since = None
+        if self._instance != self._daemon.instance:
+            self._since = None
         try:
             await self._declare(wire)
         except RequestRefused as error:
@@ -83,6 +90,11 @@ class EventStream:
     def _begin(self, wire: Wire, answer: dict[str, Any]) -> None:
         self._wire, self._subscription = wire, answer["subscription"]
         self.connections, self.next = answer["connections"], answer["next"]
+        if self._since is None:
+            self._since = self.next
+        if self._instance not in {"", self._daemon.instance}:
+            self._put(Event(max(0, self.next - 1), "overrun", {"count": None}))
+        self._instance = self._daemon.instance
         wire.sinks[self._subscription] = self._take
 
     def _away(self) -> None:
@@ -97,7 +109,13 @@ class EventStream:
     def _take(self, method: str, params: list[Any]) -> None:
         if method != EVENT:
             return
+        event = Event(params[1], params[2], params[3])
+        if event.name != "overrun":  # before a replay its number is not below those that follow
+            self._since = event.number + 1
+        self._put(event)
+
+    def _put(self, event: Event) -> None:
         if len(self._events) == KEPT:
             self.overrun += 1
-        self._events.append(Event(params[1], params[2], params[3]))
+        self._events.append(event)
         self._change.set()

@@ -703,6 +703,27 @@ async def test_a_stream_of_events_begins_where_it_was_asked_to(place, daemon):
     assert [event async for event in stream] == []
 
 
+async def test_a_stream_goes_on_where_it_was_when_its_socket_broke(place, daemon):
+    stream = await daemon.subscribe()
+    quiet = await daemon.subscribe("alice-chat")
+    place.house.events.publish("one")
+    assert (await anext(stream)).name == "one"
+    place.cut()
+    place.house.events.publish("two", connection_id="conn-a")
+    await daemon.status()
+    place.house.events.publish("three", connection_id="conn-a")
+    assert [(await anext(stream)).name for _ in range(2)] == ["two", "three"]
+    assert [(await anext(quiet)).name for _ in range(3)] == ["one", "two", "three"]
+
+
+async def test_a_stream_says_that_a_restart_may_have_cost_events(place, daemon):
+    stream = await daemon.subscribe()
+    await place.restart()
+    await daemon.status()
+    place.house.events.publish("new")
+    assert [tuple(await anext(stream)) for _ in range(2)] == [(0, "overrun", {"count": None}), (1, "new", {})]
+
+
 class Serving:
     """A handler and what it was given."""
 
