@@ -5,6 +5,7 @@ It joins what programs see (producers, receivers, events, states) to the numbers
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 from collections import Counter
@@ -187,7 +188,9 @@ class DurableChannel:
 
     async def open_receiver(self, mode: str, listener: ReceiverListener, takeover: bool) -> Receiver:
         """A receiver in ``exclusive`` or ``observe`` mode. Raises ``in_use``."""
-        return await self.inbox.open(mode, listener, takeover=takeover)
+        receiver = await self.inbox.open(mode, listener, takeover=takeover)
+        asyncio.get_running_loop().call_soon(self._end_if_done)  # there may be nothing to read, and nothing to come
+        return receiver
 
     def close(self) -> None:
         """End the label for both sides: what is queued is still delivered. Idempotent."""
@@ -338,7 +341,6 @@ class DurableChannel:
     def stop(self) -> None:
         """The daemon stops: no more timers."""
         self.outbox.close()
-        self.inbox.stop()
 
     def _detach_producers(self) -> None:
         """Nothing can be sent any more; a handle that has something left to read ends with that (`_end_if_done`)."""
@@ -348,7 +350,8 @@ class DurableChannel:
                 producer.detach("closed")
 
     def _end_if_done(self) -> None:
-        if (self._ended or self._lane.incoming.closed) and not self.inbox.count:
+        """End receiving handles with the last message; not before their own messages are out (they may wait for that)."""
+        if (self._ended or (self._lane.incoming.closed and self._lane.closed)) and not self.inbox.count:
             self.inbox.detach_all("closed")
 
     def _inbox_taken(self, count: int, size: int) -> None:

@@ -43,6 +43,9 @@ LOADED_BYTES = 4 * 1024 * 1024
 READ_AHEAD = 64
 """Loaded items below which the next page is read."""
 
+READ_RETRY = 0.1
+"""Seconds after a failed read before the next one."""
+
 RUN_BYTES = 256 * 1024
 """Bytes of messages after which one notification ends; it holds one message at least."""
 
@@ -148,7 +151,6 @@ class Inbox:
         self._acking = False
         self._ack_row = 0
         self._acked_row = 0
-        self._stopped = False
 
     # --- receivers -------------------------------------------------------------------------------------------------
 
@@ -207,10 +209,6 @@ class Inbox:
         self._caught_up = False
         self._delivered.clear()
 
-    def stop(self) -> None:
-        """Nothing more is read or delivered: the daemon stops."""
-        self._stopped = True
-
     def detach_all(self, reason: str) -> None:
         for receiver in [*self._observers, *([self.exclusive] if self.exclusive else [])]:
             receiver.detach(reason)
@@ -258,7 +256,7 @@ class Inbox:
     def pump(self) -> None:
         """Deliver what the exclusive receiver has credit for; read ahead."""
         receiver = self.exclusive
-        if receiver is None or self._stopped:
+        if receiver is None:
             return
         while receiver.ready and self._loaded:
             self._hand_over(receiver, self._next_run(receiver.left), attempts=None)
@@ -289,10 +287,11 @@ class Inbox:
             return
         self._reading = False
         if isinstance(page, StoreFailed):
-            pass  # `pump` asks again; a store that fails answers when it has recovered
-        elif isinstance(page, StoreError):
+            asyncio.get_running_loop().call_later(READ_RETRY, self.pump)
             return
-        elif page.items:
+        if isinstance(page, StoreError):
+            return
+        if page.items:
             self._loaded.extend(page.items)
             self._loaded_bytes += sum(map(_size, page.items))
             self._loaded_row = page.next_row

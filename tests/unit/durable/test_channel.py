@@ -14,7 +14,17 @@ from rondevud.durable.incoming import InboxLimits
 from rondevud.durable.lanes import Lanes
 from rondevud.durable.settings import ChannelSettings, OutboxLimits
 from rondevud.errors import StoreError, StoreFailed
-from rondevud.records import Durability, Expire, FindExpiry, LoadSessions, OutMessage, ReadIn, Reason, Receive
+from rondevud.records import (
+    Acknowledge,
+    Durability,
+    Expire,
+    FindExpiry,
+    LoadSessions,
+    OutMessage,
+    ReadIn,
+    Reason,
+    Receive,
+)
 from rondevud.store.base import Limits
 from rondevud.store.memory import MemoryStore, MemoryTables
 from tests.unit.store.kit import NOW, PEER, make_channel
@@ -333,3 +343,34 @@ async def test_a_takeover_does_not_offer_the_channel_to_others(store):
     latter_receiver = channel.inbox.exclusive
     latter_receiver.close()
     assert session.of("channel") == [{"waiting": 1}]
+
+
+# --- the end ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["exclusive", "observe"])
+async def test_attaching_to_an_ended_and_empty_channel_ends_soon(store, mode):
+    _, channel = await open_channel(store)
+    channel.end()
+    program = Program()
+    await channel.open_receiver(mode, program, takeover=False)
+    assert program.ends == []
+    await program.until(lambda: program.ends)
+    assert program.ends == ["closed"]
+
+
+async def test_a_handle_outlives_the_peer_s_close_until_its_own_messages_are_acknowledged(store):
+    session, channel = await open_channel(store)
+    _, program = await reader(channel)
+    producer = await channel.open_producer(b"program", program, takeover=False)
+    producer.send(1, ["mine"], None)
+    await program.until(lambda: ("accepted", 1) in program.answers)
+    await receive(session, None)
+    assert channel.closing
+    assert program.ends == []
+    session.execute(session.lanes.close("main", NOW))
+    session.execute(Acknowledge(channel.id, session.lanes["main"].out.next + 1))
+    await program.until(lambda: ("acknowledged", 1) in program.answers)
+    session.lanes._settle(session.lanes["main"], NOW)
+    channel.link_closed()
+    assert set(program.ends) == {"closed"}
