@@ -108,10 +108,14 @@ class Outbox:
             if not submission.producer.live:
                 self._parked.popleft()
                 continue
-            refusal = self._host.refusal or self._never_fits(submission)
+            refusal = self._host.refusal
             if refusal is not None:
                 self._parked.popleft()
                 submission.producer.refuse(submission, *refusal)
+                continue
+            largest = self._never_fits(submission)
+            if largest is not None:
+                self._refuse_largest(submission, largest)
                 continue
             fitting = self._fitting(submission)
             if 0 < fitting < len(submission.payloads):
@@ -121,20 +125,33 @@ class Outbox:
             elif self._holds_back():
                 return
             else:
-                self._overflow(self._parked.popleft())
+                most = self._room(submission, 0, 0)  # what is larger than the outbox goes through it in parts
+                parted = self.limits.overflow == "drop_oldest" and 0 < most < len(submission.payloads)
+                self._overflow(submission.split(most) if parted else self._parked.popleft())
 
-    def _never_fits(self, submission: Submission) -> tuple[str, str] | None:
+    def _never_fits(self, submission: Submission) -> int | None:
+        """The place of its first message that is over the limit all by itself; None = there is none."""
         limit = self.limits.max_bytes
         if limit is None or submission.size <= limit:
             return None
-        largest = max(map(frames.payload_size, submission.payloads))
-        if largest <= limit:
-            return None
-        return "queue_full", f"a message of {largest} bytes is over max_queue_bytes ({limit})"
+        sizes = map(frames.payload_size, submission.payloads)
+        return next((place for place, size in enumerate(sizes) if size > limit), None)
+
+    def _refuse_largest(self, submission: Submission, place: int) -> None:
+        """Refuse the message at `place` of the first parked submission; what stands before it comes first."""
+        if place:
+            self._parked.appendleft(submission.split(place))
+            return
+        alone = submission.split(1) if len(submission.payloads) > 1 else self._parked.popleft()
+        text = f"a message of {alone.size} bytes is over max_queue_bytes ({self.limits.max_bytes})"
+        alone.producer.refuse(alone, "queue_full", text)
 
     def _fitting(self, submission: Submission) -> int:
         """How many messages of it fit, from the first on."""
-        count, size = self.count + self._storing_count, self.size + self._storing_size
+        return self._room(submission, self.count + self._storing_count, self.size + self._storing_size)
+
+    def _room(self, submission: Submission, count: int, size: int) -> int:
+        """How many messages of it fit beside `count` messages of `size` bytes, from the first on."""
         limits = self.limits
         room = len(submission.payloads) if limits.max_count is None else limits.max_count - count
         if limits.max_bytes is None or size + submission.size <= limits.max_bytes:

@@ -22,6 +22,7 @@ from rondevud.records import (
     LoadSessions,
     OutMessage,
     ReadIn,
+    ReadOut,
     Reason,
     Receive,
 )
@@ -374,3 +375,33 @@ async def test_a_handle_outlives_the_peer_s_close_until_its_own_messages_are_ack
     session.lanes._settle(session.lanes["main"], NOW)
     channel.link_closed()
     assert set(program.ends) == {"closed"}
+
+
+# --- submissions larger than the limits ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limits", [{"max_count": 3}, {"max_bytes": 6}])
+async def test_dropping_the_oldest_keeps_the_limit_for_a_submission_larger_than_it(store, limits):
+    _, channel = await open_channel(store, overflow="drop_oldest", **limits)
+    producer, program = await sender(channel)
+    producer.send(1, [f"m{number}" for number in range(1, 9)], None)
+    await program.until(lambda: ("accepted", 8) in program.answers)
+    await store.execute(LoadSessions())
+    page = await store.execute(ReadOut(channel.id, 0))
+    assert [item.payload for item in page.items if isinstance(item, OutMessage)] == ["m6", "m7", "m8"]
+    assert (channel.outbox.count, channel.counters["removed_overflow"]) == (3, 5)
+    assert [answer for answer in program.answers if answer[0] == "rejected"] == []
+    channel.stop()
+
+
+async def test_a_message_over_the_limit_is_refused_without_its_neighbours(store):
+    _, channel = await open_channel(store, max_bytes=100)
+    producer, program = await sender(channel)
+    producer.send(1, ["one", "two", "x" * 101, "four", "y" * 101], None)
+    await program.until(lambda: ("accepted", 5) in program.answers)
+    assert [answer for answer in program.answers if answer[0] == "rejected"] == [
+        ("rejected", 3, "queue_full"),
+        ("rejected", 5, "queue_full"),
+    ]
+    assert channel.outbox.count == 3
+    channel.stop()
