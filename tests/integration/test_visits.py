@@ -139,7 +139,7 @@ async def test_a_close_that_the_peer_began_is_finished_when_the_daemon_stops(wor
     await asyncio.wait_for(entered.wait(), PATIENCE)
     asyncio.get_running_loop().call_later(0.2, stopping.set)
     await pair.home.restart()
-    assert await pair.program.connections() == []
+    assert {row["state"] for row in await pair.program.connections()} <= {"closed"}
 
 
 async def test_a_drain_under_way_loses_nothing_when_the_daemon_stops(world):
