@@ -120,7 +120,7 @@ async def start(stack: contextlib.AsyncExitStack, config: Config, state_dir: Pat
     stack.push_async_callback(house.stop)
     stack.callback(events.publish, "stopping", {"restarting": True})
     await house.start()
-    for work, name in ((_housekeeping(disk), "housekeeping"), (_watchdog(disk), "watchdog")):
+    for work, name in ((_housekeeping(house, disk, memory), "housekeeping"), (_watchdog(disk), "watchdog")):
         task = loop.create_task(work, name=name)
         stack.callback(task.cancel)
     if disk.moved_aside is not None:
@@ -204,9 +204,12 @@ def _handle_signals(stopping: asyncio.Event, config_path: Path | None) -> None:
     )
 
 
-async def _housekeeping(disk: SqliteStore) -> None:
+async def _housekeeping(house: House, *stores: SqliteStore | MemoryStore) -> None:
+    """Forget producers that have long not been used; one that a program has a handle on is in use."""
     while True:
-        disk.submit(ForgetProducers(PRODUCERS_KEPT, clock.stamp()))
+        keep = house.live_producers()
+        for store in stores:
+            store.submit(ForgetProducers(PRODUCERS_KEPT, clock.stamp(), keep))
         await asyncio.sleep(HOUSEKEEPING)
 
 

@@ -8,7 +8,8 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 from typing import Any, Literal
 from weakref import WeakValueDictionary
 
@@ -83,7 +84,9 @@ class House:
         self._services: dict[str, DurableService] = {}
         self._withdrawn: list[DurableService] = []
         """Services that are gone but for closed connections with something to read."""
-        self._declared: dict[str, ConnectionConfig | ServiceConfig] = {}
+        self._declared: dict[tuple[DeclarationKind, str], ConnectionConfig | ServiceConfig] = {}
+        self._holding: dict[DurableService, asyncio.Task[None]] = {}
+        """What counts the absence of the peers of undeclared services."""
         self._unusable: set[tuple[DeclarationKind, str]] = set()
         """What stands in the store and cannot be used by this version; its sessions stay there untouched."""
         self._changing: WeakValueDictionary[tuple[DeclarationKind, str], asyncio.Lock] = WeakValueDictionary()
@@ -118,16 +121,17 @@ class House:
                 continue
             if record.role is Role.SERVICE and record.declaration in self._services:
                 self._services[record.declaration].restore(record, channels.get(record.connection_id, []))
-            elif record.closed:
-                self._restore_closed(record, channels.get(record.connection_id, []))
+            elif record.connection_id not in self._by_id:
+                self._restore_rest(record, channels.get(record.connection_id, []))
 
     async def _declarations(self) -> tuple[list[ServiceConfig], list[tuple[ConnectionConfig, bool]]]:
         """What the file declares, then what was declared over the socket and does not stand in the file."""
         services = list(self.config.services)
         connections = [(connection, True) for connection in self.config.connections]
-        names = {s.name for s in services} | {c.name for c, _ in connections}
+        names = {(DeclarationKind.SERVICE, service.name) for service in services}
+        names |= {(DeclarationKind.CONNECTION, connection.name) for connection, _ in connections}
         for declaration in await self._environment.disk.execute(LoadDeclarations()):
-            if declaration.name in names:
+            if (declaration.kind, declaration.name) in names:
                 continue
             try:
                 declared = _declared(declaration)
@@ -145,6 +149,9 @@ class House:
         """Publish and dial. What fails at one of them is logged and stops no other."""
         for service in self._services.values():
             service.start()
+        for service in self._withdrawn:
+            work = service._absence_loop()  # all that still runs of it
+            self._holding[service] = asyncio.get_running_loop().create_task(work, name=f"hold {service.name}")
         for connection in list(self._by_name.values()):
             try:
                 await connection.start()
@@ -155,6 +162,8 @@ class House:
         """Tell peers to come back, and let go. Declarations stay. What fails at one of them is logged."""
         if self._endings:
             await asyncio.wait(self._endings.values(), timeout=ENDINGS_WAIT)
+        for service in list(self._holding):
+            self._release(service)
         outcomes = await asyncio.gather(
             *(connection.stop() for connection in self._by_id.values()),
             *(service.stop() for service in self._all_services()),
@@ -186,7 +195,7 @@ class House:
         self, declared: ConnectionConfig, record: SessionRecord, channels: list[ChannelRecord], *, in_file: bool
     ) -> DurableConnection:
         connection = self._make_connection(declared, record, channels, in_file=in_file)
-        self._declared[declared.name] = declared
+        self._declared[DeclarationKind.CONNECTION, declared.name] = declared
         self._by_name[declared.name] = self._by_id[record.connection_id] = connection
         return connection
 
@@ -205,27 +214,48 @@ class House:
             ),
         )
 
-    def _restore_closed(self, record: SessionRecord, channels: list[ChannelRecord]) -> None:
-        """A closed connection is listed while something waits in it."""
+    def _restore_rest(self, record: SessionRecord, channels: list[ChannelRecord]) -> None:
+        """A session that is closed, or whose declaration is gone: it is kept while something waits in it."""
         if self._signalling is None:
             return  # what waits there stays in the store until a signalling server is configured again
+        if record.role is Role.SERVICE and not record.closed:
+            self._undeclared_service(record.declaration).restore(record, channels)
+            return
+        if not record.closed:
+            record = self._close_undeclared(record, channels)
         if not any(channel.in_count for channel in channels):
             self._environment.disk.submit(DeleteSession(record.connection_id))
-            return
-        if record.role is Role.SERVICE:
-            username, _, fqn = record.declaration.partition("/")
-            withdrawn = self._make_service(service_from(username, fqn, {}))
-            withdrawn.restore(record, channels)
-            self._withdrawn.append(withdrawn)
-            return
-        declared = ConnectionConfig(name=record.declaration, uuid="00000000-0000-0000-0000-000000000000")
-        connection = self._make_connection(declared, record, channels, in_file=False)
-        connection.session.end()
-        self._by_id[record.connection_id] = connection
+        elif record.role is Role.SERVICE:
+            self._undeclared_service(record.declaration).restore(record, channels)
+        else:
+            declared = ConnectionConfig(name=record.declaration, uuid="00000000-0000-0000-0000-000000000000")
+            connection = self._make_connection(declared, record, channels, in_file=False)
+            connection.session.end()
+            self._by_id[record.connection_id] = connection
+
+    def _undeclared_service(self, name: str) -> DurableService:
+        """Holds the sessions of a service that is not declared any more, as long as a declared one would."""
+        for service in self._withdrawn:
+            if service.name == name:
+                return service
+        username, _, fqn = name.partition("/")
+        service = self._make_service(service_from(username, fqn, {}))
+        service.stopped = True
+        self._withdrawn.append(service)
+        return service
+
+    def _close_undeclared(self, record: SessionRecord, channels: list[ChannelRecord]) -> SessionRecord:
+        """Nobody will dial for it: only what waits for programs is kept."""
+        unsent = sum(channel.out_count for channel in channels)
+        logger.warning("%s is not declared any more: closed, %d messages unsent", record.declaration, unsent)
+        self._environment.counters["undeclared_unsent"] += unsent
+        closed = replace(record, closed=True)
+        self._environment.disk.submit(SaveSession(closed))
+        return closed
 
     def _add_service(self, declared: ServiceConfig) -> DurableService:
         service = self._services[declared.name] = self._make_service(declared)
-        self._declared[declared.name] = declared
+        self._declared[DeclarationKind.SERVICE, declared.name] = declared
         return service
 
     def _make_service(self, declared: ServiceConfig) -> DurableService:
@@ -254,7 +284,8 @@ class House:
         await asyncio.wait({task})
         if task.cancelled():
             raise RequestError("stopping", "the daemon is stopping")
-        task.result()
+        with _store_errors():
+            task.result()
 
     def _seen_through(self, task: asyncio.Task[None]) -> None:
         self._endings.pop(task.get_name(), None)
@@ -266,7 +297,8 @@ class House:
 
     def _same(self, declared: ConnectionConfig | ServiceConfig) -> None:
         """Raises ``conflict`` when it is declared already with other options."""
-        differing = differences(self._declared[declared.name], declared)
+        kind = DeclarationKind.SERVICE if isinstance(declared, ServiceConfig) else DeclarationKind.CONNECTION
+        differing = differences(self._declared[kind, declared.name], declared)
         if differing:
             keys = ", ".join(differing)
             raise RequestError("conflict", f"{declared.name} is declared with other {keys}", {"keys": differing})
@@ -289,8 +321,7 @@ class House:
             connection = await self._living(declared.name)
             created = connection is None
             if connection is None:
-                await self._save(DeclarationKind.CONNECTION, declared)
-                record = await self._new_record(declared.name)
+                record = await self._declare_connection(declared)
                 connection = self._add_connection(declared, record, [], in_file=False)
                 await connection.start()
             else:
@@ -303,6 +334,15 @@ class House:
             "state": str(connection.state),
             "created": created,
         }
+
+    async def _declare_connection(self, declared: ConnectionConfig) -> SessionRecord:
+        with _store_errors():
+            await self._save(DeclarationKind.CONNECTION, declared)
+            try:
+                return await self._new_record(declared.name)
+            except StoreError:
+                self._environment.disk.submit(DeleteDeclaration(DeclarationKind.CONNECTION, declared.name))
+                raise
 
     async def _living(self, name: str) -> DurableConnection | None:
         """The connection of that name, unless it has ended; waits for an end that is under way."""
@@ -320,20 +360,24 @@ class House:
         declared = service_from(username, fqn, options)
         async with self._lock(DeclarationKind.SERVICE, declared.name):
             service = self._services.get(declared.name)
-            created = service is None
+            started = created = service is None
             if service is None:
                 await self._claim_for(username)
-                await self._save(DeclarationKind.SERVICE, declared)
+                with _store_errors():
+                    await self._save(DeclarationKind.SERVICE, declared)
                 service = self._add_service(declared)
                 service.start()
             else:
                 self._same(declared)
                 if service.stopped:  # withdrawn, and its connections kept
-                    await self._save(DeclarationKind.SERVICE, declared)
+                    with _store_errors():
+                        await self._save(DeclarationKind.SERVICE, declared)
                     service.start()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(PUBLISH_WAIT):
-                await service.published.wait()
+                    started = True
+        if started:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PUBLISH_WAIT):
+                    await service.published.wait()
         publication = service.pool.publication
         return {
             "service_id": publication.service_id if publication else None,
@@ -385,7 +429,7 @@ class House:
             await service.withdraw(drain, keep_connections=keep_connections)
             if not keep_connections:
                 del self._services[name]
-                self._declared.pop(name, None)
+                self._declared.pop((DeclarationKind.SERVICE, name), None)
                 self._withdrawn.append(service)
                 self._prune()
 
@@ -412,7 +456,7 @@ class House:
         name = connection.settings.name
         if self._by_name.get(name) is connection:
             del self._by_name[name]
-            self._declared.pop(name, None)
+            self._declared.pop((DeclarationKind.CONNECTION, name), None)
             self._environment.disk.submit(DeleteDeclaration(DeclarationKind.CONNECTION, name))
 
     def _prune(self) -> None:
@@ -425,7 +469,14 @@ class House:
         for service in self._all_services():
             if not any(visit.session.record.closed and visit.session.linked for visit in service.visits.values()):
                 service.forget_read()
-        self._withdrawn = [service for service in self._withdrawn if service.visits]
+        for service in [service for service in self._withdrawn if not service.visits]:
+            self._withdrawn.remove(service)
+            self._release(service)
+
+    def _release(self, service: DurableService) -> None:
+        task = self._holding.pop(service, None)
+        if task is not None:
+            task.cancel()
 
     def _all_services(self) -> list[DurableService]:
         return [*self._services.values(), *self._withdrawn]
@@ -509,6 +560,11 @@ class House:
         purged = await self._known_channel(target, label).purge(direction)
         return {"purged": purged}
 
+    def live_producers(self) -> frozenset[int]:
+        """Ids of the named producers that programs have a handle on now, in either store."""
+        channels = (channel for session in self._sessions(None) for channel in session.channels.values())
+        return frozenset(id_ for channel in channels for id_ in channel.outbox.producers if id_ > 0)
+
     # --- looking ---------------------------------------------------------------------------------------------------
 
     async def status(self) -> Data:
@@ -571,18 +627,31 @@ class House:
         return {"connection_id": session.connection_id}
 
     async def _connected(self, session: DurableSession) -> None:
-        arrived = asyncio.Event()
+        """Wait for a link. Raises ``closed`` or ``failed`` when there will be none."""
+        ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
         def heard(event: Event) -> None:
-            if event.name == "connected":
-                arrived.set()
+            if event.name in {"connected", "closed", "failed"} and event.data.get("label") is None and not ended.done():
+                ended.set_result(event.name)
 
         subscription = self.events.subscribe(Scope(connection_id=session.connection_id), heard)
         try:
-            if not session.connected:
-                await arrived.wait()
+            if session.connected:
+                return
+            refusal = session.refusal or (await ended, f"{session.connection_id} is not tried any more")
         finally:
             subscription.close()
+        if refusal[0] != "connected":
+            raise RequestError(*refusal)
+
+
+@contextlib.contextmanager
+def _store_errors() -> Iterator[None]:
+    """What a program is told when the store fails at its request."""
+    try:
+        yield
+    except StoreError as error:
+        raise RequestError(getattr(error, "code", "store_failed"), str(error)) from error
 
 
 def _over(session: DurableSession) -> bool:

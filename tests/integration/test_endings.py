@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator
 import pytest
 
 from rondevu_client import RequestRefused
+from rondevud import clock
 from rondevud.durable import session as session_module
 from rondevud.durable.effects import LinkUp, SessionFailed
 from rondevud.errors import SignallingUnreachable, StoreFailed, TransportError
-from rondevud.records import CreateChannel
-from tests.integration.daemons import FQN, PATIENCE, SCALE, Pair, World, open_pair, open_world, watch
+from rondevud.records import CreateChannel, ForgetProducers, LoadSessions, SaveDeclaration, SaveSession
+from tests.integration.daemons import FQN, PATIENCE, SCALE, SERVICE, Pair, World, open_pair, open_world, take, watch
 
 pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(120 * SCALE)]
 
@@ -294,3 +295,107 @@ async def test_a_label_of_the_peer_that_could_not_be_made_is_made_on_the_same_li
             await asyncio.sleep(0)
     store.fails = ()
     await asyncio.wait_for(channel.flush(), PATIENCE)
+
+
+async def test_a_connect_that_the_store_cannot_keep_says_so_and_can_be_repeated(world):
+    place = await world.daemon("one")
+    program = await place.client()
+    for fails in (SaveDeclaration, SaveSession):
+        environment = place.house._environment
+        environment.disk = FailingStore(environment.disk, fails)
+        with pytest.raises(RequestRefused) as refused:
+            await program.connect("alice", FQN, name="chat")
+        assert refused.value.code == "disk_full"
+        environment.disk = environment.disk._store
+    await place.restart()
+    assert await program.connections() == []
+    assert (await program.connect("alice", FQN, name="chat")).created
+
+
+# --- names and what is kept ------------------------------------------------------------------------------------------
+
+
+async def test_an_unnamed_connection_to_its_own_service_shares_no_name_with_it(world):
+    place = await world.daemon("both")
+    program = await place.client()
+    await program.call("expose", {"username": "alice", "fqn": FQN, "options": SERVICE})
+    connection = await program.connect("alice", FQN)
+    await connection.wait("connected", PATIENCE)
+    assert not (await program.call("expose", {"username": "alice", "fqn": FQN, "options": SERVICE}))["created"]
+    await place.restart()
+    assert [row["name"] for row in await program.connections() if row["name"]] == [f"alice/{FQN}"]
+    assert [row["service"] for row in await program.call("services", {})] == [f"alice/{FQN}"]
+
+
+async def test_an_unnamed_connection_survives_a_restart_beside_its_service_in_the_file(world):
+    place = await world.daemon("both", f'[[service]]\nusername = "alice"\nfqn = "{FQN}"\n')
+    program = await place.client()
+    await program.connect("alice", FQN)
+    await place.restart()
+    assert [row["name"] for row in await program.connections() if row["name"]] == [f"alice/{FQN}"]
+
+
+async def test_sessions_of_a_service_that_was_withdrawn_are_kept_over_a_restart(pair):
+    _, far = await pair.ids()
+    await pair.leave()
+    await pair.near.send("to read")
+    await pair.near.flush()
+    await pair.program.withdraw("alice", FQN, keep_connections=True)
+    await pair.home.restart()
+    (row,) = await pair.program.connections()
+    assert (row["connection_id"], row["waiting"]) == (far, 1)
+    channel = await pair.program.attach(far, "main")
+    assert [message.data for message in await take(channel, 1)] == ["to read"]
+    assert [row["connection_id"] for row in await pair.program.connections()] == [far]
+
+
+async def test_what_waits_in_a_connection_taken_out_of_the_file_can_be_read_and_is_deleted_then(world):
+    declared = f'[[connection]]\nname = "chat"\nusername = "alice"\nfqn = "{FQN}"\nchannels = ["main"]\n'
+    pair = Pair(world, await world.daemon("home"), await world.daemon("away", declared))
+    await pair.expose()
+    far = await pair.next_offered()
+    await far.send("to read")
+    await far.flush()
+    await pair.away.stop()
+    pair.away.config = pair.home.config
+    await pair.away.start()
+    program = await pair.away.client()
+    (row,) = await program.connections()
+    assert (row["name"], row["state"], row["waiting"]) == ("chat", "closed", 1)
+    channel = await program.attach(row["connection_id"], "main")
+    assert [message.data for message in await take(channel, 1)] == ["to read"]
+    async with asyncio.timeout(PATIENCE):
+        while await program.connections():
+            await asyncio.sleep(0)
+    left = await pair.away.house._environment.disk.execute(LoadSessions())
+    assert left.sessions == []
+
+
+async def test_producers_in_use_are_not_forgotten(pair):
+    await pair.near.send("one")
+    await pair.near.flush()
+    house = pair.away.house
+    keep = house.live_producers()
+    assert keep
+    assert await house._environment.disk.execute(ForgetProducers(0.0, clock.stamp(), keep)) == 0
+    await asyncio.wait_for(pair.near.send("two"), PATIENCE)
+
+
+@pytest.mark.parametrize("code", ["failed", "closed"])
+async def test_waiting_for_a_connection_ends_when_it_is_closed_or_fails(pair, code):
+    await pair.home.stop()
+    house = pair.away.house
+    connection = house._connection("chat")
+    await asyncio.wait_for(_until_lost(connection), PATIENCE)
+    before = len(house.events._subscriptions)
+    waiting = asyncio.ensure_future(pair.visitor.wait("chat", "connected", 10 * PATIENCE))
+    async with asyncio.timeout(PATIENCE):
+        while len(house.events._subscriptions) == before:
+            await asyncio.sleep(0)
+    if code == "failed":
+        connection.session_failed(connection.session, SessionFailed("denied", "for a test"))
+    else:
+        await pair.connection.close(drain=0)
+    with pytest.raises(RequestRefused) as refused:
+        await asyncio.wait_for(waiting, PATIENCE)
+    assert refused.value.code == code
