@@ -16,7 +16,7 @@ from rondevud.durable.inbox import Inbox, Receiver, ReceiverListener
 from rondevud.durable.lanes import Lane
 from rondevud.durable.outbox import Outbox
 from rondevud.durable.outgoing import Direction, Verdict, VerdictKind
-from rondevud.durable.producer import Producer, ProducerListener
+from rondevud.durable.producer import Producer, ProducerListener, Unsaved
 from rondevud.durable.settings import ChannelSettings
 from rondevud.durable.states import ChannelState
 from rondevud.errors import RequestError, StoreError
@@ -44,6 +44,9 @@ from rondevud.records import (
 )
 
 logger = logging.getLogger(__name__)
+
+UNSAVED_KEPT = 100
+"""Named producers of a channel whose rejections are remembered while the store does not have them."""
 
 _EVERYTHING = 2**62
 """Above every number and every row."""
@@ -92,6 +95,8 @@ class DurableChannel:
         self._lane = lane
         self._session = session
         self._ended = False
+        self._unsaved: dict[int, Unsaved] = {}
+        """What the store does not know of named producers, of those opened last; for live ones shared with the handle."""
         self.made_by_attach = False
         """Whether the next `verdict` belongs to the attach that made the channel."""
         self.outbox = Outbox(record, settings.outbox, self)
@@ -175,7 +180,13 @@ class DurableChannel:
                 producer.detach("taken_over")
 
     def _add_producer(self, record: ProducerRecord, listener: ProducerListener) -> Producer:
-        producer = Producer(record, listener, self.outbox.submit, self._producer_closed)
+        unsaved = Unsaved()
+        if record.id > 0:
+            unsaved = self._unsaved.pop(record.id, unsaved)
+            self._unsaved[record.id] = unsaved
+            if len(self._unsaved) > UNSAVED_KEPT:
+                del self._unsaved[next(iter(self._unsaved))]
+        producer = Producer(record, listener, self.outbox.submit, self._producer_closed, unsaved)
         self.outbox.producers[record.id] = producer
         if not self.outbox.count:
             producer.acknowledged_seq = producer.last_seq
@@ -184,6 +195,8 @@ class DurableChannel:
     def _producer_closed(self, producer: Producer) -> None:
         if self.outbox.producers.get(producer.id) is producer:
             del self.outbox.producers[producer.id]
+        if producer.id in self._unsaved and not self._unsaved[producer.id].entries:
+            del self._unsaved[producer.id]
         self.outbox.settle()
 
     async def open_receiver(self, mode: str, listener: ReceiverListener, takeover: bool) -> Receiver:
@@ -258,6 +271,7 @@ class DurableChannel:
         if _closes(operation):
             self.outbox.closing_decided(stored=not isinstance(outcome, StoreError))
         if isinstance(outcome, StoreError):
+            self._failed(operation)
             return
         match operation:
             case Receive():
@@ -276,6 +290,10 @@ class DurableChannel:
                 self._read_out(outcome)
             case _:
                 pass
+
+    def _failed(self, operation: Operation[Any]) -> None:
+        if isinstance(operation, Put) and operation.producer in self._unsaved:
+            self._unsaved[operation.producer].put_back(operation.rejected)
 
     def _read_out(self, page: OutPage) -> None:
         if page.damaged:

@@ -31,7 +31,7 @@ class ProducerListener(Protocol):
 class Submission:
     """Messages of one producer with consecutive numbers, on their way into the outbox."""
 
-    __slots__ = ("decided", "first_seq", "max_age", "payloads", "producer", "size")
+    __slots__ = ("count", "decided", "first_seq", "max_age", "payloads", "producer", "size")
 
     def __init__(
         self, producer: Producer, first_seq: int, payloads: tuple[Payload, ...], max_age: float | None
@@ -39,22 +39,41 @@ class Submission:
         self.producer = producer
         self.first_seq = first_seq
         self.payloads = payloads
+        """Empty once they are decided."""
+        self.count = len(payloads)
         self.max_age = max_age
         self.size = sum(map(frames.payload_size, payloads))
         self.decided = False
 
     @property
     def last_seq(self) -> int:
-        return self.first_seq + len(self.payloads) - 1
+        return self.first_seq + self.count - 1
 
     def split(self, count: int) -> Submission:
         """Cut off the first `count` messages as a submission of their own; this one keeps the rest."""
         head = Submission(self.producer, self.first_seq, self.payloads[:count], self.max_age)
         self.first_seq += count
         self.payloads = self.payloads[count:]
+        self.count -= count
         self.size -= head.size
         self.producer.was_split(self, head)
         return head
+
+
+class Unsaved:
+    """Rejections of a named producer that no stored message has carried into the store so far; they outlive its handles."""
+
+    __slots__ = ("entries", "last_seq")
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[int, str]] = []
+        self.last_seq = 0
+        """The last number that was decided, in the order of the numbers, through any handle."""
+
+    def put_back(self, entries: tuple[tuple[int, str], ...]) -> None:
+        """The message that was to carry them could not be stored."""
+        self.entries[:0] = entries
+        del self.entries[:-REJECTED_KEPT]
 
 
 class Producer:
@@ -66,20 +85,26 @@ class Producer:
         listener: ProducerListener,
         submit: Callable[[Submission], None],
         closed: Callable[[Producer], None],
+        unsaved: Unsaved,
     ) -> None:
         self.id = record.id
         self.name = record.name
-        self.last_seq = record.last_seq
+        self.last_seq = max(record.last_seq, unsaved.last_seq)
         self.acknowledged_seq = record.acknowledged_seq
         self.removed = record.removed
         self.unreported = record.unreported
         """How many messages were removed between the last handle's opening and this one's."""
         self._rejected: deque[tuple[int, str]] = deque(record.rejected, maxlen=REJECTED_KEPT)
-        self._unsaved: list[tuple[int, str]] = []
+        unsaved.entries = [entry for entry in unsaved.entries if entry[0] <= self.last_seq]
+        self._rejected.extend(entry for entry in unsaved.entries if entry not in record.rejected)
+        self._unsaved = unsaved
         self._undecided: deque[Submission] = deque()
-        self._highest = self._base = record.last_seq
+        self._base = record.last_seq
+        self._highest = self.last_seq
         self._before_done = record.acknowledged_seq >= record.last_seq
         """Whether everything stored before this handle is known to have left the outbox."""
+        if self._before_done:
+            self.acknowledged_seq = max(self.acknowledged_seq, self.last_seq)
         self._unconfirmed = 0
         """Messages stored through this handle that are neither acknowledged nor removed."""
         self._listener: ProducerListener | None = listener
@@ -113,13 +138,19 @@ class Producer:
             self._submit(submission)
 
     def reject(self, first_seq: int, count: int, code: str, message: str) -> None:
-        """These numbers were refused before they came here: they are spent."""
-        first = max(first_seq, self._highest + 1)
-        if first < first_seq + count:
-            submission = Submission(self, first, (None,) * (first_seq + count - first), None)
-            self._highest = submission.last_seq
-            self._undecided.append(submission)
-            self.refuse(submission, code, message)
+        """These numbers were refused before they came here: they are spent; decided ones are answered again."""
+        first, last = max(first_seq, self._highest + 1), first_seq + count - 1
+        if first_seq < first:
+            self._answer_again(first_seq, min(first - 1, last))
+        if first > last:
+            return
+        self._highest = last
+        self._refuse(first, last, code, message)
+        if not self._undecided or not self._undecided[-1].decided:
+            self._undecided.append(Submission(self, first, (), None))
+        tail = self._undecided[-1]  # decided, behind one that is not: all that counts is its last number
+        tail.count = last - tail.first_seq + 1
+        self._decide(tail)
 
     def close(self) -> None:
         """The client is gone."""
@@ -145,9 +176,10 @@ class Producer:
 
     def take_unsaved(self, last_seq: int) -> tuple[tuple[int, str], ...]:
         """Rejections up to `last_seq` that no stored message has carried into the store so far."""
-        taken = tuple(entry for entry in self._unsaved if entry[0] <= last_seq)
+        entries = self._unsaved.entries
+        taken = tuple(entry for entry in entries if entry[0] <= last_seq)
         if taken:
-            self._unsaved = [entry for entry in self._unsaved if entry[0] > last_seq]
+            self._unsaved.entries = [entry for entry in entries if entry[0] > last_seq]
         return taken
 
     def was_split(self, rest: Submission, head: Submission) -> None:
@@ -160,20 +192,25 @@ class Producer:
 
     def refuse(self, submission: Submission, code: str, message: str) -> None:
         """The messages are not stored and never will be."""
-        for seq in range(submission.first_seq, submission.last_seq + 1):
+        self._refuse(submission.first_seq, submission.last_seq, code, message)
+        self._decide(submission)
+
+    def _refuse(self, first: int, last: int, code: str, message: str) -> None:
+        for seq in range(first, last + 1):
             self._rejected.append((seq, code))
             if self.id > 0:
-                self._unsaved.append((seq, code))
+                self._unsaved.entries.append((seq, code))
             if self._listener is not None:
                 self._listener.rejected(seq, code, message)
-        del self._unsaved[:-REJECTED_KEPT]
-        self._decide(submission)
+        del self._unsaved.entries[:-REJECTED_KEPT]
 
     def _decide(self, submission: Submission) -> None:
         submission.decided = True
+        submission.payloads = ()
         before = self.last_seq
         while self._undecided and self._undecided[0].decided:
             self.last_seq = self._undecided.popleft().last_seq
+        self._unsaved.last_seq = max(self._unsaved.last_seq, self.last_seq)
         if self.last_seq > before and self._listener is not None:
             self._listener.accepted(self.last_seq)
         self._pass()

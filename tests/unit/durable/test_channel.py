@@ -20,7 +20,9 @@ from rondevud.records import (
     Expire,
     FindExpiry,
     LoadSessions,
+    OpenProducer,
     OutMessage,
+    Put,
     ReadIn,
     ReadOut,
     Reason,
@@ -404,4 +406,63 @@ async def test_a_message_over_the_limit_is_refused_without_its_neighbours(store)
         ("rejected", 5, "queue_full"),
     ]
     assert channel.outbox.count == 3
+    channel.stop()
+
+
+# --- what was rejected -----------------------------------------------------------------------------------------------
+
+
+async def test_a_rejection_is_answered_again_to_the_next_handle_and_stored_with_its_next_message(store):
+    _, channel = await open_channel(store)
+    producer, program = await sender(channel)
+    producer.send(1, ["one"], None)
+    producer.reject(2, 2, "too_large", "too large")
+    await program.until(lambda: ("accepted", 3) in program.answers)
+    producer.close()
+    producer, program = await sender(channel)
+    assert (producer.last_seq, producer.rejected) == (3, [(2, "too_large"), (3, "too_large")])
+    producer.send(2, ["small now"] * 3, None)
+    await program.until(lambda: ("accepted", 4) in program.answers)
+    assert program.answers[:3] == [("rejected", 2, "too_large"), ("rejected", 3, "too_large"), ("accepted", 3)]
+    assert channel.outbox.count == 2
+    record = await store.execute(OpenProducer(channel.id, b"program", NOW))
+    assert (record.last_seq, record.rejected) == (4, ((2, "too_large"), (3, "too_large")))
+    producer.close()
+    assert channel._unsaved == {}
+
+
+async def test_a_rejection_outlives_the_message_that_should_have_carried_it(store):
+    session, channel = await open_channel(store)
+    producer, program = await sender(channel)
+    producer.reject(1, 1, "too_large", "too large")
+    session.failing, session.failures = (Put,), [StoreFailed("no")]
+    producer.send(2, ["two"], None)
+    await program.until(lambda: ("rejected", 2, "store_failed") in program.answers)
+    producer.send(3, ["three"], None)
+    await program.until(lambda: ("accepted", 3) in program.answers)
+    record = await store.execute(OpenProducer(channel.id, b"program", NOW))
+    assert record.rejected == ((1, "too_large"), (2, "store_failed"))
+
+
+async def test_numbers_refused_again_are_answered_again(store):
+    _, channel = await open_channel(store)
+    producer, program = await sender(channel)
+    producer.reject(1, 2, "too_large", "too large")
+    program.answers.clear()
+    producer.reject(2, 2, "too_large", "too large")
+    assert program.answers[:3] == [("rejected", 2, "too_large"), ("accepted", 2), ("rejected", 3, "too_large")]
+    assert producer.last_seq == 3
+
+
+async def test_rejections_behind_a_parked_message_take_no_room(store):
+    _, channel = await open_channel(store, max_count=1, overflow="block")
+    producer, program = await sender(channel)
+    producer.send(1, ["one", "parked"], None)
+    for seq in range(3, 5_003):
+        producer.reject(seq, 1, "too_large", "too large")
+    assert len(producer._undecided) <= 3
+    await program.until(lambda: ("accepted", 1) in program.answers)
+    assert producer.last_seq == 1
+    await channel.purge("out")
+    await program.until(lambda: ("accepted", 5_002) in program.answers)
     channel.stop()
