@@ -44,11 +44,6 @@ async def test_status_and_clients_answer(ctl, house):
     assert client["pid"] > 0
 
 
-async def test_why_shows_what_the_daemon_knows_of_a_target(ctl):
-    assert (await ctl("why", "alice-chat"))[:] == (0, "target  alice-chat\nwhy     because\n", "")
-    assert json.loads((await ctl("why", "alice-chat", "--json")).out) == {"target": "alice-chat", "why": "because"}
-
-
 async def test_claim_and_check_answer(ctl):
     assert json.loads((await ctl("--json", "claim", "alice")).out) == {"username": "alice"}
     assert json.loads((await ctl("--json", "check", "alice")).out) == {"username": "alice", "available": False}
