@@ -89,9 +89,13 @@ class Visit:
         """Close all labels, and wait until the peer has everything or the time is over."""
         for label in list(self.session.channels):
             self.session.close_label(label)
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout_at(self.drain_until) as self._draining:
                 await self.session.drained()
+        except TimeoutError:
+            pass
+        finally:
+            self._draining = None
 
 
 class DurableService:
@@ -210,9 +214,11 @@ class DurableService:
         if visit.state is ConnectionState.CLOSED:
             return
         self._enter(visit, ConnectionState.CLOSED)
-        await self._store_close(session)
-        session.say_goodbye(GoodbyeCode.CLOSING, "closed")
-        session.end()
+        try:
+            await self._store_close(session)
+        finally:
+            session.say_goodbye(GoodbyeCode.CLOSING, "closed")
+            session.end()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2 * GOODBYE_TIMEOUT):
                 await session.goodbyes_said()
@@ -234,7 +240,7 @@ class DurableService:
             logger.warning("%s %s: closing: the end is not stored: %s", self.name, session.connection_id, error)
 
     async def _end_closes(self) -> None:
-        """Finish the closes under way. Who still drains goes on after the next start: nothing is given up for a stop."""
+        """Finish the closes under way. A connection that still drains stays: nothing is given up because of a stop."""
         now = asyncio.get_running_loop().time()
         closes = []
         for visit in self.visits.values():

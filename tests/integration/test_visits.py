@@ -142,6 +142,26 @@ async def test_a_close_that_the_peer_began_is_finished_when_the_daemon_stops(wor
     assert {row["state"] for row in await pair.program.connections()} <= {"closed"}
 
 
+async def test_a_visit_can_be_closed_again_while_its_end_is_stored(world, monkeypatch):
+    pair = await open_pair(world)
+    home, visit = await visit_of(pair)
+    mark_closed, entered, again = visit.session.mark_closed, asyncio.Event(), asyncio.Event()
+
+    async def slow():
+        entered.set()
+        await again.wait()
+        await mark_closed()
+
+    monkeypatch.setattr(visit.session, "mark_closed", slow)
+    first = asyncio.ensure_future(home.close(visit.session.connection_id, PATIENCE))
+    await asyncio.wait_for(entered.wait(), PATIENCE)
+    second = asyncio.ensure_future(home.close(visit.session.connection_id, 0))
+    await asyncio.sleep(0)
+    again.set()
+    await asyncio.wait_for(asyncio.gather(first, second), PATIENCE)
+    assert await pair.program.connections() == []
+
+
 async def test_a_drain_under_way_loses_nothing_when_the_daemon_stops(world):
     pair = await open_pair(world)
     home, visit = await visit_of(pair)
