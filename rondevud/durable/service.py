@@ -29,7 +29,15 @@ from rondevud.durable.ports import Configure
 from rondevud.durable.session import DurableSession, Environment
 from rondevud.durable.settings import ServiceSettings
 from rondevud.durable.states import CONNECTION_TRANSITIONS, ConnectionState, check
-from rondevud.errors import PeerError, RequestError, SignallingError, SignallingRejected, StoreError, TransportError
+from rondevud.errors import (
+    PeerError,
+    RequestError,
+    RondevuError,
+    SignallingError,
+    SignallingRejected,
+    StoreError,
+    TransportError,
+)
 from rondevud.records import ChannelRecord, Reason, Role, SaveSession, SessionRecord
 from rondevud.signalling.base import Answer, Signalling
 from rondevud.transport.base import DataChannel, Engine, PeerConnection
@@ -169,9 +177,9 @@ class DurableService:
         Its offers leave the server first: a peer that dialled one of them would wait for nobody.
         """
         await self._end_loops()
-        with contextlib.suppress(SignallingError, TimeoutError):
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(WITHDRAWAL):
-                await self._publisher.withdraw()
+                await self._withdraw_offers()
         await self._end_closes()
         for visit in self.visits.values():
             visit.session.say_goodbye(GoodbyeCode.RESTARTING, "the daemon stops")
@@ -181,13 +189,19 @@ class DurableService:
         """Remove the service and its offers from the server; close its connections unless they are to be kept."""
         await self._end_loops()
         self.published.clear()
-        with contextlib.suppress(SignallingError):
-            await self._publisher.withdraw()
+        await self._withdraw_offers()
         self.pool.forget()
         if not keep_connections:
             await self._close_all(drain)
             await self._let_go()
         self._publish("closed", {})
+
+    async def _withdraw_offers(self) -> None:
+        """An error ends neither a stop nor a withdrawal: the server forgets offers by itself."""
+        try:
+            await self._publisher.withdraw()
+        except RondevuError as error:
+            logger.info("%s: its offers stay at the server until their TTL ends: %s", self.name, error)
 
     async def _close_all(self, drain: float) -> None:
         closes = [self.close(connection_id, drain) for connection_id in list(self.visits)]

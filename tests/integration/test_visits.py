@@ -12,7 +12,7 @@ import pytest
 from rondevu_client import Detached
 from rondevud.durable import frames, greeting, sdp, service
 from rondevud.durable.service import ABSENCE_STEP, KEPT_LONGER
-from rondevud.errors import RequestError, StoreFailed
+from rondevud.errors import RequestError, StateDirectoryError, StoreFailed
 from rondevud.records import LoadSessions, SaveSession
 from rondevud.signalling.base import Answer
 from rondevud.signalling.identity import Identities
@@ -359,6 +359,19 @@ async def test_a_loop_goes_on_after_an_error_that_nobody_expected(world, monkeyp
     await third_peer(world)
     assert sorted(calls) == ["answers", "refill"]
     assert not any(task.done() for task in home._loops)
+
+
+async def test_a_key_that_cannot_be_read_ends_no_withdrawal(world, monkeypatch):
+    pair = await open_pair(world)
+    closed = Ear(pair.connection, "closed")
+
+    async def fail():
+        raise StateDirectoryError("the key is damaged")
+
+    monkeypatch.setattr(service_of(pair.home)._publisher, "withdraw", fail)
+    await pair.program.withdraw("alice", FQN)
+    assert (await closed.next("closed"))["by"] == "peer"
+    assert await pair.program.services() == []
 
 
 async def test_counting_absence_goes_on_after_an_error_that_nobody_expected(world, monkeypatch):
