@@ -200,16 +200,19 @@ class DurableConnection:
         """
         await self._end_tasks()
         self._enter(ConnectionState.CLOSED)
-        try:
-            for channel in list(self.session.channels.values()):
-                await channel.remove_all(Reason.PURGED, keep_closing=False)
-            await self.session.mark_closed()
-        except (RequestError, StoreError) as error:
-            logger.warning("%s: the close is not stored: %s", self.settings.name, error)
+        for channel in list(self.session.channels.values()):
+            await self._try_to_store(channel.remove_all(Reason.PURGED, keep_closing=False))
+        await self._try_to_store(self.session.mark_closed())
         self.session.event("closed", {"by": by})
         self.session.end()
         self.session.say_goodbye(GoodbyeCode.CLOSING, "closed")
         await self._let_go()
+
+    async def _try_to_store(self, work: Coroutine[Any, Any, Any]) -> None:
+        try:
+            await work
+        except (RequestError, StoreError) as error:
+            logger.warning("%s: the close is not stored: %s", self.settings.name, error)
 
     async def _let_go(self) -> None:
         with contextlib.suppress(TimeoutError):

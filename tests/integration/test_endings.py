@@ -153,17 +153,20 @@ async def test_a_look_at_the_list_does_not_swallow_the_goodbye(pair):
     assert (await events.next("closed"))["by"] == "peer"
 
 
-async def test_a_close_that_the_store_cannot_keep_still_says_goodbye_and_ends(pair, monkeypatch):
+@pytest.mark.parametrize("what", ["remove_all", "mark_closed"])
+async def test_a_close_that_the_store_cannot_keep_still_says_goodbye_and_ends(pair, monkeypatch, what):
     events = await watch(pair.program)
     session = pair.away.session("chat")
 
-    async def failing():
+    async def failing(*_args, **_facts):
         raise StoreFailed("disk full", "disk_full")
 
-    monkeypatch.setattr(session, "mark_closed", failing)
+    monkeypatch.setattr(session.channels["main"] if what == "remove_all" else session, what, failing)
     await pair.connection.close()
     assert (await events.next("closed"))["by"] == "peer"
     assert await asyncio.wait_for(pair.near.wait_detached(), PATIENCE) == "closed"
+    if what == "remove_all":
+        assert await pair.visitor.connections() == []
 
 
 # --- dialling --------------------------------------------------------------------------------------------------------
