@@ -101,6 +101,7 @@ class Outgoing:
         self._stale_reads = 0
         self._reading = False
         self._acknowledging = False
+        self._asked = 0
         self._detach()
 
     def _detach(self) -> None:
@@ -122,6 +123,8 @@ class Outgoing:
         self._too_large = 0
         self._removing = False
         self._awaiting_epoch = False
+        self._uncounted: int | None = None
+        """The peer's count of our messages, while what it lost is to be counted when an acknowledgement has been stored."""
 
     # --- links -----------------------------------------------------------------------------------------------------
 
@@ -142,7 +145,7 @@ class Outgoing:
         if frame.peer_epoch == self.epoch and frame.recv_next:
             return self._resume(frame.recv_next, frame.recv_count)
         self.flowing = True
-        if self.acked:
+        if self._claimed:
             return self._peer_lost(0, frame.recv_count if frame.peer_epoch == self.epoch else 0)
         self._peer_next = self._loaded_next = 0
         return Verdict(Direction.OUT, VerdictKind.NEW)
@@ -152,7 +155,7 @@ class Outgoing:
         if recv_next > max(first, self.sent_high):
             return self._went_back()
         self.flowing = True
-        if recv_next < self.acked:
+        if recv_next < self._claimed:
             return self._peer_lost(recv_next, recv_count)
         self._peer_next = self._loaded_next = recv_next
         if last < recv_next < first:
@@ -161,11 +164,17 @@ class Outgoing:
 
     def _peer_lost(self, recv_next: int, recv_count: int) -> Verdict:
         """The peer has less than it acknowledged: say which numbers it will never get from us."""
-        messages = max(0, self.acked_count - recv_count)
-        self._loaded.append(Removal(recv_next, self.acked, Reason.LOST, messages))
+        messages = None if self._acknowledging else max(0, self.acked_count - recv_count)
+        self._uncounted = recv_count if self._acknowledging else None
+        self._loaded.append(Removal(recv_next, self._claimed, Reason.LOST, messages))
         self._peer_next = recv_next
-        self._loaded_next = self.acked
-        return Verdict(Direction.OUT, VerdictKind.GAP, recv_next, self.acked, messages)
+        self._loaded_next = self._claimed
+        return Verdict(Direction.OUT, VerdictKind.GAP, recv_next, self._claimed, messages)
+
+    @property
+    def _claimed(self) -> int:
+        """What the peer has confirmed, an acknowledgement that is being stored included: its messages may be gone."""
+        return max(self.acked, self._asked)
 
     def _forgot(self, recv_next: int) -> Verdict:
         """The peer has numbers of ours that our store does not know: it went back, and the clock did not.
@@ -233,6 +242,7 @@ class Outgoing:
         operations: list[Acknowledge | ReadOut | Remove] = []
         if self._peer_next > self.acked and not self._acknowledging:
             self._acknowledging = True
+            self._asked = self._peer_next
             operations.append(Acknowledge(self.channel, self._peer_next))
         if self._too_large and not self._removing:
             self._removing = True
@@ -261,10 +271,24 @@ class Outgoing:
     def acknowledged(self, result: Acknowledged | None) -> None:
         """An acknowledgement has been committed; None = it failed and is to be tried again."""
         self._acknowledging = False
+        self._asked = 0
         if result is not None:
             self.acked = max(self.acked, result.acked)
             self.stored_next = max(self.stored_next, self.acked)
             self.acked_count += result.messages
+        if self._uncounted is not None:
+            self._count_lost(self._uncounted, stored=result is not None)
+
+    def _count_lost(self, recv_count: int, *, stored: bool) -> None:
+        """What the peer has lost, now that it is known what it had acknowledged; nothing, if that could not be stored."""
+        self._uncounted = None
+        lost = self._loaded[0]
+        if stored and isinstance(lost, Removal):
+            self._loaded[0] = lost._replace(messages=max(0, self.acked_count - recv_count))
+        elif isinstance(lost, Removal):
+            self._loaded.clear()
+            self._loaded_bytes = 0
+            self._loaded_next = lost.first
 
     def removed(self, removed: Sequence[Removed]) -> int:
         """Messages have been taken out of the outbox; answers how many of them may have been sent already."""
@@ -324,7 +348,7 @@ class Outgoing:
             return False
         head = self._loaded[0]
         if isinstance(head, Removal):
-            return True
+            return self._uncounted is None
         if self._too_large:
             return False
         return self._fits(frames.payload_size(head.payload))

@@ -28,6 +28,7 @@ from rondevud.errors import StoreConflict
 from rondevud.records import (
     PAGE_BYTES,
     PAGE_MESSAGES,
+    Acknowledge,
     Durability,
     InGap,
     LoadSessions,
@@ -501,6 +502,28 @@ class TestFlow:
         world.run()
         assert inbox(world, "s") == ["x" * 5_000]
 
+    def test_peer_that_lost_what_is_just_being_acknowledged_is_told_how_much(self):
+        world = joined()
+        home, away = world.nodes["c"], world.nodes["s"]
+        away.take_copy()
+        send(world, "c", "one", "two")
+        home.commit(100)
+        while world.deliver(1, "s"):
+            pass
+        away.commit(100)  # the acknowledgement is on its way …
+        away.go_back(0)  # … and forgotten
+        world.connect()
+        home.commit(100)
+        while world.deliver(1, "c"):
+            pass
+        assert any(isinstance(operation, Acknowledge) for operation, _ in home.pending)
+        while world.deliver(2, "s") or world.deliver(2, "c"):
+            away.commit(100)
+        world.run()
+        page = away.disk.tables.execute(ReadIn(away.session().lanes["alpha"].out.channel, 0))
+        assert [(gap.removal.reason, gap.removal.messages) for gap in page.items] == [(Reason.LOST, 2)]
+        assert outbox_count(world, "c") == 0
+
     def test_peer_that_ignores_the_room_is_stopped_before_it_fills_the_memory(self, monkeypatch):
         monkeypatch.setattr(incoming, "UNSTORED_ITEMS", 50)
         world = joined()
@@ -677,7 +700,7 @@ class TestClosing:
         assert inbox(world, "c") == ["again from s"]
         for side in "cs":
             lane = world.nodes[side].session().lanes["alpha"]
-            assert not (lane.closed or lane.closing or lane.out.closed or lane.incoming.closed)
+            assert (lane.closed, lane.closing, lane.out.closed, bool(lane.incoming.closed)) == (False, False, 0, False)
             assert not events(world, side, ChannelClosed)
             assert not any(v.kind is VerdictKind.GAP for v in verdicts(world, side))
 
