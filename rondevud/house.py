@@ -9,7 +9,6 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import replace
 from typing import Any, Literal
 from weakref import WeakValueDictionary
 
@@ -221,17 +220,35 @@ class House:
         if record.role is Role.SERVICE and not record.closed:
             self._undeclared_service(record.declaration).restore(record, channels)
             return
-        if not record.closed:
-            record = self._close_undeclared(record, channels)
-        if not any(channel.in_count for channel in channels):
+        unsent = 0 if record.closed else sum(channel.out_count for channel in channels)
+        if not unsent and not any(channel.in_count for channel in channels):
             self._environment.disk.submit(DeleteSession(record.connection_id))
         elif record.role is Role.SERVICE:
             self._undeclared_service(record.declaration).restore(record, channels)
         else:
-            declared = ConnectionConfig(name=record.declaration, uuid="00000000-0000-0000-0000-000000000000")
-            connection = self._make_connection(declared, record, channels, in_file=False)
+            self._hold_connection(record, channels, unsent)
+
+    def _hold_connection(self, record: SessionRecord, channels: list[ChannelRecord], unsent: int) -> None:
+        """Nobody dials for it: what waits can be read and purged, and goes on when its name is declared again."""
+        declared = ConnectionConfig(name=record.declaration, uuid="00000000-0000-0000-0000-000000000000")
+        connection = self._make_connection(declared, record, channels, in_file=False)
+        self._by_id[record.connection_id] = connection
+        if record.closed:
             connection.session.end()
-            self._by_id[record.connection_id] = connection
+        else:
+            connection.give_up("undeclared", "it is not declared any more; declaring it again lets it go on")
+            logger.warning("%s is not declared any more: %d messages wait to be sent", record.declaration, unsent)
+
+    async def _take_held(self, name: str) -> tuple[SessionRecord, list[ChannelRecord]] | None:
+        """The session of an undeclared connection of that name, which is declared again."""
+        for connection in self._by_id.values():
+            if connection.settings.name == name and not connection.session.record.closed:
+                del self._by_id[connection.connection_id]
+                connection.session.stop()
+                loaded = await self._environment.disk.execute(LoadSessions())
+                record = next(r for r in loaded.sessions if r.connection_id == connection.connection_id)
+                return record, [c for c in loaded.channels if c.connection_id == record.connection_id]
+        return None
 
     def _undeclared_service(self, name: str) -> DurableService:
         """Holds the sessions of a service that is not declared any more, as long as a declared one would."""
@@ -243,15 +260,6 @@ class House:
         service.stopped = True
         self._withdrawn.append(service)
         return service
-
-    def _close_undeclared(self, record: SessionRecord, channels: list[ChannelRecord]) -> SessionRecord:
-        """Nobody will dial for it: only what waits for programs is kept."""
-        unsent = sum(channel.out_count for channel in channels)
-        logger.warning("%s is not declared any more: closed, %d messages unsent", record.declaration, unsent)
-        self._environment.counters["undeclared_unsent"] += unsent
-        closed = replace(record, closed=True)
-        self._environment.disk.submit(SaveSession(closed))
-        return closed
 
     def _add_service(self, declared: ServiceConfig) -> DurableService:
         service = self._services[declared.name] = self._make_service(declared)
@@ -321,8 +329,8 @@ class House:
             connection = await self._living(declared.name)
             created = connection is None
             if connection is None:
-                record = await self._declare_connection(declared)
-                connection = self._add_connection(declared, record, [], in_file=False)
+                record, channels = await self._declare_connection(declared)
+                connection = self._add_connection(declared, record, channels, in_file=False)
                 await connection.start()
             else:
                 self._same(declared)
@@ -335,11 +343,11 @@ class House:
             "created": created,
         }
 
-    async def _declare_connection(self, declared: ConnectionConfig) -> SessionRecord:
+    async def _declare_connection(self, declared: ConnectionConfig) -> tuple[SessionRecord, list[ChannelRecord]]:
         with _store_errors():
             await self._save(DeclarationKind.CONNECTION, declared)
             try:
-                return await self._new_record(declared.name)
+                return await self._take_held(declared.name) or (await self._new_record(declared.name), [])
             except StoreError:
                 self._environment.disk.submit(DeleteDeclaration(DeclarationKind.CONNECTION, declared.name))
                 raise
@@ -487,6 +495,8 @@ class House:
             visit.session.cut()
             return {"state": str(visit.state)}
         connection = self._connection(target)
+        if self._by_name.get(connection.settings.name) is not connection:
+            raise RequestError("failed", f"{target} is not declared any more")
         connection.reconnect()
         return {"state": str(connection.state)}
 

@@ -232,6 +232,10 @@ class DurableConnection:
         if tasks:
             await asyncio.wait(tasks, timeout=5.0)
 
+    def give_up(self, code: str, message: str) -> None:
+        """Do not dial: the state is `failed`, with that reason, and what is held stays."""
+        self._fail(code, message, permanent=True)
+
     def reconnect(self) -> None:
         """Try now: dial again after `failed`; otherwise cut the link that is there and dial anew."""
         if self.state is ConnectionState.CLOSED:

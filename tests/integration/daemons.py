@@ -197,6 +197,11 @@ class Ear:
 
         return heard
 
+    async def any(self) -> str:
+        """The name of the next event."""
+        async with asyncio.timeout(PATIENCE):
+            return (await self.queue.get())[0]
+
     async def next(self, name: str) -> Any:
         """The data of the next event of that name; others are passed over."""
         async with asyncio.timeout(PATIENCE):

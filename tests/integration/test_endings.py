@@ -364,12 +364,13 @@ async def test_what_waits_in_a_connection_taken_out_of_the_file_can_be_read_and_
     await pair.away.start()
     program = await pair.away.client()
     (row,) = await program.connections()
-    assert (row["name"], row["state"], row["waiting"]) == ("chat", "closed", 1)
+    assert (row["name"], row["state"], row["waiting"]) == ("chat", "failed", 1)
     channel = await program.attach(row["connection_id"], "main")
     assert [message.data for message in await take(channel, 1)] == ["to read"]
     async with asyncio.timeout(PATIENCE):
-        while await program.connections():
+        while (await program.connections())[0]["waiting"]:
             await asyncio.sleep(0)
+    await pair.away.restart()
     left = await pair.away.house._environment.disk.execute(LoadSessions())
     assert left.sessions == []
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from rondevu_client import MessageRejected
 from tests.integration.daemons import (
     PATIENCE,
     SCALE,
@@ -99,3 +100,41 @@ async def test_both_daemons_stopped_at_once_resume_with_what_was_queued(pair):
     assert [message.data for message in await take(pair.far, 1)] == ["queued"]
     assert [message.data for message in await take(pair.near, 1)] == ["queued, too"]
     await exchange_few(pair.near, pair.far)
+
+
+async def test_what_waits_for_a_connection_that_left_the_file_waits_until_it_stands_there_again(world):
+    home = await world.daemon("home")
+    declared = '[[connection]]\nname = "chat"\nusername = "alice"\nfqn = "com.example.chat@1.0.0"\n'
+    away = await world.daemon("away", declared)
+    program = await away.client()
+    channel = await program.attach("chat", "main")
+    for number in range(20):
+        await channel.send(f"{number}")
+    connection_id = channel.connection_id
+    await away.stop()
+
+    without, again = world.place("without"), world.place("again", declared)
+    without.state_dir = again.state_dir = away.state_dir
+    await without.start()
+    program = await without.client()
+    (row,) = await program.connections()
+    assert (row["connection_id"], row["state"], row["queue_size"]) == (connection_id, "failed", 20)
+    refused = await program.attach(connection_id, "main")
+    with pytest.raises(MessageRejected, match="not declared"):
+        await refused.send("more")
+    await without.stop()
+
+    await again.start()
+    received: list[str] = []
+    everything = asyncio.Event()
+
+    async def collect(channel, _connection_id) -> None:
+        async for message in channel:
+            received.append(message.data)
+            if len(received) == 20:
+                everything.set()
+
+    program = await home.client()
+    await program.expose_service("alice", "com.example.chat@1.0.0", handler=collect)
+    await asyncio.wait_for(everything.wait(), PATIENCE)
+    assert received == [f"{number}" for number in range(20)]
