@@ -32,7 +32,10 @@ SEED = int(os.environ.get("RONDEVUD_SEED", "20"))
 ALL_KILLS = (60 + 6 * KILLS) * SCALE
 """Seconds that all of them may take: a killed service is missed after 4 s of silence, and found a second later."""
 
-MESSAGES = 500 * KILLS
+MESSAGES = max(10_000, 500 * KILLS)
+LAST_KILL = MESSAGES * 6 // 10
+"""The last kill comes when so many have been received: late enough, and early enough that it hits live traffic."""
+
 AHEAD = 600
 """Messages that a program sends beyond what it has received: what is under way at a kill."""
 
@@ -79,10 +82,10 @@ async def test_twenty_kills_of_either_daemon_lose_repeat_and_reorder_nothing(tmp
         service, connection = await stage.pair()
         ids, programs = await start_both_ways(stage, service, connection, MESSAGES)
         for kill in range(KILLS):
-            mark = int((kill + moments.random()) * MESSAGES / (KILLS + 1))
+            mark = int((kill + moments.random()) * LAST_KILL / KILLS)
             for program in programs:
                 await program.until_count("received", mark)
-            assert all(program.count("received") < MESSAGES for program in programs)  # a kill that nobody feels is none
+            assert any(program.count("received") < MESSAGES for program in programs)  # a kill that nobody feels is none
             await (service, connection)[kill % 2].restart()
             if kill == KILLS // 3:
                 await stage.rendezvous.restart()
