@@ -243,6 +243,11 @@ class Incoming:
             room = min(room, (self.limits.max_count - self.in_count) * ROOM_PER_MESSAGE)
         return max(0, room)
 
+    @property
+    def all_stored(self) -> bool:
+        """Whether everything that has been received is stored: only then what is said of it is the whole truth."""
+        return self._storing is None and not self._batches
+
     def told(self) -> None:
         """[8] has been sent on this link, with what `_now` says."""
         self._told = self._now()

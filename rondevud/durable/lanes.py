@@ -300,11 +300,16 @@ class Lanes(Mapping[str, Lane]):
                     self._emit(Execute(operation))
 
     def announcements(self) -> Iterator[bytes]:
-        """The [8] that are due on the current link."""
+        """The [8] that are due on the current link.
+
+        A channel waits until everything received on an older link has been stored: else a peer whose store and clock went
+        back could not see in `recv_next` that its numbers were given before.
+        """
         for lane in self._lanes.values():
             incoming = lane.incoming
             settled = lane.answer_due and incoming.epoch == incoming.received_epoch
-            if lane.drawing or (lane.announced and not settled) or (lane.closed and not incoming.flowing):
+            said = lane.announced and not settled
+            if said or lane.drawing or not incoming.all_stored or (lane.closed and not incoming.flowing):
                 continue
             lane.announced = True
             lane.answer_due = lane.answer_due and not settled

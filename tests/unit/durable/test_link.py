@@ -524,6 +524,22 @@ class TestFlow:
         assert [(gap.removal.reason, gap.removal.messages) for gap in page.items] == [(Reason.LOST, 2)]
         assert outbox_count(world, "c") == 0
 
+    def test_channel_is_announced_when_all_that_was_received_has_been_stored(self):
+        world = joined()
+        before = world.nodes["s"].session().lanes["alpha"].incoming.recv_count
+        send(world, "c", "one", "two")
+        world.nodes["c"].commit(100)
+        while world.deliver(1, "s"):
+            pass
+        world.connect()
+        world.nodes["c"].commit(100)
+        while world.deliver(2, "s"):
+            pass
+        assert not any(isinstance(frame, Channel) for frame in under_way(world, "c", 2))
+        world.nodes["s"].commit(100)
+        (said,) = [frame for frame in under_way(world, "c", 2) if isinstance(frame, Channel)]
+        assert said.recv_count == before + 2
+
     def test_peer_that_ignores_the_room_is_stopped_before_it_fills_the_memory(self, monkeypatch):
         monkeypatch.setattr(incoming, "UNSTORED_ITEMS", 50)
         world = joined()
