@@ -444,13 +444,6 @@ class FindExpiry(Operation[NextExpiry]):
 # --- the inbox -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
-    """Messages and removals of the peer, in order: what one transaction stores of them."""
-
-    items: tuple[OutItem, ...]
-
-
 class ReceiveResult(NamedTuple):
     first_row: int
     """Row of the first item that became a row of the inbox; rows follow by one."""

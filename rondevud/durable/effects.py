@@ -57,7 +57,7 @@ class LinkUp:
 class LinkDown:
     """A link no longer serves. When `current`, the session has no link now.
 
-    `code` is a goodbye's, a refuse's, ``transport`` (the connection broke), or ``impostor`` (a welcome without a proof).
+    `code` is a goodbye's, a refuse's, or ``transport`` (the connection broke). A welcome without a proof is ``protocol``.
     """
 
     link: LinkKey
