@@ -41,6 +41,9 @@ MAX_CONNECTIONS: Final = 16
 QUOTED: Final = 200
 """Characters of a server's text that go into a message."""
 
+MAX_RETRY_AFTER: Final = 3600.0
+"""Seconds that a server can ask for at most: it is asked again after an hour whatever it said."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
@@ -59,9 +62,9 @@ class Reply:
 
     @property
     def error(self) -> str | None:
-        """The server's own error text, None when this is not an error of the protocol."""
+        """The server's own error text, fit for a message; None when this is not an error of the protocol."""
         error = self.body.get("error") if isinstance(self.body, dict) else None
-        return error if isinstance(error, str) else None
+        return quoted(error) if isinstance(error, str) else None
 
 
 class _Failed(Exception):
@@ -155,7 +158,7 @@ class HttpClient:
         *,
         repeated: bool,
     ) -> Reply:
-        headers = {"Accept": "application/json"}
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
         if authorization is not None:
             headers["Authorization"] = authorization
         data = None
@@ -177,17 +180,19 @@ class HttpClient:
             raise _Failed(f"{what}: {_reason(error)}", arrived=arrived) from error
         except TimeoutError as error:
             raise _Failed(f"{what}: no answer within {self._timeout:g} s", arrived=True) from error
+        except aiohttp.ClientResponseError as error:
+            raise SignallingGarbled(f"{what}: the answer is not HTTP: {quoted(error.message)}") from error
         except (aiohttp.ClientError, OSError) as error:
             raise _Failed(f"{what}: {_reason(error)}", arrived=True) from error
         if 300 <= response.status < 400:
-            target = response.headers.get("Location", "elsewhere")[:QUOTED]
+            target = quoted(response.headers.get("Location", "elsewhere"))
             raise SignallingGarbled(f"{what}: redirects to {target}; configure the URL where the server really is")
         logger.debug("%s: %d", what, response.status)
         return Reply(
             what=what,
             status=response.status,
             body=_parse(raw),
-            text=raw[: 4 * QUOTED].decode("utf-8", "replace")[:QUOTED],
+            text=quoted(raw[: 4 * QUOTED].decode("utf-8", "replace")),
             retry_after=self._retry_after(response.headers.get("Retry-After")),
             repeated=repeated,
         )
@@ -200,6 +205,7 @@ class HttpClient:
                 connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS, keepalive_timeout=KEEP_ALIVE),
                 timeout=aiohttp.ClientTimeout(total=None),
                 cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,  # nothing compressed was asked for, and little of it can become much
                 headers={"User-Agent": self._user_agent},
             )
         return self._session
@@ -215,10 +221,10 @@ class HttpClient:
         """Seconds; the header holds a number of seconds or a date of the server."""
         if value is None:
             return None
-        if value.strip().isdecimal():
-            return float(value[:12])
+        if value.isdecimal():
+            return min(float(value[:12]), MAX_RETRY_AFTER)
         date = _parse_date(value)
-        return None if date is None else max(0.0, date.timestamp() - self._clock.now())
+        return None if date is None else min(max(0.0, date.timestamp() - self._clock.now()), MAX_RETRY_AFTER)
 
 
 def _check_url(url: str) -> str:
@@ -258,9 +264,15 @@ def _parse_date(value: str | None) -> datetime | None:
         return None
     try:
         date = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return date if date.tzinfo is not None else None
+
+
+def quoted(text: str) -> str:
+    """The beginning of a foreign text on one line, without what no log, terminal or socket should be given."""
+    printable = "".join(character if character.isprintable() else " " for character in text[: 4 * QUOTED])
+    return " ".join(printable.split())[:QUOTED]
 
 
 def _reason(error: BaseException) -> str:

@@ -39,7 +39,7 @@ class Peer:
             if self._authorization is None:
                 reply = expect(await self._http.request("POST", "/register", body={}))
                 members = Members(reply.body, reply.what)
-                self._authorization = f"Bearer {members.text('peerId')}:{members.text('secret')}"
+                self._authorization = f"Bearer {members.identifier('peerId')}:{members.identifier('secret')}"
                 self._registrations += 1
             return self._authorization
 
@@ -132,12 +132,13 @@ def rejected(reply: Reply, code: str) -> SignallingRejected:
 
 
 def expect(reply: Reply, codes: dict[int, str] | None = None) -> Reply:
-    """The reply, if it is a success. A refusal raises `SignallingRejected` with the code that `codes` has for its status,
-    else ``refused``; one without the protocol's error text does not come from such a server."""
-    if 200 <= reply.status < 300:
-        return reply
-    if reply.error is None:
+    """The reply, if it is a success. A refusal raises `SignallingRejected` with the code `codes` has for its status, else
+    ``refused``. What is no JSON map, or a refusal without the protocol's error text, comes from no such server."""
+    success = 200 <= reply.status < 300
+    if not isinstance(reply.body, dict) or (not success and reply.error is None):
         raise garbled(reply, f"not an answer of a Rondevu server: {reply.text!r}")
+    if success:
+        return reply
     raise rejected(reply, (codes or {}).get(reply.status, "unauthorized" if reply.status == 401 else "refused"))
 
 

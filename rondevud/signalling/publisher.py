@@ -79,9 +79,9 @@ class RestPublisher:
         members = Members(expect(reply).body, reply.what)
         expires_at = members.seconds("expiresAt")
         publication = Publication(
-            service_id=members.text("serviceId"),
-            uuid=members.text("uuid"),
-            offer_id=members.text("offerId"),
+            service_id=members.identifier("serviceId"),
+            uuid=members.identifier("uuid"),
+            offer_id=members.identifier("offerId"),
             ttl=self._ttl_until(expires_at, ttl),
             expires_at=expires_at,
         )
@@ -152,7 +152,7 @@ class RestPublisher:
     def _read_offer(self, entry: Members, asked: float) -> PoolOffer:
         """Both times are the server's, so no other clock is needed."""
         given = entry.seconds("expiresAt") - entry.seconds("createdAt")
-        offer = PoolOffer(entry.text("id"), max(0.0, min(given, max(asked, MIN_TTL))))
+        offer = PoolOffer(entry.identifier("id"), max(0.0, min(given, max(asked, MIN_TTL))))
         self._remember_offer(offer.offer_id, offer.ttl)
         return offer
 
@@ -161,7 +161,7 @@ class RestPublisher:
         self._require_publication()
         reply = expect(await self._request("GET", "/offers/answers", limit=MAX_ANSWERS))
         answers = [
-            Answer(entry.text("offerId"), entry.text("answererId"), entry.text("sdp"))
+            Answer(entry.identifier("offerId"), entry.identifier("answererId"), entry.text("sdp"))
             for entry in items_of(reply, "answers")
         ]
         now = self._clock.steady()

@@ -24,7 +24,7 @@ import aiohttp
 from rondevud.errors import SignallingRejected
 from rondevud.signalling.base import Candidate, DiscoveredOffer
 from rondevud.signalling.clock import ServerClock
-from rondevud.signalling.http import HttpClient, Reply, unreachable
+from rondevud.signalling.http import HttpClient, Reply, garbled, unreachable
 from rondevud.signalling.identity import Identities
 from rondevud.signalling.peer import Peer, TrickledCandidates, expect, quote_segment, rejected
 from rondevud.signalling.publisher import RestPublisher
@@ -97,7 +97,7 @@ class RestSignalling:
 
     async def _explain_failed_claim(self, reply: Reply, username: str) -> None:
         """The server answers 500 to a key that has another name; with the name free, that is what happened."""
-        if (await self.check(username))["available"]:
+        if reply.error is not None and (await self.check(username))["available"]:
             raise SignallingRejected(
                 f"the server refuses user name {username} to this key although it is free: "
                 f"most likely the key holds another name there, and one key can hold one name only ({reply.what})",
@@ -131,7 +131,7 @@ class RestSignalling:
     async def _find(self, username: str, fqn: str) -> str:
         path = f"/index/{quote_segment(username)}/query"
         reply = await self._http.request("POST", path, body={"serviceFqn": fqn})
-        return Members(expect(reply, {404: "not_found"}).body, reply.what).text("uuid")
+        return Members(expect(reply, {404: "not_found"}).body, reply.what).identifier("uuid")
 
     async def discover_uuid(self, uuid: str) -> DiscoveredOffer:
         reply = await self._http.request("GET", f"/services/{quote_segment(uuid)}", accept={503})
@@ -144,7 +144,7 @@ class RestSignalling:
             username=members.text("username"),
             fqn=members.text("serviceFqn"),
             uuid=uuid,
-            offer_id=members.text("offerId"),
+            offer_id=members.identifier("offerId"),
             sdp=members.text("sdp"),
         )
 
@@ -157,7 +157,8 @@ class RestSignalling:
             raise rejected(reply, "offer_taken")
         if error.startswith("Offer not found"):
             raise rejected(reply, "offer_taken")
-        expect(reply)
+        if not Members(expect(reply).body, reply.what).flag("success"):
+            raise garbled(reply, "neither a success nor an error")
 
     async def offer_candidates(self, offer_id: str) -> list[Candidate]:
         return await self._candidates.read(offer_id, renew=True)

@@ -10,6 +10,12 @@ from rondevud.signalling.base import Candidate
 MAX_TIME = 10**14
 """Milliseconds since 1970 that still are a time (the year 5138)."""
 
+MAX_IDENTIFIER = 256
+"""Characters of an id or a credential; those of known servers have 32 to 80."""
+
+MAX_CANDIDATE = 1_024
+"""Characters of a candidate; those of browsers have about 100 to 250."""
+
 
 class Members:
     """A JSON map of an answer. `where` begins the messages of `SignallingGarbled`, which every method may raise."""
@@ -32,6 +38,18 @@ class Members:
         return value
 
     def text(self, name: str) -> str:
+        return self._text(name).encode("utf-8", "replace").decode()  # JSON can carry half a character, nothing else can
+
+    def identifier(self, name: str) -> str:
+        """A text that can stand in a URL, a header and a log: an id or a credential."""
+        value = self._text(name)
+        if len(value) > MAX_IDENTIFIER:
+            raise SignallingGarbled(f"{self._where}: member {name} is longer than {MAX_IDENTIFIER} characters")
+        if not (value.isascii() and value.isprintable()) or " " in value:
+            raise SignallingGarbled(f"{self._where}: member {name} has characters that no id has")
+        return value
+
+    def _text(self, name: str) -> str:
         value: str = self._get(name, str, "a text")
         if not value:
             raise SignallingGarbled(f"{self._where}: member {name} is empty")
@@ -78,6 +96,8 @@ def candidate_from_json(value: Any) -> Candidate | None:
         return None
     text, mid, index = value.get("candidate"), value.get("sdpMid"), value.get("sdpMLineIndex")
     if not isinstance(text, str) or not text or not isinstance(mid, str | None):
+        return None
+    if len(text) > MAX_CANDIDATE or not (text.isprintable() and (mid or "").isprintable()):
         return None
     if isinstance(index, bool) or not isinstance(index, int | None):
         return None
