@@ -495,16 +495,20 @@ class InRemoved(NamedTuple):
     size: int
     gaps: int
     next: int
-    """The row behind the last one that was deleted by this; 0 = none was."""
+    """No row asked for is left below this one; 0 = there was none."""
     more: bool
 
 
 @dataclass(frozen=True, slots=True)
 class AckIn(Operation[InRemoved]):
-    """Delete the inbox's rows below `upto_row`; `messages`, `size` and `gaps` are what left the channel's counts."""
+    """Delete the inbox's rows ``first_row … upto_row - 1``, in whatever order; the others stay.
+
+    `messages`, `size` and `gaps` are what left the channel's counts.
+    """
 
     channel: int
     upto_row: int
+    first_row: int = 0
 
 
 # --- producers -----------------------------------------------------------------------------------------------------

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 from rondevud import records
 from rondevud.errors import StoreConflict
+from rondevud.ranges import Ranges
 from rondevud.records import InGap, InItem, InMessage, OutMessage, Reason, Removal
 from rondevud.store.base import Limits, check_numbers
 from rondevud.store.outbox_table import decode_payload, encode_payload
-from rondevud.store.rows import ChannelRows, intact, sealed, weight
+from rondevud.store.rows import ChannelRows, ChannelState, intact, sealed, set_aside, weight
 
 logger = logging.getLogger(__name__)
 
@@ -74,16 +76,15 @@ class InboxTable:
     def read_in(self, operation: records.ReadIn) -> records.InPage:
         channel = self._channels.get(operation.channel)
         record = channel.record
-        # Rows have no holes and leave from the front only, so the counts say which must be there.
-        start = max(operation.row, channel.next_row - record.in_count)
+        # Every row is there or in a hole, so one that is lacking is known.
+        holes = self._holes(channel)
+        start = max(operation.row, channel.front)
         rows, whole = self._rows(operation.channel, start)
-        last = min(channel.next_row, start + self._limits.page_messages)
-        if not whole:
-            last = min(last, rows[-1][1] + 1)
+        last = channel.next_row if whole else rows[-1][1] + 1
         held = {row[1]: row for row in rows}
         damaged = 0
         items: list[InItem] = []
-        for number in range(start, last):
+        for number in islice(holes.outside(start, last), self._limits.page_messages):
             row = held.get(number)
             if row is None or not intact(row):
                 damaged += 1
@@ -140,34 +141,91 @@ class InboxTable:
         record = channel.record
         gaps = self._connection.execute(
             "SELECT count(*) FROM inbox WHERE channel = ? AND row >= ? AND kind >= ?",
-            (number, channel.next_row - record.in_count, GAP),
+            (number, channel.front, GAP),
         ).fetchone()[0]
         channel.change(in_gaps=gaps)
         return int(gaps - record.in_gaps)
 
     def ack_in(self, operation: records.AckIn) -> records.InRemoved:
         channel = self._channels.get(operation.channel, change=True)
-        record = channel.record
-        begin, end = channel.next_row - record.in_count, min(operation.upto_row, channel.next_row)
-        upto = min(end, begin + self._limits.slice_rows)
-        if upto <= begin:
+        holes = self._holes(channel)
+        first, end = holes.behind(max(channel.front, operation.first_row)), min(operation.upto_row, channel.next_row)
+        upto = min(end, first + self._limits.slice_rows)
+        if upto <= first:
             return records.InRemoved(0, 0, 0, 0, more=False)
-        if upto == channel.next_row:
-            size, gaps = record.in_bytes, record.in_gaps  # nothing is left, whatever damage did to the counts
-        else:
-            size, gaps = self._connection.execute(
-                "SELECT ifnull(sum(length(payload)), 0), ifnull(sum(kind >= ?), 0) FROM inbox"
-                " WHERE channel = ? AND row < ?",
-                (GAP, record.id, upto),
-            ).fetchone()
-            gaps = min(gaps, record.in_gaps)  # damage that nobody has read so far may look like a gap
-        self._connection.execute("DELETE FROM inbox WHERE channel = ? AND row < ?", (record.id, upto))
+        record = channel.record
+        count = upto - first - holes.count(first, upto)
+        size, gaps = self._weigh(channel, first, upto, count)
+        self._connection.execute(
+            "DELETE FROM inbox WHERE channel = ? AND row >= ? AND row < ?", (record.id, first, upto)
+        )
+        self._dig(channel, holes, first, upto)
         channel.change(
-            in_count=record.in_count - (upto - begin),
+            in_count=record.in_count - count,
             in_bytes=max(0, record.in_bytes - size),
             in_gaps=record.in_gaps - gaps,
         )
-        return records.InRemoved(upto - begin, size, gaps, upto, more=upto < end)
+        return records.InRemoved(count, size, gaps, upto, more=upto < end)
+
+    def _weigh(self, channel: ChannelState, first: int, upto: int, count: int) -> tuple[int, int]:
+        """Payload bytes and gaps of the `count` rows ``first … upto - 1``."""
+        record = channel.record
+        if count == record.in_count:
+            return record.in_bytes, record.in_gaps  # nothing is left, whatever damage did to the counts
+        size, gaps = self._connection.execute(
+            "SELECT ifnull(sum(length(payload)), 0), ifnull(sum(kind >= ?), 0) FROM inbox"
+            " WHERE channel = ? AND row >= ? AND row < ?",
+            (GAP, record.id, first, upto),
+        ).fetchone()
+        return size, min(gaps, record.in_gaps)  # damage that nobody has read so far may look like a gap
+
+    # --- holes -----------------------------------------------------------------------------------------------------
+
+    def _holes(self, channel: ChannelState) -> Ranges:
+        """Rows behind the front that are not there because they were acknowledged."""
+        if not channel.in_holes:
+            return Ranges()
+        rows = self._connection.execute(
+            "SELECT channel, first, next, crc FROM inbox_holes WHERE channel = ? ORDER BY first", (channel.record.id,)
+        ).fetchall()
+        if all(map(intact, rows)) and sum(row[2] - row[1] for row in rows) == channel.in_holes:
+            return Ranges(row[1:3] for row in rows)
+        for row in rows:
+            set_aside(self._connection, "inbox_holes", row)
+        return self._find_holes(channel.record.id)
+
+    def _dig(self, channel: ChannelState, holes: Ranges, first: int, upto: int) -> None:
+        """Make the rows ``first … upto - 1`` a hole, or move the front if nothing is left before them."""
+        number, front = channel.record.id, channel.front
+        first, upto = holes.add(first, upto)
+        if channel.in_holes:
+            self._connection.execute(
+                "DELETE FROM inbox_holes WHERE channel = ? AND first >= ? AND first < ?", (number, first, upto)
+            )
+        if first > front:
+            self._connection.execute("INSERT INTO inbox_holes VALUES (?, ?, ?, ?)", sealed((number, first, upto)))
+        channel.in_holes = holes.count(upto if first == front else front, channel.next_row)
+
+    def _find_holes(self, number: int) -> Ranges:
+        """What is known of the holes is damaged: whatever lacks between the front and the next row is taken for one."""
+        channel = self._channels.get(number, change=True)
+        record, front = channel.record, channel.front
+        rows = self._connection.execute(
+            "SELECT row FROM inbox WHERE channel = ? AND row >= ? AND row < ? ORDER BY row",
+            (number, front, channel.next_row),
+        )
+        held = [row for (row,) in rows]
+        pairs = zip([front - 1, *held], [*held, channel.next_row], strict=True)
+        holes = Ranges((row + 1, behind) for row, behind in pairs if row + 1 < behind)
+        lost = record.in_count - len(held)
+        logger.error("the holes in the inbox of channel %s were damaged; %d messages are lost with them", number, lost)
+        self._connection.execute("DELETE FROM inbox_holes WHERE channel = ?", (number,))
+        self._connection.executemany(
+            "INSERT INTO inbox_holes VALUES (?, ?, ?, ?)", [sealed((number, *hole)) for hole in holes]
+        )
+        channel.in_holes += lost
+        channel.change(in_count=len(held))
+        return holes
 
 
 def _item(row: Sequence[Any]) -> InItem:

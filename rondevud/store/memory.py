@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from rondevud import records
@@ -406,17 +406,20 @@ class MemoryTables:
 
     def _ack_in(self, operation: records.AckIn) -> records.InRemoved:
         channel = self._channel(operation.channel)
-        limit = self._limits.slice_rows
-        rows = [row for row, _ in islice(channel.inbox.since(0), limit + 1) if row < operation.upto_row]
-        gone = [channel.inbox.delete(row) for row in rows[:limit]]
+        end = min(operation.upto_row, channel.next_row)
+        first, _ = next(channel.inbox.since(operation.first_row), (end, None))
+        if first >= end:
+            return records.InRemoved(0, 0, 0, 0, more=False)
+        upto = min(end, first + self._limits.slice_rows)
+        rows = [row for row, _ in takewhile(lambda item: item[0] < upto, channel.inbox.since(first))]
+        gone = [channel.inbox.delete(row) for row in rows]
         size = sum(payload_size(item.payload) for item in gone if isinstance(item, InMessage))
         record = channel.record
         gaps = sum(isinstance(item, InGap) for item in gone)
         channel.change(
             in_count=record.in_count - len(gone), in_bytes=record.in_bytes - size, in_gaps=record.in_gaps - gaps
         )
-        behind = gone[-1].row + 1 if gone else 0
-        return records.InRemoved(len(gone), size, gaps, behind, more=len(rows) > limit)
+        return records.InRemoved(len(gone), size, gaps, upto, more=upto < end)
 
     # --- producers -------------------------------------------------------------------------------------------------
 

@@ -82,11 +82,17 @@ def set_aside(connection: sqlite3.Connection, source: str, row: Sequence[Any]) -
 
 @dataclass(slots=True)
 class ChannelState:
-    """A channel's row; see `schema.sql` for `base` and `next_row`."""
+    """A channel's row; see `schema.sql` for what is not in its record."""
 
     record: ChannelRecord
     base: int = 1
     next_row: int = 1
+    in_holes: int = 0
+
+    @property
+    def front(self) -> int:
+        """The lowest row of the inbox that is held, or lacks through damage."""
+        return self.next_row - self.record.in_count - self.in_holes
 
     def change(self, **fields: Any) -> None:
         self.record = replace(self.record, **fields)
@@ -94,7 +100,7 @@ class ChannelState:
 
 CHANNEL_COLUMNS = (
     "id, connection_id, label, durability, options, epoch, next, acked, acked_count, peer_epoch, recv_next, recv_count, "
-    "out_count, out_bytes, in_count, in_bytes, in_gaps, out_closed, in_closed, attached, base, next_row, crc"
+    "out_count, out_bytes, in_count, in_bytes, in_gaps, out_closed, in_closed, attached, base, next_row, in_holes, crc"
 )
 
 
@@ -124,6 +130,7 @@ def _channel_row(state: ChannelState) -> tuple[Any, ...]:
             int(record.attached),
             state.base,
             state.next_row,
+            state.in_holes,
         )
     )
 
@@ -131,8 +138,7 @@ def _channel_row(state: ChannelState) -> tuple[Any, ...]:
 def channel_of_row(row: Sequence[Any]) -> ChannelState:
     """The channel that an intact row describes."""
     fields = [*row[:3], Durability(row[3]), *row[4:19], bool(row[19])]
-    record, base, next_row = ChannelRecord(*fields), row[20], row[21]
-    return ChannelState(record, base, next_row)
+    return ChannelState(ChannelRecord(*fields), *row[20:23])
 
 
 class ChannelRows:
@@ -163,7 +169,7 @@ class ChannelRows:
     def insert(self, record: ChannelRecord) -> ChannelRecord:
         """A new row; answers the record with its id."""
         cursor = self._connection.execute(
-            f"INSERT INTO channels VALUES (NULL{', ?' * 22})",  # noqa: S608 - a constant
+            f"INSERT INTO channels VALUES (NULL{', ?' * 23})",  # noqa: S608 - a constant
             _channel_row(ChannelState(record))[1:],
         )
         record = replace(record, id=cursor.lastrowid or 0)
@@ -184,7 +190,7 @@ class ChannelRows:
             "UPDATE channels SET connection_id = ?2, label = ?3, durability = ?4, options = ?5, epoch = ?6, next = ?7,"
             " acked = ?8, acked_count = ?9, peer_epoch = ?10, recv_next = ?11, recv_count = ?12, out_count = ?13,"
             " out_bytes = ?14, in_count = ?15, in_bytes = ?16, in_gaps = ?17, out_closed = ?18,"
-            " in_closed = ?19, attached = ?20, base = ?21, next_row = ?22, crc = ?23 WHERE id = ?1",
+            " in_closed = ?19, attached = ?20, base = ?21, next_row = ?22, in_holes = ?23, crc = ?24 WHERE id = ?1",
             rows,
         )
 

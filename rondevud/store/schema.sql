@@ -25,6 +25,7 @@ CREATE TABLE channels (
     in_gaps INTEGER NOT NULL, out_closed INTEGER NOT NULL, in_closed INTEGER NOT NULL, attached INTEGER NOT NULL,
     base INTEGER NOT NULL,      -- numbers below it left by acknowledgement, in this epoch or an earlier one
     next_row INTEGER NOT NULL,  -- of the inbox
+    in_holes INTEGER NOT NULL,  -- rows in inbox_holes: front of the inbox = next_row - in_count - in_holes
     crc INTEGER NOT NULL,
     UNIQUE (connection_id, label)
 );
@@ -52,6 +53,12 @@ CREATE TABLE inbox (
     payload BLOB NOT NULL, next INTEGER, reason TEXT, messages INTEGER, enqueued REAL NOT NULL, crc INTEGER NOT NULL,
     PRIMARY KEY (channel, row)
 );
+
+-- Rows that left an inbox while one before them stays; neighbours are joined.
+CREATE TABLE inbox_holes (
+    channel INTEGER NOT NULL, first INTEGER NOT NULL, next INTEGER NOT NULL, crc INTEGER NOT NULL,
+    PRIMARY KEY (channel, first)
+) WITHOUT ROWID;
 
 CREATE TABLE producers (
     id INTEGER PRIMARY KEY AUTOINCREMENT, channel INTEGER NOT NULL, name BLOB NOT NULL, last_seq INTEGER NOT NULL,

@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-GARBAGE_TABLES = ("outbox", "inbox", "removals")
+GARBAGE_TABLES = {"outbox": "seq", "inbox": "row", "inbox_holes": "first", "removals": "first"}
+"""Tables of a channel's queues, and by which column they are counted."""
 
 READS: frozenset[type[Operation[Any]]] = frozenset(
     {
@@ -270,7 +271,7 @@ class SqlTables:
         self._has_garbage = self._connection.execute("SELECT 1 FROM garbage LIMIT 1").fetchone() is not None
 
     def _collect_from(self, table: str, channel: int, limit: int) -> int:
-        key = {"outbox": "seq", "inbox": "row", "removals": "first"}[table]
+        key = GARBAGE_TABLES[table]
         return self._connection.execute(
             f"DELETE FROM {table} WHERE channel = ?1 AND {key} IN"  # noqa: S608 - constants
             f" (SELECT {key} FROM {table} WHERE channel = ?1 ORDER BY {key} LIMIT ?2)",

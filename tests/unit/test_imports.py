@@ -50,6 +50,7 @@ HOMES = {
 
 SANS_IO = (
     "rondevud.records",
+    "rondevud.ranges",
     "rondevud.backoff",
     "rondevud.durable.states",
     "rondevud.durable.frames",
@@ -82,6 +83,7 @@ SHARED = {
     "rondevud.clock",
     "rondevud.logs",
     "rondevud.failpoints",
+    "rondevud.ranges",
 }
 """Modules of the daemon that every part may use."""
 

@@ -547,6 +547,36 @@ async def test_each_slice_of_an_acknowledgement_says_how_many_gaps_it_took(store
     assert await store.execute(AckIn(channel, 8)) == InRemoved(3, 1, 2, 8, more=False)
 
 
+async def test_rows_leave_in_any_order(store):
+    channel = await make_channel(store)
+    items = [OutMessage(number, "x" * number) for number in range(1, 9)]
+    await receive(
+        store, channel, *items[:3], Removal(4, 5, Reason.EXPIRED, 1), *items[4:], expect_epoch=b"", recv_next=9
+    )
+    assert await store.execute(AckIn(channel, 3, first_row=2)) == InRemoved(1, 2, 0, 3, more=False)
+    assert await store.execute(AckIn(channel, 7, first_row=5)) == InRemoved(2, 11, 0, 7, more=False)
+    assert await store.execute(AckIn(channel, 7, first_row=5)) == InRemoved(0, 0, 0, 0, more=False)
+    assert [item.row for item in (await store.execute(ReadIn(channel, 0))).items] == [1, 3, 4, 7, 8]
+    assert [item.row for item in (await store.execute(ReadIn(channel, 5))).items] == [7, 8]
+    row = await channel_row(store, channel)
+    assert (row.in_count, row.in_bytes, row.in_gaps) == (5, 19, 1)
+    assert await store.execute(AckIn(channel, 4)) == InRemoved(2, 4, 0, 4, more=False)
+    assert await store.execute(AckIn(channel, 9)) == InRemoved(2, 7, 1, 8, more=True)
+    assert await store.execute(AckIn(channel, 9)) == InRemoved(1, 8, 0, 9, more=False)
+    row = await channel_row(store, channel)
+    assert (row.in_count, row.in_bytes, row.in_gaps) == (0, 0, 0)
+    assert (await receive(store, channel, OutMessage(9, "n"), expect=9, recv_next=10)).first_row == 9
+
+
+async def test_a_page_passes_over_rows_that_left(store):
+    channel = await make_channel(store)
+    await receive(store, channel, *[OutMessage(n, "x") for n in range(1, 31)], expect_epoch=b"", recv_next=31)
+    for first in range(2, 26, 4):
+        await store.execute(AckIn(channel, first + 4, first_row=first))
+    page = await store.execute(ReadIn(channel, 0))
+    assert ([item.row for item in page.items], page.damaged) == ([1, 26, 27, 28, 29], 0)
+
+
 async def test_numbers_that_fit_no_row_are_refused(store):
     channel = await make_channel(store)
     refused = [

@@ -337,6 +337,31 @@ async def test_gaps_that_only_damage_made_are_never_counted_off(path, opened):
     assert row.in_gaps == 0
 
 
+@pytest.mark.parametrize(
+    ("damage", "left"),
+    [
+        ("UPDATE inbox_holes SET next = 4", [1, 3, 5]),
+        ("UPDATE inbox_holes SET channel = 77 WHERE first = 2", [1, 3, 5]),
+        ("DELETE FROM inbox_holes", [1, 3, 5]),
+        ("DELETE FROM inbox WHERE row = 3", [1, 3, 5]),
+        ("DELETE FROM inbox WHERE row = 1", [1, 3, 5]),
+    ],
+)
+async def test_what_left_an_inbox_does_not_come_back_when_its_holes_are_damaged(path, opened, damage, left):
+    store = await opened()
+    channel = await make_channel(store)
+    items = tuple(OutMessage(number, str(number)) for number in range(1, 7))
+    await store.execute(Receive(channel, b"", 0, PEER, 7, items, NOW))
+    for row in (2, 4, 6):
+        await store.execute(AckIn(channel, row + 1, first_row=row))
+    edit(path, damage)
+    assert [item.row for item in (await store.execute(ReadIn(channel, 0))).items] == left
+    store = await opened()
+    assert (await store.execute(LoadSessions())).channels[0].in_count == len(left)
+    assert [item.row for item in (await store.execute(ReadIn(channel, 0))).items] == left
+    assert sum([(await store.execute(AckIn(channel, 6, row))).messages for row in (3, 1)]) == len(left)
+
+
 async def test_what_is_unreported_is_known_after_a_restart(opened):
     store = await opened()
     channel = await make_channel(store)
