@@ -292,6 +292,7 @@ class DurableConnection:
     def _failed_dial(self, error: DialError) -> float | None:
         if self.state in {ConnectionState.FAILED, ConnectionState.CLOSED}:
             return None
+        news = self.last_error != str(error)
         self.last_error = str(error)
         if not self._needs_link():
             return None
@@ -306,7 +307,8 @@ class DurableConnection:
         if early and not error.delay:
             delay = min(delay, self._random.uniform(0.2, FIRST_MINUTE_DELAY))
         delay = max(delay, error.retry_after or 0.0)
-        logger.info("%s: %s; trying again in %.1f s", self.settings.name, error, delay)
+        level = logging.INFO if news else logging.DEBUG
+        logger.log(level, "%s: %s; trying again in %.1f s", self.settings.name, error, delay)
         self._tell_reconnecting(delay)
         return delay
 
@@ -535,5 +537,5 @@ def _resolve(future: asyncio.Future[None], now: bool) -> None:
 def _rejected(error: SignallingRejected) -> DialError:
     if error.code in {"no_offer", "offer_taken"}:
         return DialError(str(error), error.code, counts=False, delay=BUSY_DELAY, retry_after=error.retry_after)
-    counts = error.code == "not_found" or not error.retryable
+    counts = error.code != "unauthorized"  # that says something of the server, and nothing of what is asked for
     return DialError(str(error), error.code, counts=counts, retry_after=error.retry_after)

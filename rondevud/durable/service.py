@@ -14,10 +14,11 @@ import math
 import random
 import secrets
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from dataclasses import replace
 from typing import Any
 
+from rondevud.backoff import Trouble, delays
 from rondevud.durable import frames, greeting, sdp
 from rondevud.durable.effects import LinkDown, LinkUp, Recovered, SessionFailed, Suspect
 from rondevud.durable.frames import GoodbyeCode, Refuse, RefuseCode
@@ -46,6 +47,9 @@ logger = logging.getLogger(__name__)
 
 RETRY = (1.0, 30.0)
 """Seconds between attempts to publish: the first, and the longest, pause; doubled in between, with jitter."""
+
+POLL_RETRY = 5.0
+"""Seconds between polls that fail, at most: whoever dials waits for the first that succeeds."""
 
 MISSING_POLL = 0.5
 """Seconds between two polls while a session is without a link."""
@@ -124,11 +128,12 @@ class DurableService:
         self.counters: Counter[str] = Counter()
         self.ephemeral = False
         self.stopped = False
-        self.last_error: str | None = None
         self._environment = environment
         self._signalling = signalling
         self._configure = configure
-        self._random = random.SystemRandom()
+        self._publishing = Trouble(_new_delays)
+        self._polling = Trouble(_new_delays)
+        self._counting = Trouble(_new_delays)
         self._publisher = signalling.publisher(settings.username, settings.fqn)
         self.pool = OfferPool(settings, self._publisher, engine, environment.clock.monotonic, self.discard)
         self.published = asyncio.Event()
@@ -153,6 +158,11 @@ class DurableService:
     def name(self) -> str:
         """``USER/FQN``."""
         return self.settings.name
+
+    @property
+    def last_error(self) -> str | None:
+        """What keeps failing at present; None when nothing does."""
+        return self._publishing.message or self._polling.message or self._counting.message
 
     # --- life ------------------------------------------------------------------------------------------------------
 
@@ -290,53 +300,50 @@ class DurableService:
     # --- publication -----------------------------------------------------------------------------------------------
 
     async def _publication_loop(self) -> None:
-        pause, longest = RETRY
-        delay = pause
         while True:
             self._changed.clear()
             try:
                 await self._keep_published()
-            except SignallingRejected as error:
-                self._signalling_failed(error)
-                if error.code == "unauthorized":
-                    self.pool.forget()
-                    self.published.clear()
-                await self._wait(error.retry_after or delay * self._random.uniform(0.8, 1.2))
-                delay = min(delay * 2, longest)
-            except (SignallingError, TransportError) as error:
-                self._signalling_failed(error)
-                wait = getattr(error, "retry_after", None) or delay * self._random.uniform(0.8, 1.2)
-                await self._wait(wait)
-                delay = min(delay * 2, longest)
-            except Exception as error:
-                logger.exception("%s: the publication failed; trying again", self.name)
-                self._publish_failed(error)
-                await self._wait(delay * self._random.uniform(0.8, 1.2))
-                delay = min(delay * 2, longest)
+            except Exception as error:  # noqa: BLE001 - the edge of this task: told and logged
+                if _is_forgotten(error):
+                    self._forget_publication()
+                self._tell_trouble(self._publishing, error, "publish")
+                await self._wait(self._publishing.delay(error))
             else:
-                delay = pause
+                self._publishing.end()
                 due = self.pool.next_change()
                 now = self._environment.clock.monotonic()
-                await self._wait(max(0.05, due - now) if due is not None else longest, changes=True)
+                await self._wait(max(0.05, due - now) if due is not None else RETRY[1], changes=True)
 
-    def _signalling_failed(self, error: Exception) -> None:
-        logger.warning("%s: %s", self.name, error)
-        self.counters["signalling_errors"] += 1
-        self._publish_failed(error, getattr(error, "code", "signalling"))
+    def _tell_trouble(self, trouble: Trouble, error: Exception, context: str) -> None:
+        """Count a failure and tell the service's programs; what is news goes into the log, bugs with their traceback."""
+        self.counters[f"{context}_errors"] += 1
+        known = isinstance(error, RondevuError)
+        if trouble.add(error):
+            level = logging.WARNING if known else logging.ERROR
+            logger.log(level, "%s: %s: %s", self.name, context, error, exc_info=None if known else error)
+        code = getattr(error, "code", "signalling") if known else "internal"
+        self._publish("error", {"context": context, "code": code, "message": trouble.message})
 
-    def _publish_failed(self, error: Exception, code: str = "internal") -> None:
-        self.last_error = str(error) or repr(error)
-        self._publish("error", {"context": "publish", "code": code, "message": self.last_error})
+    def _forget_publication(self) -> None:
+        """The signalling server does not know us any more: everything has to be published again."""
+        self.pool.forget()
+        self.published.clear()
+        self._changed.set()
 
     async def _keep_published(self) -> None:
         """Whatever is due now: publication, refresh, offers."""
         now = self._environment.clock.monotonic()
         if self.pool.refresh_at is None or self.pool.refresh_at <= now:
             await self._publish_service()
-        if await self.pool.refill(self._missing):
-            self.counters["offers"] += 1
+        try:
+            if await self.pool.refill(self._missing):
+                self.counters["offers"] += 1
+        except SignallingRejected as error:
+            if self.published.is_set() or not _is_forgotten(error):
+                raise
+            return  # a poll was told meanwhile that the server has forgotten us: everything is published again at once
         self.pool.drop_expired()
-        self.last_error = None
 
     async def _publish_service(self) -> None:
         before = self.pool.publication
@@ -372,23 +379,26 @@ class DurableService:
     # --- answers ---------------------------------------------------------------------------------------------------
 
     async def _answers_loop(self) -> None:
-        await self.published.wait()
         while True:
+            await self.published.wait()
             try:
                 for answer in await self._publisher.answers():
                     self._on_answer(answer)
-            except SignallingRejected as error:
-                if error.code == "unauthorized":
-                    self.pool.forget()
-                    self._changed.set()
-            except SignallingError as error:
-                logger.debug("%s: polling: %s", self.name, error)
-                self.counters["poll_errors"] += 1
-            except Exception as error:
-                logger.exception("%s: polling failed; trying again", self.name)
-                self.counters["poll_errors"] += 1
-                self.last_error = str(error) or repr(error)
-            await self._pause_poll()
+            except Exception as error:  # noqa: BLE001 - the edge of this task: told and logged
+                await self._poll_failed(error)
+            else:
+                self._polling.end()
+                await self._pause_poll()
+
+    async def _poll_failed(self, error: Exception) -> None:
+        """Tell, and wait. A server that forgets us again and again gets publications further and further apart."""
+        self._tell_trouble(self._polling, error, "poll")
+        delay = self._polling.delay(error)
+        if _is_forgotten(error):
+            self._forget_publication()
+        else:
+            delay = max(min(delay, POLL_RETRY), getattr(error, "retry_after", None) or 0.0)
+        await self._wait(delay)
 
     async def _pause_poll(self) -> None:
         """The polling interval; shorter as soon as a session is missed."""
@@ -404,7 +414,8 @@ class DurableService:
         offer = self.pool.take(answer.offer_id)
         self._changed.set()
         if offer is None:
-            logger.debug("%s: an answer to an offer that is not in the pool", self.name)
+            logger.info("%s: an answer is ignored: its offer has been answered, has expired or is not ours", self.name)
+            self.counters["answers_ignored"] += 1
             return
         if len(self._greetings) >= GREETINGS_MOST:
             self.counters["greetings_discarded"] += 1
@@ -539,7 +550,9 @@ class DurableService:
                     logger.warning("%s %s: absence: %s", self.name, visit.session.connection_id, error)
                 except Exception as error:
                     logger.exception("%s %s: counting absence failed", self.name, visit.session.connection_id)
-                    self.last_error = str(error) or repr(error)
+                    self._counting.add(error)
+                else:
+                    self._counting.end()
 
     async def _count_absence(self, visit: Visit) -> None:
         session, expiry = visit.session, self.settings.session_expiry
@@ -606,6 +619,7 @@ class DurableService:
             return
         self._enter(visit, ConnectionState.DISCONNECTED)
         session.event("disconnected", {"reason": effect.code, "message": effect.reason})
+        logger.info("%s %s: link lost: %s: %s", self.name, session.connection_id, effect.code, effect.reason)
         self._expect_back()
 
     def suspect(self, session: DurableSession, effect: Suspect) -> None:
@@ -663,3 +677,13 @@ def _empty(session: DurableSession) -> bool:
 
 def _nothing_waits(session: DurableSession) -> bool:
     return all(not channel.waiting for channel in session.channels.values())
+
+
+def _is_forgotten(error: Exception) -> bool:
+    """Whether the signalling server does not know, or not any more, the peer that publishes."""
+    return isinstance(error, SignallingRejected) and error.code == "unauthorized"
+
+
+def _new_delays() -> Iterator[float]:
+    first, longest = RETRY
+    return delays(first, longest, 0.2, random.SystemRandom().random)

@@ -108,10 +108,8 @@ class World:
         self._server: rendezvous.RunningServer | None = None
         with socket.create_server(("127.0.0.1", 0)) as free:
             self._port: int = free.getsockname()[1]
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
+        self.url = f"http://127.0.0.1:{self._port}"
+        """Where daemons made from now on find their signalling server."""
 
     async def start_signalling(self) -> None:
         self._server = await rendezvous.start("127.0.0.1", self._port, self._storage, self._settings)

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rondevu_client import Daemon
+from rondevud.durable import service
 from rondevud.errors import SignallingError, SignallingGarbled, SignallingRejected, SignallingUnreachable
 from rondevud.signalling import http
 from rondevud.signalling.base import Candidate
 from rondevud.signalling.identity import Identities
 from rondevud.signalling.rest import RestSignalling
+from tests.integration.daemons import (
+    FQN,
+    PATIENCE,
+    SCALE,
+    SERVICE,
+    Exchange,
+    Pair,
+    open_pair,
+    open_world,
+    watch,
+)
 from tests.integration.misbehaving import BEHAVIOURS, ROUTES, MisbehavingServer, answering, refusing, saying
-
-FQN = "com.example.chat@1.0.0"
 
 ERRORS: dict[str, tuple[type[SignallingError], str]] = {
     "html": (SignallingGarbled, "not an answer of a Rondevu server: '<html>It works!</html>'"),
@@ -161,3 +176,80 @@ async def test_a_retry_after_is_bounded_and_one_that_is_none_does_not_count(
     with pytest.raises(SignallingUnreachable) as refused:
         await caller.signalling.check("alice")
     assert refused.value.retry_after == seconds
+
+
+# --- the daemon ------------------------------------------------------------------------------------------------------
+
+
+async def trouble_is_over(program: Daemon, name: str) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while await error_of(program, name) is not None:
+            pass
+
+
+async def error_of(program: Daemon, name: str) -> str | None:
+    """What the row of a service or connection says is wrong."""
+    rows = [*await program.services(), *await program.connections()]
+    (error,) = [row["error"] for row in rows if name in {row.get("name"), f"{row.get('username')}/{row.get('fqn')}"}]
+    return error
+
+
+async def expose_against(server: MisbehavingServer, pair: Pair, route: str, behaviour: str) -> str:
+    """A service whose requests of that kind fail, until they do not; answers its name."""
+    fqn = f"com.example.{route.replace('_', '-')}@1.0.0"
+    name = f"alice/{fqn}"
+    events = await watch(pair.program)
+    server.wrong = {route: BEHAVIOURS[behaviour]}
+    exposing = asyncio.ensure_future(pair.program.expose_service("alice", fqn, pool_size=2, **SERVICE))
+    context = "poll" if route == "answers" else "publish"
+    for _ in range(2):
+        failed = await events.next("error", service=name, context=context)
+        assert re.search(ERRORS[behaviour][1], failed["message"]), failed
+    assert re.search(ERRORS[behaviour][1], await error_of(pair.program, name) or "")
+    server.wrong = {}
+    await asyncio.wait_for(exposing, PATIENCE)
+    await trouble_is_over(pair.program, name)
+    await pair.program.withdraw("alice", fqn)
+    return name
+
+
+async def connect_against(server: MisbehavingServer, pair: Pair, route: str, behaviour: str) -> None:
+    events = await watch(pair.visitor)
+    server.wrong = {route: BEHAVIOURS[behaviour]}
+    await pair.visitor.connect("alice", FQN, name=route)
+    for _ in range(2):
+        trying = await events.next("reconnecting")
+        assert re.search(ERRORS[behaviour][1], trying["error"]), trying
+    assert re.search(ERRORS[behaviour][1], await error_of(pair.visitor, route) or "")
+    server.wrong = {}
+    await pair.visitor.wait(route, "connected", PATIENCE)
+    assert await error_of(pair.visitor, route) is None
+
+
+@pytest.mark.webrtc
+@pytest.mark.timeout(120 * SCALE)
+@pytest.mark.parametrize("behaviour", ["html", "never", "401"])
+async def test_a_daemon_says_once_what_is_wrong_goes_on_with_its_links_and_recovers_by_itself(
+    server: MisbehavingServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, behaviour: str
+) -> None:
+    monkeypatch.setattr(service, "RETRY", (0.05, 0.1))
+    caplog.set_level(logging.INFO, "rondevud.durable")
+    async with open_world(tmp_path, signalling=False) as world:
+        world.url = server.url
+        pair = await open_pair(world, pool_size=3)
+        if behaviour == "never":
+            for place in (pair.home, pair.away):
+                place.house._signalling._http._timeout = 0.2
+        exchange = Exchange(pair.near, pair.far, 2_000)
+
+        async def misbehave() -> None:
+            await exchange.there.reached(100).wait()
+            for route in ("publish", "add_offers", "answers"):
+                name = await expose_against(server, pair, route, behaviour)
+                told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+                mine = [line for line in told if line.startswith(f"{name}: ")]
+                assert len(mine) == len(set(mine)) >= 1, mine
+            for route in ("find", "discover", "answer"):
+                await connect_against(server, pair, route, behaviour)
+
+        await exchange.run(misbehave())

@@ -3,7 +3,8 @@ from __future__ import annotations
 import itertools
 import random
 
-from rondevud.backoff import delays
+from rondevud.backoff import Trouble, delays
+from rondevud.errors import SignallingUnreachable
 
 
 def first(count: int, *arguments, **keywords):
@@ -35,3 +36,23 @@ def test_a_base_above_the_maximum_counts_as_the_maximum():
 
 def test_delays_never_end_nor_overflow():
     assert next(itertools.islice(delays(1.0, 30.0, 0.2, middle), 5000, None)) == 30
+
+
+def test_trouble_is_news_when_it_begins_and_when_its_reason_changes():
+    trouble = Trouble(lambda: delays(1.0, 30.0, 0.0, middle))
+    found = [trouble.add(ValueError(reason)) for reason in ("down", "down", "garbled", "down")]
+    assert found == [True, False, True, True]
+    assert trouble.message == "down"
+    trouble.end()
+    assert trouble.message is None
+    assert trouble.add(ValueError())
+    assert trouble.message == "ValueError()"
+
+
+def test_delays_of_a_trouble_grow_until_it_ends_and_are_as_long_as_was_asked_for():
+    trouble = Trouble(lambda: delays(1.0, 30.0, 0.0, middle))
+    error = SignallingUnreachable("429", retry_after=3.0)
+    trouble.add(error)
+    assert [trouble.delay(error) for _ in range(4)] == [3, 3, 4, 8]
+    trouble.end()
+    assert trouble.delay(ValueError()) == 1
