@@ -106,7 +106,10 @@ class Channel(Emitter):
         """How often it has been attached."""
         self._open = False
         self._inbox: deque[tuple[int, Message | dict[str, Any]]] = deque()
-        self._yielded = 0
+        self._held: dict[object, int] = {}
+        """Tag of the message that each consumer has and is not done with."""
+        self._taken = 0
+        """The last tag taken out of the inbox."""
         self._consumed = 0
         self._ack_due = 0
         self._acked = 0
@@ -180,13 +183,21 @@ class Channel(Emitter):
 
         Ends when the channel was closed or detached here; raises `Detached` when it was taken away.
         """
-        if self._auto_ack and self._yielded:
-            self._acknowledge(self.generation, self._yielded)
-        message = await self._next(acknowledge_gaps=self._auto_ack)
+        message = await self._take_next(self)
         if message is None:
             raise StopAsyncIteration
-        self._yielded = message.tag
         return message
+
+    async def receive(self, timeout: float | None = None) -> Message:
+        """As asking the iterator for one message, for at most `timeout` seconds.
+
+        Raises `TimeoutError`, with which nothing is lost, and `Detached` at the end.
+        """
+        async with asyncio.timeout(timeout):
+            try:
+                return await anext(self)
+            except StopAsyncIteration:
+                raise Detached(self.end_reason or "detached") from None
 
     def on(self, event: str, listener: Listener) -> None:
         """As `Emitter.on`. A listener of ``message`` gets every message; it is acknowledged when all have returned.
@@ -313,7 +324,8 @@ class Channel(Emitter):
 
     def _forget_received(self) -> None:
         self._inbox.clear()
-        self._yielded = self._consumed = self._ack_due = self._acked = 0
+        self._held.clear()
+        self._taken = self._consumed = self._ack_due = self._acked = 0
 
     # --- what the daemon sends ---------------------------------------------------------------------------------
 
@@ -388,18 +400,34 @@ class Channel(Emitter):
             self._ack_due = max(tag, self._ack_due)
             self._schedule()
 
+    async def _take_next(self, consumer: object) -> Message | None:
+        """The next message for one of the channel's consumers, which is done with the one before; None at the end.
+
+        Nothing is awaited once the message is taken: who gives up waiting loses none.
+        """
+        if self._auto_ack and self._held.pop(consumer, 0):
+            self._acknowledge_done()
+        message = await self._next(acknowledge_gaps=self._auto_ack)
+        if message is not None and self._auto_ack:
+            self._held[consumer] = message.tag
+        return message
+
+    def _acknowledge_done(self) -> None:
+        """Everything taken, up to the oldest message that a consumer still has."""
+        self._acknowledge(self.generation, min(self._held.values()) - 1 if self._held else self._taken)
+
     async def _next(self, *, acknowledge_gaps: bool) -> Message | None:
         """The next message; None at the end. Hands gaps to their listeners on the way."""
         while True:
             while self._inbox:
-                tag, item = self._inbox.popleft()
+                self._taken, item = self._inbox.popleft()
                 self._consumed += 1
                 self._schedule()
                 if isinstance(item, Message):
                     return item
                 self._emit("gap", item)
                 if acknowledge_gaps:
-                    self._acknowledge(self.generation, tag)
+                    self._acknowledge_done()
             if self.end_reason in {"closed", "detached"}:
                 return None
             self._check_usable()

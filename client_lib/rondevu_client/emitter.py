@@ -29,9 +29,20 @@ class Emitter:
         self._listeners.setdefault(event, []).append((listener, True))
 
     def off(self, event: str, listener: Listener) -> None:
-        """Call `listener` no more; nothing happens if it is not there."""
+        """Call `listener` no more, however it was added; nothing happens if it is not there."""
         entries = self._listeners.get(event, [])
         self._listeners[event] = [entry for entry in entries if entry[0] != listener]
+
+    def remove_all_listeners(self, event: str | None = None) -> None:
+        """Call none of the listeners of `event` any more; with None, none at all."""
+        if event is None:
+            self._listeners.clear()
+        else:
+            self._listeners.pop(event, None)
+
+    def listener_count(self, event: str) -> int:
+        """How many listeners wait for `event`."""
+        return len(self._listeners.get(event, []))
 
     def _take_listeners(self, event: str) -> list[Listener]:
         """Whom to call now; those that wanted one event are gone after this."""

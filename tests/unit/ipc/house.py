@@ -65,6 +65,7 @@ class MemoryProducer:
     def send(self, first_seq, payloads, max_age):
         self.frames += 1
         self.parked += [(seq, payload, max_age) for seq, payload in enumerate(payloads, first_seq)]
+        self.channel.house.changed.set()
         if not self.channel.hold:
             asyncio.get_running_loop().call_soon(self.decide)
 
