@@ -3,6 +3,7 @@
 RondevuError
 ├── ConfigError            what somebody wrote is wrong: names file, key and what was expected
 ├── StateDirectoryError    the state directory is in use, or cannot be used
+├── ListenError            the embedded signalling server cannot listen where it was told to
 ├── StoreError             the store did not do it; nothing of the operation is stored
 │   ├── StoreFailed        a commit failed (disk full, I/O error): held up, tried again by whoever must
 │   └── StoreConflict      the operation does not fit what is stored
@@ -30,6 +31,10 @@ class ConfigError(RondevuError):
 
 class StateDirectoryError(RondevuError):
     """The state directory cannot be used, or another daemon holds it."""
+
+
+class ListenError(RondevuError):
+    """The embedded signalling server cannot listen where it was told to; the message names address and reason."""
 
 
 class StoreError(RondevuError):

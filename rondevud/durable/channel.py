@@ -259,6 +259,13 @@ class DurableChannel:
             "counters": dict(self.counters) | {"duplicates_dropped": self._lane.incoming.duplicates},
         }
 
+    def reconfigure(self, settings: ChannelSettings) -> None:
+        """Other limits, for what is accepted from now on."""
+        self.settings = settings
+        self.outbox.limits = settings.outbox
+        self._lane.incoming.limits = settings.inbox
+        self.outbox.settle()
+
     # --- from the session ------------------------------------------------------------------------------------------
 
     def submitted(self, operation: Operation[Any]) -> None:

@@ -116,14 +116,14 @@ class DurableConnection:
         self._discards: set[asyncio.Task[None]] = set()
         self._ending: asyncio.Task[None] | None = None
         self._draining: asyncio.Timeout | None = None
-        link = LinkSettings(
-            name=settings.name,
-            daemon=f"rondevud/{environment.version}",
-            max_message=settings.max_message,
-            heartbeat=settings.heartbeat,
-        )
         self.session = DurableSession(
-            record, channels, environment=environment, settings=link, configure=configure, owner=self, service=None
+            record,
+            channels,
+            environment=environment,
+            settings=self._link_settings(),
+            configure=configure,
+            owner=self,
+            service=None,
         )
         if record.closed:
             self.state = ConnectionState.CLOSED
@@ -134,12 +134,38 @@ class DurableConnection:
 
     # --- life ------------------------------------------------------------------------------------------------------
 
+    def _link_settings(self) -> LinkSettings:
+        return LinkSettings(
+            name=self.settings.name,
+            daemon=f"rondevud/{self._environment.version}",
+            max_message=self.settings.max_message,
+            heartbeat=self.settings.heartbeat,
+        )
+
     async def start(self) -> None:
-        """Dial, and make the channels of the settings; one that cannot be made is logged and stands in `last_error`."""
+        """Dial, again if the connection had failed, and make the channels of the settings.
+
+        A channel that cannot be made is logged and stands in `last_error`. May be called again.
+        """
         if self.state is ConnectionState.CLOSED:
             return
-        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"connection {self.settings.name}")
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run(), name=f"connection {self.settings.name}")
+        if self.state is ConnectionState.FAILED:
+            self.reconnect()
         self._wanted.set()
+        await self._make_channels()
+
+    def reconfigure(self, settings: ConnectionSettings, configure: Configure) -> None:
+        """Take other settings over, of the same name; `start` makes the channels that they add.
+
+        Limits of queues hold for what is accepted from now on; a link that is up stays as it was agreed.
+        """
+        self.settings = settings
+        self._delays = self._new_delays()
+        self.session.reconfigure(self._link_settings(), configure)
+
+    async def _make_channels(self) -> None:
         for label in self.settings.channels:
             try:
                 await self.session.channel(label, None)

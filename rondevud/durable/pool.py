@@ -77,6 +77,13 @@ class OfferPool:
         """Offers to have while `missed` sessions are without a link."""
         return max(self._settings.pool_size, min(self._settings.pool_size + missed, OFFERS_MOST))
 
+    def reconfigure(self, settings: ServiceSettings) -> None:
+        """Other settings from now on; what the server was told otherwise is due to be published again."""
+        before, self._settings = self._settings, settings
+        told = ("ttl", "public", "metadata")
+        if self.publication is not None and any(getattr(before, key) != getattr(settings, key) for key in told):
+            self.refresh_at = self._now()
+
     async def publish(self) -> Publication:
         """Publish the service, or publish it again, with one new offer. Raises `SignallingError`, `TransportError`."""
         offer = await self._make_offer()

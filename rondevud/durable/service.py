@@ -145,14 +145,10 @@ class DurableService:
         self._greetings: set[asyncio.Task[None]] = set()
         """Answers on their way to a link: they are cancelled."""
         self._loops: list[asyncio.Task[None]] = []
+        self._holding: asyncio.Task[None] | None = None
+        """Counts absence while the service is only held."""
         self._making: set[bytes] = set()
-        self._link_settings = LinkSettings(
-            daemon=f"rondevud/{environment.version}",
-            max_message=settings.max_message,
-            heartbeat=settings.heartbeat,
-            session_expiry=settings.session_expiry,
-            max_channels=settings.max_channels,
-        )
+        self._link_settings = self._make_link_settings()
 
     @property
     def name(self) -> str:
@@ -180,6 +176,45 @@ class DurableService:
         ):
             name = f"service {self.name} {what}"
             self._loops.append(asyncio.get_running_loop().create_task(work, name=name))
+
+    def hold(self) -> None:
+        """Keep the sessions of a service that is not declared any more as long as a declared one would; take nobody.
+
+        Idempotent; `release` and `stop` end it.
+        """
+        self.stopped = True
+        if self._holding is None:
+            name = f"service {self.name} held"
+            self._holding = asyncio.get_running_loop().create_task(self._absence_loop(), name=name)
+
+    def release(self) -> None:
+        """The sessions are not held any more: the service is declared again, or nothing is left. Idempotent."""
+        task, self._holding = self._holding, None
+        if task is not None:
+            task.cancel()
+
+    def reconfigure(self, settings: ServiceSettings, configure: Configure) -> None:
+        """Take other settings over, of the same name, without disturbing anybody.
+
+        Limits of queues hold for what is accepted from now on, what the peer is told at the beginning of a link from the
+        next link on.
+        """
+        self.settings = settings
+        self._configure = configure
+        self._link_settings = self._make_link_settings()
+        self.pool.reconfigure(settings)
+        for visit in self.visits.values():
+            visit.session.reconfigure(self._link_settings, configure)
+        self._expect_back()
+
+    def _make_link_settings(self) -> LinkSettings:
+        return LinkSettings(
+            daemon=f"rondevud/{self._environment.version}",
+            max_message=self.settings.max_message,
+            heartbeat=self.settings.heartbeat,
+            session_expiry=self.settings.session_expiry,
+            max_channels=self.settings.max_channels,
+        )
 
     async def stop(self) -> None:
         """The daemon stops: peers are told to come back; the service stays declared.
@@ -277,6 +312,7 @@ class DurableService:
 
     async def _end_loops(self) -> None:
         self.stopped = True
+        self.release()
         running = [*self._loops, *self._greetings]
         for task in running:
             task.cancel()

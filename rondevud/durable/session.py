@@ -131,6 +131,8 @@ class DurableSession:
         self._by_id: dict[int, DurableChannel] = {}
         self._environment = environment
         self._configure = configure
+        self._settings = settings
+        """What the next link begins with."""
         self._owner = owner
         self._links: dict[int, _Link] = {}
         self._next_key = 1
@@ -142,7 +144,7 @@ class DurableSession:
         self._flush_due = False
         self._stopped = False
         self._unlinked: asyncio.Future[None] | None = None
-        configured = [(channel, _stored_settings(configure, channel)) for channel in channels]
+        configured = [(c, _stored_settings(configure, c.label, c.options, c.durability)) for c in channels]
         self.machine = Session(
             record,
             [(channel, settings_.inbox) for channel, settings_ in configured],
@@ -208,7 +210,17 @@ class DurableSession:
         self.machine.say_goodbye(code, reason, self.now())
         self.schedule_flush()
 
+    def reconfigure(self, settings: LinkSettings, configure: Configure) -> None:
+        """Other limits from now on; a link that is up stays as it was agreed."""
+        self._settings = settings
+        self._configure = configure
+        for channel in self.channels.values():
+            has = channel.settings
+            channel.reconfigure(_stored_settings(configure, channel.label, has.options, has.durability))
+        self.schedule_flush()
+
     def _attach(self, connection: PeerConnection, channel: DataChannel) -> int:
+        self.machine.settings = self._settings
         key = self._next_key
         self._next_key += 1
         self._links[key] = _Link(connection, channel)
@@ -273,8 +285,8 @@ class DurableSession:
     ) -> asyncio.Task[DurableChannel]:
         task = self._creating.get(label)
         if task is None:
-            if len(self.channels) + len(self._creating) >= self.machine.settings.max_channels:
-                most = self.machine.settings.max_channels
+            most = self._settings.max_channels
+            if len(self.channels) + len(self._creating) >= most:
                 raise RequestError("bad_params", f"{self.connection_id} has {most} channels already")
             settings = self._configure(label, options)
             name = f"create channel {self.connection_id} {label}"
@@ -389,7 +401,7 @@ class DurableSession:
     @property
     def max_message(self) -> int:
         """Bytes of the largest message taken here."""
-        return self.machine.settings.max_message
+        return self._settings.max_message
 
     @property
     def refusal(self) -> tuple[str, str] | None:
@@ -579,13 +591,14 @@ class DurableSession:
             store.submit(DeleteSession(self.connection_id))
 
 
-def _stored_settings(configure: Configure, record: ChannelRecord) -> ChannelSettings:
-    options = msgpack.unpackb(record.options) if record.options else None
+def _stored_settings(configure: Configure, label: str, options: bytes, durability: Durability) -> ChannelSettings:
+    """The settings of a channel that was made with `options`; its durability stays what it was then."""
     try:
-        return configure(record.label, options)
+        settings = configure(label, msgpack.unpackb(options) if options else None)
     except RequestError:
-        logger.warning("The stored options of channel %r are not valid any more; defaults are used", record.label)
-        return configure(record.label, None)
+        logger.warning("The stored options of channel %r are not valid any more; defaults are used", label)
+        settings = configure(label, None)
+    return replace(settings, durability=durability)
 
 
 def _compare_options(asked: ChannelSettings, has: ChannelSettings, label: str) -> None:

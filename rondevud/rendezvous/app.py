@@ -35,7 +35,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from aiohttp import web
 
-from rondevud.errors import RondevuError
+from rondevud.errors import ListenError
 from rondevud.rendezvous.checks import INTERNAL, Refusal
 from rondevud.rendezvous.limits import RateLimiter, is_loopback
 from rondevud.rendezvous.records import Storage
@@ -46,10 +46,6 @@ logger = logging.getLogger(__name__)
 DESCRIPTION = "WebRTC signalling: user names, services, offers and answers"
 SHUTDOWN_TIMEOUT = 2.0
 """Seconds that running requests get at the end."""
-
-
-class ListenError(RondevuError):
-    """The server cannot listen where it was told to; the message names address and reason."""
 
 
 @dataclass(frozen=True, slots=True)

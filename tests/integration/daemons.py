@@ -90,7 +90,7 @@ class Place:
 
     def session(self, target: str) -> DurableSession:
         assert self.house is not None
-        return self.house._session(target)
+        return self.house.holdings.session(target)
 
     def peer_connections(self, target: str) -> list[Any]:
         """The WebRTC connections that carry a connection (name or id) now."""

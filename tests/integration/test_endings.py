@@ -75,7 +75,7 @@ async def test_a_peer_that_closes_ends_a_drain_that_waits_for_it(pair):
     draining = await watch(pair.visitor)
     house = pair.away.house
     assert house is not None
-    connection = house._connection("chat")
+    connection = house.holdings.connection("chat")
     connection.session.machine.lanes["main"].out.link_lost()  # nothing flows on this channel: the drain has to wait
     await pair.near.send("never delivered")
     closing = asyncio.ensure_future(pair.visitor.close_connection("chat", 10 * PATIENCE))
@@ -126,7 +126,7 @@ async def test_a_withdrawal_goes_on_without_its_program_and_holds_nobody_else_up
     await asyncio.wait_for(_until_withdrawing(pair.home.house), PATIENCE)
     other = await pair.program.connect("bobby", FQN, name="other")
     assert other.created
-    assert pair.home.house._endings  # the withdrawal still drains
+    assert pair.home.house.endings.under_way  # the withdrawal still drains
     await asking.close()
     await asyncio.gather(withdrawing, return_exceptions=True)
     await asyncio.wait_for(_until_ended(pair.home.house), PATIENCE)
@@ -134,13 +134,13 @@ async def test_a_withdrawal_goes_on_without_its_program_and_holds_nobody_else_up
 
 
 async def _until_withdrawing(house):
-    while not house._endings:
+    while not house.endings.under_way:
         await asyncio.sleep(0)
 
 
 async def _until_ended(house):
-    while house._endings:
-        await asyncio.wait(house._endings.values())
+    while house.endings.under_way:
+        await asyncio.wait(house.endings.under_way.values())
 
 
 async def test_a_look_at_the_list_does_not_swallow_the_goodbye(pair):
@@ -173,7 +173,7 @@ async def test_a_close_that_the_store_cannot_keep_still_says_goodbye_and_ends(pa
 
 
 async def test_a_dial_under_way_when_the_connection_fails_comes_to_nothing(pair):
-    connection = pair.away.house._connection("chat")
+    connection = pair.away.house.holdings.connection("chat")
     events = await watch(pair.visitor)
     connection.session.machine._current.suspect = True
     connection._wanted.set()
@@ -191,7 +191,7 @@ async def test_a_dial_under_way_when_the_connection_fails_comes_to_nothing(pair)
 
 
 async def test_a_link_that_comes_up_after_the_connection_has_failed_is_cut(pair):
-    connection = pair.away.house._connection("chat")
+    connection = pair.away.house.holdings.connection("chat")
     connection.session_failed(connection.session, SessionFailed("session_conflict", "for a test"))
     connection.link_up(connection.session, LinkUp(1, resumed=True, replaced=False))
     assert connection.state == "failed"
@@ -199,7 +199,7 @@ async def test_a_link_that_comes_up_after_the_connection_has_failed_is_cut(pair)
 
 
 async def test_links_that_die_young_are_redialled_with_growing_pauses(pair):
-    connection, events = pair.away.house._connection("chat"), await watch(pair.visitor)
+    connection, events = pair.away.house.holdings.connection("chat"), await watch(pair.visitor)
     _, far = await pair.ids()
     drawn = count_delays(connection)
     for _ in range(3):
@@ -211,7 +211,7 @@ async def test_links_that_die_young_are_redialled_with_growing_pauses(pair):
 
 
 async def test_a_link_that_has_stood_is_redialled_at_once(pair):
-    connection, events = pair.away.house._connection("chat"), await watch(pair.visitor)
+    connection, events = pair.away.house.holdings.connection("chat"), await watch(pair.visitor)
     _, far = await pair.ids()
     assert connection._stood is not None
     connection._stood.cancel()
@@ -238,7 +238,7 @@ class count_delays:
 
 
 async def test_a_dial_waits_as_long_as_the_signalling_server_asks_for(pair):
-    connection = pair.away.house._connection("chat")
+    connection = pair.away.house.holdings.connection("chat")
     connection.session.cut()
     await asyncio.wait_for(_until_lost(connection), PATIENCE)
     error = SignallingUnreachable("429", retry_after=77.0)
@@ -256,7 +256,7 @@ async def _until_lost(connection):
 
 
 async def test_a_connection_that_has_failed_does_not_say_that_it_reconnects(pair):
-    connection, events = pair.away.house._connection("chat"), await watch(pair.visitor)
+    connection, events = pair.away.house.holdings.connection("chat"), await watch(pair.visitor)
     connection.session_failed(connection.session, SessionFailed("denied", "for a test"))
     connection.session.cut()
     await asyncio.wait_for(_until_lost(connection), PATIENCE)
@@ -352,6 +352,44 @@ async def test_sessions_of_a_service_that_was_withdrawn_are_kept_over_a_restart(
     assert [row["connection_id"] for row in await pair.program.connections()] == [far]
 
 
+async def test_a_service_exposed_again_takes_over_the_sessions_that_were_held_for_it(world):
+    declared = f'[[service]]\nusername = "alice"\nfqn = "{FQN}"\npolling_interval = 0.1\n'
+    pair = Pair(world, await world.daemon("home", declared), await world.daemon("away"))
+    pair.program = await pair.home.client()
+    pair.visitor = await pair.away.client()
+    pair.connection = await pair.visitor.connect("alice", FQN, name="chat")
+    pair.near = await pair.connection.create_channel("main")
+    await pair.near.send("one")
+    await asyncio.wait_for(pair.near.flush(), PATIENCE)
+    _, far = await pair.ids()
+    pair.home.config = pair.away.config
+    await pair.home.restart()
+    await pair.near.send("two")
+    assert not (await pair.program.connections())[0]["queue_size"]
+    await pair.expose(pool_size=2)
+    await asyncio.wait_for(pair.near.flush(), PATIENCE)
+    assert [row["connection_id"] for row in await pair.program.connections()] == [far]
+    assert [message.data for message in await take(await pair.next_offered(), 2)] == ["one", "two"]
+    (row,) = await pair.program.call("services", {})
+    assert row["pool_size"] == 2
+
+
+async def test_a_handle_on_a_held_connection_is_good_when_it_is_declared_again(world):
+    declared = f'[[connection]]\nname = "chat"\nusername = "alice"\nfqn = "{FQN}"\n'
+    pair = Pair(world, await world.daemon("home"), await world.daemon("away", declared))
+    program = await pair.away.client()
+    await (await program.attach("chat", "main")).send("one")
+    pair.away.config = pair.home.config
+    await pair.away.restart()
+    (row,) = await program.connections()
+    channel = await program.attach(row["connection_id"], "main")
+    connection = await program.connect("alice", FQN, name="chat")
+    assert connection.id == row["connection_id"]
+    await channel.send("two")
+    await pair.expose()
+    assert [message.data for message in await take(await pair.next_offered(), 2)] == ["one", "two"]
+
+
 async def test_what_waits_in_a_connection_taken_out_of_the_file_can_be_read_and_is_deleted_then(world):
     declared = f'[[connection]]\nname = "chat"\nusername = "alice"\nfqn = "{FQN}"\nchannels = ["main"]\n'
     pair = Pair(world, await world.daemon("home"), await world.daemon("away", declared))
@@ -389,7 +427,7 @@ async def test_producers_in_use_are_not_forgotten(pair):
 async def test_waiting_for_a_connection_ends_when_it_is_closed_or_fails(pair, code):
     await pair.home.stop()
     house = pair.away.house
-    connection = house._connection("chat")
+    connection = house.holdings.connection("chat")
     await asyncio.wait_for(_until_lost(connection), PATIENCE)
     before = len(house.events._subscriptions)
     waiting = asyncio.ensure_future(pair.visitor.wait("chat", "connected", 10 * PATIENCE))

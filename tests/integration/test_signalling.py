@@ -16,8 +16,8 @@ from typing import Any, Protocol, Self, TypeVar
 import pytest
 from aiohttp import web
 
-from rondevud.errors import ConfigError, SignallingGarbled, SignallingRejected, SignallingUnreachable
-from rondevud.rendezvous.app import ListenError, RunningServer, Settings, start
+from rondevud.errors import ConfigError, ListenError, SignallingGarbled, SignallingRejected, SignallingUnreachable
+from rondevud.rendezvous.app import RunningServer, Settings, start
 from rondevud.rendezvous.credentials import Credentials
 from rondevud.rendezvous.rules import Limits
 from rondevud.rendezvous.storage import SqliteStorage

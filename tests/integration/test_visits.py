@@ -40,7 +40,7 @@ async def world(tmp_path) -> AsyncIterator[World]:
 
 
 def service_of(place):
-    return place.house._services[f"alice/{FQN}"]
+    return place.house.holdings.services[f"alice/{FQN}"]
 
 
 async def visit_of(pair):

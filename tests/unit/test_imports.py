@@ -17,9 +17,18 @@ MEETING = {
     "rondevud.main": ("rondevud.__main__",),
     "rondevud.daemon": ("rondevud.main",),
     "rondevud.house": ("rondevud.main", "rondevud.daemon"),
-    "rondevud.declarations": ("rondevud.main", "rondevud.daemon", "rondevud.house"),
-    "rondevud.service_channel": ("rondevud.main", "rondevud.daemon", "rondevud.house"),
-    "rondevud.rows": ("rondevud.main", "rondevud.daemon", "rondevud.house"),
+    "rondevud.restoring": ("rondevud.house",),
+    "rondevud.declaring": ("rondevud.house",),
+    "rondevud.endings": ("rondevud.house",),
+    "rondevud.holdings": ("rondevud.house", "rondevud.restoring", "rondevud.declaring", "rondevud.endings"),
+    "rondevud.declarations": (
+        "rondevud.house",
+        "rondevud.restoring",
+        "rondevud.declaring",
+        "rondevud.holdings",
+    ),
+    "rondevud.service_channel": ("rondevud.house",),
+    "rondevud.rows": ("rondevud.house",),
 }
 """The modules in which the parts meet, and who may import each: nobody below them."""
 
@@ -42,8 +51,9 @@ HOMES = {
         "rondevud.ipc.",
         "rondevud.ctl.",
         "rondevu_client.",
-        "rondevud.house",  # options of declarations, which the store does not look into
-        "rondevud.declarations",
+        "rondevud.declarations",  # options of what is declared, which the store does not look into
+        "rondevud.declaring",
+        "rondevud.restoring",
     ),
 }
 """Foreign libraries and the modules that may see them; a name that ends with a dot stands for a package."""

@@ -1,0 +1,102 @@
+"""Closes and withdrawals: each happens once, however many programs ask for it, and to its end, whichever of them leave."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from rondevud.durable.connection import DurableConnection
+from rondevud.durable.service import DurableService, Visit
+from rondevud.errors import RequestError, StoreError
+from rondevud.holdings import Holdings, store_errors
+from rondevud.records import DeclarationKind, DeleteDeclaration
+
+logger = logging.getLogger(__name__)
+
+DRAIN = 10.0
+"""Seconds that a connection which is closed waits for acknowledgements, unless told otherwise."""
+
+WAIT = 5.0
+"""Seconds that a stop leaves to what is under way; twice: before and after everything else is stopped."""
+
+
+class Endings:
+    """What is being closed or withdrawn."""
+
+    def __init__(self, holdings: Holdings) -> None:
+        self.under_way: dict[str, asyncio.Task[None]] = {}
+        """By what they end."""
+        self._holdings = holdings
+
+    async def close(self, target: str, drain: float | None) -> None:
+        """End a connection of either side. Raises `RequestError`."""
+        if target.startswith("service:"):
+            raise RequestError("bad_target", "a service is withdrawn, not closed")
+        seconds = DRAIN if drain is None else drain
+        found = self._holdings.visit(target)
+        if found is not None:
+            service, visit = found
+            await self._see_through(f"close {target}", lambda: _close_visit(service, visit, seconds))
+            return
+        connection = self._holdings.connection(target)
+        what = f"close {connection.connection_id}"
+        await self._see_through(what, lambda: self._close_connection(connection, seconds))
+
+    async def withdraw(self, name: str, drain: float | None, *, keep_connections: bool) -> None:
+        """Remove a service, and end its connections unless they are to be kept. Raises `RequestError`."""
+        self._holdings.service(name)
+        seconds = DRAIN if drain is None else drain
+        what = f"withdraw {name} {keep_connections}"
+        await self._see_through(what, lambda: self._withdraw(name, seconds, keep_connections=keep_connections))
+
+    async def finish(self) -> None:
+        """The daemon stops: wait a while for what is under way."""
+        if self.under_way:
+            await asyncio.wait(self.under_way.values(), timeout=WAIT)
+
+    async def give_up(self) -> None:
+        """Everything else has stopped: cancel what is still under way."""
+        for task in self.under_way.values():
+            task.cancel()
+        await self.finish()
+
+    async def _see_through(self, what: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Do `work`, once at a time for `what`, to its end even if the program that asked for it leaves."""
+        task = self.under_way.get(what)
+        if task is None:
+            task = self.under_way[what] = asyncio.get_running_loop().create_task(work(), name=what)
+            task.add_done_callback(self._done)
+        await asyncio.wait({task})
+        if task.cancelled():
+            raise RequestError("stopping", "the daemon is stopping")
+        with store_errors():
+            task.result()
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self.under_way.pop(task.get_name(), None)
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, (RequestError, StoreError)):
+            logger.warning("%s: %s", task.get_name(), error)
+        elif error is not None:
+            logger.error("%s failed", task.get_name(), exc_info=error)
+
+    async def _close_connection(self, connection: DurableConnection, drain: float) -> None:
+        await connection.close(drain)
+        self._holdings.forget_name(connection)
+        self._holdings.prune()
+
+    async def _withdraw(self, name: str, drain: float, *, keep_connections: bool) -> None:
+        async with self._holdings.changing(DeclarationKind.SERVICE, name):
+            service = self._holdings.service(name)
+            await self._holdings.environment.disk.execute(DeleteDeclaration(DeclarationKind.SERVICE, name))
+            await service.withdraw(drain, keep_connections=keep_connections)
+            if not keep_connections:
+                self._holdings.forget_service(service)
+                self._holdings.prune()
+
+
+async def _close_visit(service: DurableService, visit: Visit, drain: float) -> None:
+    await service.close(visit.session.connection_id, drain)
+    await visit.session.goodbyes_said()

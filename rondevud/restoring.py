@@ -1,0 +1,133 @@
+"""What there is at a start: everything that the file and the store declare, with the sessions they had."""
+
+from __future__ import annotations
+
+import logging
+
+import msgpack
+
+from rondevud.config import ConnectionConfig, ServiceConfig
+from rondevud.declarations import connection_from, service_from
+from rondevud.errors import RequestError
+from rondevud.holdings import Declared, Holdings
+from rondevud.records import (
+    ChannelRecord,
+    Declaration,
+    DeclarationKind,
+    DeleteDeclaration,
+    DeleteSession,
+    LoadDeclarations,
+    LoadSessions,
+    Role,
+    SessionRecord,
+)
+
+logger = logging.getLogger(__name__)
+
+
+async def restore(holdings: Holdings) -> None:
+    """Fill `holdings`. Nothing is published or dialled, and no message is read."""
+    await _Restoring(holdings).run()
+
+
+class _Restoring:
+    def __init__(self, holdings: Holdings) -> None:
+        self._holdings = holdings
+        self._store = holdings.environment.disk
+        self._channels: dict[str, list[ChannelRecord]] = {}
+        """By connection id."""
+        self._unusable: set[tuple[DeclarationKind, str]] = set()
+        """What stands in the store and cannot be used by this version; its sessions stay there untouched."""
+
+    async def run(self) -> None:
+        loaded = await self._store.execute(LoadSessions())
+        for channel in loaded.channels:
+            self._channels.setdefault(channel.connection_id, []).append(channel)
+        for damaged in loaded.damaged:
+            self._holdings.events.publish("gap", {"reason": "damaged", "count": None}, connection_id=damaged)
+        services, connections = await self._declarations()
+        for service in services:
+            self._holdings.add_service(service)
+        await self._restore_connections(connections, loaded.sessions)
+        for record in loaded.sessions:
+            if (_kind(record.role), record.declaration) in self._unusable:
+                continue
+            if record.role is Role.SERVICE and record.declaration in self._holdings.services:
+                self._holdings.services[record.declaration].restore(record, self._of(record))
+            elif record.connection_id not in self._holdings.by_id:
+                self._restore_undeclared(record)
+
+    def _of(self, record: SessionRecord) -> list[ChannelRecord]:
+        return self._channels.get(record.connection_id, [])
+
+    async def _declarations(self) -> tuple[list[ServiceConfig], list[tuple[ConnectionConfig, bool]]]:
+        """What the file declares, then what was declared over the socket and does not stand in the file."""
+        services = list(self._holdings.config.services)
+        connections = [(connection, True) for connection in self._holdings.config.connections]
+        names = {(DeclarationKind.SERVICE, service.name) for service in services}
+        names |= {(DeclarationKind.CONNECTION, connection.name) for connection, _ in connections}
+        for declaration in await self._store.execute(LoadDeclarations()):
+            if (declaration.kind, declaration.name) in names:
+                continue
+            try:
+                declared = _declared(declaration)
+            except RequestError as error:
+                self._unusable.add((declaration.kind, declaration.name))
+                logger.error("The declaration of %s is not used: %s", declaration.name, error)  # noqa: TRY400 - as said
+                continue
+            if isinstance(declared, ServiceConfig):
+                services.append(declared)
+            else:
+                connections.append((declared, False))
+        return services, connections
+
+    async def _restore_connections(
+        self, connections: list[tuple[ConnectionConfig, bool]], sessions: list[SessionRecord]
+    ) -> None:
+        made = [record for record in sessions if record.role is Role.CONNECTING]
+        living = {record.declaration: record for record in made if not record.closed}
+        closed = {record.declaration for record in made if record.closed}
+        for connection, in_file in connections:
+            if connection.name in closed and connection.name not in living and not in_file:
+                self._store.submit(DeleteDeclaration(DeclarationKind.CONNECTION, connection.name))  # closed by the peer
+                continue
+            record = living.get(connection.name) or await self._holdings.new_record(connection.name)
+            self._holdings.add_connection(connection, record, self._of(record), in_file=in_file)
+
+    def _restore_undeclared(self, record: SessionRecord) -> None:
+        """A session that is closed, or whose declaration is gone: it is kept while something waits in it."""
+        if not self._holdings.can_reach_out:
+            return  # what waits there stays in the store until a signalling server is configured again
+        channels = self._of(record)
+        if record.role is Role.SERVICE and not record.closed:
+            self._holdings.undeclared_service(record.declaration).restore(record, channels)
+            return
+        unsent = 0 if record.closed else sum(channel.out_count for channel in channels)
+        if not unsent and not any(channel.in_count for channel in channels):
+            self._store.submit(DeleteSession(record.connection_id))
+        elif record.role is Role.SERVICE:
+            self._holdings.undeclared_service(record.declaration).restore(record, channels)
+        else:
+            self._hold_connection(record, channels, unsent)
+
+    def _hold_connection(self, record: SessionRecord, channels: list[ChannelRecord], unsent: int) -> None:
+        """Nobody dials for it: what waits can be read and purged, and goes on when its name is declared again."""
+        connection = self._holdings.hold_connection(record, channels)
+        if record.closed:
+            connection.session.end()
+        else:
+            connection.give_up("undeclared", "it is not declared any more; declaring it again lets it go on")
+            logger.warning("%s is not declared any more: %d messages wait to be sent", record.declaration, unsent)
+
+
+def _kind(role: Role) -> DeclarationKind:
+    return DeclarationKind.SERVICE if role is Role.SERVICE else DeclarationKind.CONNECTION
+
+
+def _declared(declaration: Declaration) -> Declared:
+    """What was saved of a declaration. Raises `RequestError` when it cannot be used."""
+    said = msgpack.unpackb(declaration.options)
+    if declaration.kind is DeclarationKind.SERVICE:
+        return service_from(said.pop("username"), said.pop("fqn"), said)
+    username, fqn, uuid = (said.pop(key, None) for key in ("username", "fqn", "uuid"))
+    return connection_from(declaration.name, username, fqn, uuid, said)
