@@ -98,11 +98,12 @@ async def start(stack: contextlib.AsyncExitStack, config: Config, state_dir: Pat
     events = EventBus()
     environment = Environment(disk, memory, clock, events.publish, start_us, __version__)
     url = await _start_rendezvous(stack, config, state.path) or config.signalling.url
-    signalling = await _open_signalling(stack, config, url, Identities(state.path / "keys"))
+    identities = Identities(state.path / "keys")
+    signalling = await _open_signalling(stack, config, url, identities)
     engine = _make_engine(config)
     stack.push_async_callback(engine.close)
     _absorb_library_errors(loop, engine)
-    house = House(config, environment, signalling, engine, events)
+    house = House(config, environment, signalling, engine, events, identities)
     house.signalling_url = url
     await house.load()
     descriptors = systemd.take_listen_fds()

@@ -15,6 +15,7 @@ from rondevud.durable.service import DurableService
 from rondevud.durable.states import ConnectionState
 from rondevud.errors import RequestError, SignallingError, SignallingRejected, StoreError
 from rondevud.holdings import Declared, Holdings, store_errors
+from rondevud.keys import key_errors
 from rondevud.records import Declaration, DeclarationKind, DeleteDeclaration, SaveDeclaration
 
 PUBLISH_WAIT = 10.0
@@ -106,7 +107,8 @@ class Declaring:
     async def _claim(self, username: str) -> None:
         """The name of a service that is being declared; a server that is down only delays the publication."""
         try:
-            await self._holdings.signalling.claim(username)
+            with key_errors():
+                await self._holdings.signalling.claim(username)
         except SignallingRejected as error:
             code = error.code if error.code == "name_taken" else "signalling"
             raise RequestError(code, str(error)) from error

@@ -172,6 +172,10 @@ class Holdings:
             raise RequestError("unknown_target", f"no service {name!r} is declared here")
         return service
 
+    def services_of(self, username: str) -> list[str]:
+        """The names of a user's declared services."""
+        return [name for name, service in self.services.items() if service.settings.username == username]
+
     def visit(self, target: str) -> tuple[DurableService, Visit] | None:
         """A connection that a service took, by its id."""
         for service in self.all_services():

@@ -20,9 +20,11 @@ from rondevud.endings import Endings
 from rondevud.errors import RequestError, SignallingError, SignallingRejected
 from rondevud.events import Event, EventBus, Scope
 from rondevud.holdings import Holdings, over
+from rondevud.keys import Keys, key_errors
 from rondevud.restoring import restore
 from rondevud.service_channel import ServiceChannel
 from rondevud.signalling.base import Signalling
+from rondevud.signalling.identity import Identities
 from rondevud.transport.base import Engine
 
 logger = logging.getLogger(__name__)
@@ -34,7 +36,13 @@ class House:
     """All declared things. `load`, then `start`; `stop` at the end."""
 
     def __init__(
-        self, config: Config, environment: Environment, signalling: Signalling | None, engine: Engine, events: EventBus
+        self,
+        config: Config,
+        environment: Environment,
+        signalling: Signalling | None,
+        engine: Engine,
+        events: EventBus,
+        identities: Identities,
     ) -> None:
         self.events = events
         self.instance = secrets.token_hex(8)
@@ -42,6 +50,7 @@ class House:
         self.clients: Callable[[], list[Data]] = list
         self.signalling_url = config.signalling.url
         self.holdings = Holdings(config, environment, signalling, engine, events)
+        self.keys = Keys(identities, self.holdings.services_of)
         self.endings = Endings(self.holdings)
         self._declaring = Declaring(self.holdings)
         self._environment = environment
@@ -131,12 +140,12 @@ class House:
         return {"username": username, "expires_at": expires_at}
 
     async def check(self, username: str) -> Data:
-        answer: Data = await self._ask(self.holdings.signalling.check(username))
-        return answer
+        return self.keys.compare(await self._ask(self.holdings.signalling.check(username)))
 
     async def _ask(self, question: Any) -> Any:
         try:
-            return await question
+            with key_errors():
+                return await question
         except SignallingRejected as error:
             code = error.code if error.code in {"name_taken", "not_found"} else "signalling"
             raise RequestError(code, str(error)) from error

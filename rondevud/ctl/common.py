@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from rondevu_client.errors import ConnectionLost, DaemonUnavailable, RequestRefused, RondevuClientError
+from rondevu_client.errors import ConnectionLost, DaemonUnavailable, MessageRejected, RequestRefused, RondevuClientError
 
 if TYPE_CHECKING:
     from rondevu_client.client import Daemon
@@ -89,10 +89,25 @@ def exit_code(error: Exception) -> int:
     return REFUSED
 
 
+HINTS = {
+    "name_taken": "If the name is yours elsewhere: `rondevuctl key export` there, `rondevuctl key import` here.",
+    "no_key": "`rondevuctl key list` shows the keys there are; `claim`, `key generate` and `key import` make one.",
+    "key_exists": "`--force` replaces it and keeps the old one in a file beside it.",
+    "unknown_target": "`rondevuctl connections` and `rondevuctl services` list what there is.",
+    "unknown_channel": "`rondevuctl channels TARGET` lists what there is; `send` and `pipe` make one.",
+    "failed": "`rondevuctl why TARGET` says more; `rondevuctl reconnect TARGET` tries again.",
+    "conflict": "`close` or `withdraw` it first, or leave out what differs.",
+    "in_use": "`rondevuctl clients` lists the programs; `tail` looks on without taking messages.",
+}
+"""What can be done about a refusal, by its code."""
+
+
 def describe(error: Exception) -> str:
+    """What went wrong, and what can be done about it."""
     if isinstance(error, TimeoutError):
         return str(error) or "no answer in time"
-    return str(error)
+    hint = HINTS.get(error.code) if isinstance(error, RequestRefused | MessageRejected) else None
+    return str(error) if hint is None else f"{error}\n{hint}"
 
 
 def end_quietly(context: click.Context) -> NoReturn:

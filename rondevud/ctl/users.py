@@ -13,9 +13,9 @@ from rondevud.ctl.output import show_record
 @json_option
 @pass_settings
 def claim(settings: Settings, user: str) -> None:
-    """Claim the user name USER at the signalling server, with this daemon's key for it.
+    """Claim the user name USER at the signalling server, with the key held here for it; made when there is none.
 
-    JSON: one map, {username, …}.
+    JSON: {username, expires_at}.
     """
     show_record(ask(settings, "claim", username=user), as_json=settings.json)
 
@@ -25,9 +25,10 @@ def claim(settings: Settings, user: str) -> None:
 @json_option
 @pass_settings
 def check(settings: Settings, user: str) -> None:
-    """Ask the signalling server whether the user name USER is free or whose it is.
+    """Ask the signalling server whether the user name USER is free, ours, or somebody else's.
 
-    JSON: one map, {username, …}.
+    JSON: {username, available, holder, public_key, own_key, claimed_at, expires_at}. holder is nobody, ours or other;
+    public_key, claimed_at and expires_at are the server's, null for a free name; own_key is the public key held here.
     """
     show_record(ask(settings, "check", username=user), as_json=settings.json)
 

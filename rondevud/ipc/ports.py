@@ -167,6 +167,26 @@ class Channel(Protocol):
         """``exclusive``: raises ``in_use`` when there is one, or takes over; ``observe``: any number."""
 
 
+class Keys(Protocol):
+    """The keys of user names. A key is described as ``{username, public_key, file}``; without one: ``no_key``."""
+
+    def list(self) -> list[Data]: ...
+
+    def show(self, username: str) -> Data: ...
+
+    def export(self, username: str) -> Data:
+        """``{username, private_key}``"""
+
+    def generate(self, username: str) -> Data:
+        """Raises ``key_exists``."""
+
+    def import_key(self, username: str, private_key: str, *, force: bool) -> Data:
+        """With ``kept``, the file of the key that was replaced; another one is with `force` only, else ``key_exists``."""
+
+    def delete(self, username: str) -> Data:
+        """Raises ``key_in_use`` while a service of that user is declared."""
+
+
 class House(Protocol):
     """The daemon."""
 
@@ -180,6 +200,9 @@ class House(Protocol):
     @property
     def events(self) -> EventBus: ...
 
+    @property
+    def keys(self) -> Keys: ...
+
     async def status(self) -> Data: ...
 
     def services(self) -> list[Data]: ...
@@ -190,7 +213,8 @@ class House(Protocol):
 
     async def claim(self, username: str) -> Data: ...
 
-    async def check(self, username: str) -> Data: ...
+    async def check(self, username: str) -> Data:
+        """``{username, available, holder, public_key, own_key, claimed_at, expires_at}``."""
 
     async def expose(self, username: str, fqn: str, options: Data, ephemeral: bool, owner: object) -> Data:
         """``{service_id, uuid, expires_at, created}``; idempotent by user and FQN, else ``conflict``."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import itertools
 import json
 import logging
 import os
@@ -39,6 +40,17 @@ class Identity:
         raw = self._key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
         self.public_key = base64.b64encode(raw).decode()
         """Base64 of the 32 bytes."""
+
+    @classmethod
+    def from_exported(cls, username: str, seed: str) -> Identity:
+        """The key of `export_seed`. Raises `ConfigError` for what is none, without quoting it."""
+        try:
+            raw = base64.b64decode(seed.strip(), validate=True)
+        except ValueError as error:
+            raise ConfigError(f"key of {username}: the seed is not base64") from error
+        if len(raw) != SEED_LENGTH:
+            raise ConfigError(f"key of {username}: the seed has {len(raw)} bytes instead of {SEED_LENGTH}")
+        return cls(username, raw)
 
     def __repr__(self) -> str:
         return f"Identity({self.username!r}, public_key={self.public_key!r})"
@@ -72,7 +84,7 @@ class Identities:
 
     def load(self, username: str) -> Identity | None:
         """The key of `username`, None when there is none. A file that others can read is told in a warning."""
-        path = self._path(username)
+        path = self.file(username)
         if username not in self._loaded:
             try:
                 with path.open("rb") as file:
@@ -90,25 +102,33 @@ class Identities:
     def obtain(self, username: str) -> Identity:
         """The key of `username`, made when there is none."""
         identity = self.load(username)
-        return identity if identity is not None else self._store(username, secrets.token_bytes(SEED_LENGTH))
+        return identity if identity is not None else self._store(Identity(username, secrets.token_bytes(SEED_LENGTH)))
 
     def import_seed(self, username: str, seed: str, *, replace: bool = False) -> Identity:
         """Store a key that was exported. Raises `ConfigError` for a bad seed, or when another key is there."""
-        try:
-            raw = base64.b64decode(seed.strip(), validate=True)
-        except ValueError as error:
-            raise ConfigError(f"key of {username}: the seed is not base64") from error
-        if len(raw) != SEED_LENGTH:
-            raise ConfigError(f"key of {username}: the seed has {len(raw)} bytes instead of {SEED_LENGTH}")
-        imported = Identity(username, raw)
+        imported = Identity.from_exported(username, seed)
         held = None if replace else self.load(username)  # a replaced file may be damaged
         if held is not None and held.public_key != imported.public_key:
             raise ConfigError(f"user name {username} has another key already")
-        return held or self._store(username, raw)
+        return held or self._store(imported)
+
+    def keep_aside(self, username: str) -> Path:
+        """A second name for the key file of `username`, which must exist, beside it; it stays when the key is replaced."""
+        path = self.file(username)
+        for number in itertools.count(1):
+            kept = path.with_name(f"{path.name}.old-{number}")
+            try:
+                kept.hardlink_to(path)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise StateDirectoryError(f"{kept}: cannot keep the key: {error.strerror}") from error
+            return kept
+        raise AssertionError("unreachable")
 
     def delete(self, username: str) -> bool:
         """Remove the key; whether there was one. Without a copy, the claim of the name is lost."""
-        path = self._path(username)
+        path = self.file(username)
         self._loaded.pop(username, None)
         try:
             path.unlink()
@@ -119,16 +139,17 @@ class Identities:
         _sync_directory(self._directory)
         return True
 
-    def _path(self, username: str) -> Path:
+    def file(self, username: str) -> Path:
+        """Where the key of `username` is, or would be. Raises `ConfigError` for a bad user name."""
         if not _USERNAME.fullmatch(username):
             raise ConfigError(
                 f"user name {username!r}: 3 to 32 characters a-z, 0-9 and dashes, no dash first or last, are expected"
             )
         return self._directory / f"{username}.key"
 
-    def _store(self, username: str, seed: bytes) -> Identity:
-        path = self._path(username)
-        identity = Identity(username, seed)
+    def _store(self, identity: Identity) -> Identity:
+        username = identity.username
+        path = self.file(username)
         line = json.dumps({"username": username, "seed": identity.export_seed()}) + "\n"
         try:
             if not self._directory.exists():

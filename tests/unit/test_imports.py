@@ -28,6 +28,7 @@ MEETING = {
         "rondevud.holdings",
     ),
     "rondevud.service_channel": ("rondevud.house",),
+    "rondevud.keys": ("rondevud.house", "rondevud.declaring"),
     "rondevud.rows": ("rondevud.house",),
 }
 """The modules in which the parts meet, and who may import each: nobody below them."""

@@ -10,6 +10,8 @@ import pytest
 
 from rondevud.errors import RequestError
 from rondevud.ipc.server import Server
+from rondevud.keys import Keys
+from rondevud.signalling.identity import Identities
 from tests.unit.ipc.house import MemoryChannel, MemoryHouse, Stored
 
 
@@ -41,6 +43,9 @@ class ToldChannel(MemoryChannel):
 
 class CtlHouse(MemoryHouse):
     published = True
+
+    def services_of(self, username):
+        return [name for name in self.disk.services if name.startswith(f"{username}/")]
 
     async def expose(self, *args):
         answer = await super().expose(*args)
@@ -86,8 +91,9 @@ def path(tmp_path):
 
 
 @pytest.fixture
-async def house():
+async def house(tmp_path):
     house = CtlHouse()
+    house.keys = Keys(Identities(tmp_path / "keys"), house.services_of)
     house.add_connection("conn-a", "alice-chat")
     return house
 

@@ -69,7 +69,7 @@ async def test_exposing_with_other_options_is_refused_and_says_why(ctl):
     await ctl("expose", "alice", "a.b@1.0.0")
     done = await ctl("expose", "alice", "a.b@1.0.0", "--public")
     assert (done.code, done.out) == (1, "")
-    assert done.err == "rondevuctl: it is declared with other options (conflict)\n"
+    assert done.err.startswith("rondevuctl: it is declared with other options (conflict)\n`close` or `withdraw` it")
 
 
 async def test_withdraw_removes_the_service(ctl, house):
