@@ -16,7 +16,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -53,7 +53,7 @@ CountLimit: TypeAlias = Annotated[int | float, PlainValidator(values.count_limit
 SecondsLimit: TypeAlias = Annotated[float, PlainValidator(values.seconds_limit)]
 AbsolutePath: TypeAlias = Annotated[Path, PlainValidator(values.absolute_path)]
 Label: TypeAlias = Annotated[Text, AfterValidator(values.label)]
-Peer: TypeAlias = Annotated[Literal["auto", "link"], BeforeValidator(values.without("plain"))]
+Peer: TypeAlias = Literal["auto", "link", "plain"]
 Overflow: TypeAlias = Literal["drop_oldest", "reject", "block"]
 Username: TypeAlias = Annotated[Text, AfterValidator(values.username)]
 Fqn: TypeAlias = Annotated[Text, AfterValidator(values.fqn)]
@@ -159,9 +159,16 @@ class MetricsConfig(Section):
 class ChannelOptions(QueueConfig):
     """Options of one channel: its reliability and the keys of ``[queue]``."""
 
-    ordered: Annotated[Flag, BeforeValidator(values.ordered_only)] = True
-    max_retransmits: Annotated[None, BeforeValidator(values.not_yet("an unreliable channel"))] = None
-    max_packet_life_time: Annotated[None, BeforeValidator(values.not_yet("an unreliable channel"))] = None
+    ordered: Flag = True
+    max_retransmits: Annotated[Whole, Field(ge=0, le=65_535)] | None = None
+    max_packet_life_time: Annotated[Whole, Field(ge=0, le=65_535)] | None = None
+    """Milliseconds."""
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> Self:
+        if self.max_retransmits is not None and self.max_packet_life_time is not None:
+            raise ValueError('expected at most one of "max_retransmits" and "max_packet_life_time"')
+        return self
 
 
 class ChannelConfig(ChannelOptions):
@@ -177,6 +184,14 @@ class ConnectionOptions(Section):
     channels: tuple[Annotated[ChannelConfig, BeforeValidator(values.table_of("label"))], ...] = ()
     queue: QueueConfig = QueueConfig()
     reconnect: ReconnectConfig = ReconnectConfig()
+
+    @model_validator(mode="after")
+    def _reserved_labels(self) -> Self:
+        reserved = [channel.label for channel in self.channels if channel.label.startswith("rondevu")]
+        if reserved and self.peer != "plain":
+            text = 'labels that begin with "rondevu" are reserved, but with peer = "plain"'
+            raise ValueError(f"the label {shown(reserved[0])}: {text}")
+        return self
 
 
 class ConnectionConfig(ConnectionOptions):

@@ -85,12 +85,6 @@ uuid = matching(
 ice_url = matching(r"(stuns?|turns?):[^\s@]+", "a URL such as stun:HOST:PORT or turn:HOST:PORT")
 
 
-def ordered_only(value: Any) -> Any:
-    if value is False:
-        raise ValueError("an unordered channel is not in this version")
-    return value
-
-
 def unlimited_only(what: str) -> Callable[[Any], float]:
     """For limits in seconds that a later version will know: only their absence can be said."""
 
@@ -126,8 +120,6 @@ def label(value: str) -> str:
         size = 0
     if not 1 <= size <= 255:
         raise ValueError("expected a label of 1 to 255 bytes of UTF-8")
-    if value.startswith("rondevu"):
-        raise ValueError('expected a label that does not begin with "rondevu": those are reserved')
     return value
 
 

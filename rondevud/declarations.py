@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import msgpack
@@ -10,28 +9,31 @@ import msgpack
 from rondevud import config as configuration
 from rondevud.config import Config, ConnectionConfig, QueueConfig, ServiceConfig
 from rondevud.durable.incoming import InboxLimits
+from rondevud.durable.ports import Configure
 from rondevud.durable.settings import (
     ChannelSettings,
     ConnectionSettings,
     OutboxLimits,
+    PeerChoice,
     Reconnect,
     ServiceSettings,
 )
 from rondevud.errors import ConfigError, RequestError
+from rondevud.transport.base import RELIABLE, ChannelOptions
 
 MAX_CHANNELS = 64
 """Channels of one connection, at either side."""
 
-Configure = Callable[[str, dict[str, Any] | None], ChannelSettings]
 
-
-def channel_configurer(config: Config, queue: QueueConfig, declared: dict[str, QueueConfig]) -> Configure:
+def channel_configurer(
+    config: Config, queue: QueueConfig, declared: dict[str, configuration.ChannelOptions]
+) -> Configure:
     """What resolves the options of one channel of a service or connection whose own ``queue`` table is `queue`.
 
     `declared` are the channels that were declared with it; their options hold when nothing else is said.
     """
 
-    def configure(label: str, options: dict[str, Any] | None) -> ChannelSettings:
+    def configure(label: str, options: dict[str, Any] | None, plain: bool) -> ChannelSettings:
         own = declared.get(label)
         if options:
             try:
@@ -40,16 +42,23 @@ def channel_configurer(config: Config, queue: QueueConfig, declared: dict[str, Q
                 raise RequestError("bad_params", str(error)) from error
         tables = (queue,) if own is None else (queue, own)
         durability = configuration.merge(config.queue, *tables).durability
-        limits = configuration.queue_limits(config.queue, *tables, durability=durability)
+        reliability = ChannelOptions() if own is None else _reliability(own)
+        loose = plain or reliability != RELIABLE
+        limits = configuration.queue_limits(config.queue, *tables, durability=durability, plain=loose)
         inbox = configuration.inbox_limits(config.queue, *tables)
         return ChannelSettings(
             durability,
             OutboxLimits(limits.max_count, limits.max_bytes, limits.max_age, limits.overflow),
             InboxLimits(inbox.max_count, inbox.max_bytes),
             msgpack.packb(options) if options else b"",
+            reliability,
         )
 
     return configure
+
+
+def _reliability(options: configuration.ChannelOptions) -> ChannelOptions:
+    return ChannelOptions(options.ordered, options.max_retransmits, options.max_packet_life_time)
 
 
 def connection_settings(config: Config, declared: ConnectionConfig, *, in_file: bool) -> ConnectionSettings:
@@ -60,6 +69,7 @@ def connection_settings(config: Config, declared: ConnectionConfig, *, in_file: 
         declared.fqn,
         declared.uuid,
         tuple(channel.label for channel in declared.channels),
+        PeerChoice(declared.peer),
         Reconnect(
             reconnect.attempts_until_contact,
             reconnect.attempts,
@@ -85,6 +95,7 @@ def service_settings(config: Config, declared: ServiceConfig) -> ServiceSettings
         declared.pool_size,
         declared.polling_interval,
         _limit(declared.session_expiry),
+        PeerChoice(declared.peer),
         _whole(declared.max_connections),
         _whole(declared.max_sessions),
         _whole(declared.max_channels) or MAX_CHANNELS,

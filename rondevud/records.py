@@ -45,6 +45,17 @@ class Role(StrEnum):
     SERVICE = "service"
 
 
+class PeerKind(StrEnum):
+    """What the other side of a session has shown itself to be."""
+
+    UNKNOWN = ""
+    """No contact so far."""
+    LINK = "link"
+    """It speaks ``rondevu.link.1``: from then on nothing else is taken for it."""
+    PLAIN = "plain"
+    """A WebRTC peer without link: messages without frames, numbers and acknowledgements."""
+
+
 class Reason(StrEnum):
     """Why numbers will not come (link frame 12)."""
 
@@ -154,6 +165,9 @@ class SessionRecord:
     """Ended for good; the row stays while the inbox of one of its channels holds something."""
     absent: float = 0.0
     """Seconds this daemon has run since the last link."""
+    kind: PeerKind = PeerKind.UNKNOWN
+    answerer: str = ""
+    """Service side, plain peer: the answerer id under which the signalling server knows it. The server's word, no proof."""
 
 
 @dataclass(frozen=True, slots=True)

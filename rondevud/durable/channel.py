@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from rondevud.durable.inbox import Inbox, Receiver, ReceiverListener
-from rondevud.durable.lanes import Lane
+from rondevud.durable.lanes import Lane, Lanes
 from rondevud.durable.outbox import Outbox
 from rondevud.durable.outgoing import Direction, Verdict, VerdictKind
 from rondevud.durable.producer import Producer, ProducerListener, Unsaved
@@ -56,6 +56,9 @@ class SessionPort(Protocol):
     """What a channel needs of its session."""
 
     connection_id: str
+
+    @property
+    def lanes(self) -> Lanes: ...
 
     @property
     def max_message(self) -> int: ...
@@ -151,7 +154,14 @@ class DurableChannel:
     @property
     def acknowledges(self) -> bool | None:
         """Whether the peer acknowledges; None before the first contact."""
+        if self.plain:
+            return False
         return True if self._lane.incoming.epoch or self._lane.out.acked else None
+
+    @property
+    def plain(self) -> bool:
+        """Whether messages go without numbers: to a plain peer, or because the label is unreliable."""
+        return self._session.lanes.plain or self._lane.unreliable
 
     def verdict(self, producer: bytes | None) -> dict[str, str]:
         """What became of either direction since this producer was last attached; to be asked once per attach."""
@@ -320,12 +330,19 @@ class DurableChannel:
         self.count(f"gaps_{removal.reason}")
         self.event("gap", {"direction": "in", "count": removal.messages, "reason": str(removal.reason), **facts})
 
-    def link_opened(self, peer_durability: Durability) -> None:
-        """Both [8] of the current link are there."""
+    def opened(self, peer_durability: Durability | None) -> None:
+        """Messages flow: both [8] of the current link are there; or (None) a data channel without frames is open."""
         self.peer_durability = peer_durability
         self.outbox.progressed()
-        self.event("open", {"acknowledges": True, "peer_durability": str(peer_durability)})
+        self.event(
+            "open", {"acknowledges": not self.plain, "peer_durability": peer_durability and str(peer_durability)}
+        )
         self.outbox.settle()
+
+    def in_doubt(self, count: int) -> None:
+        """So many messages, which are not held any more, may not have reached a plain peer."""
+        self.count("in_doubt", count)
+        logger.warning("%s/%s: the connection ended; %d messages may be lost", self.connection_id, self.label, count)
 
     def link_verdict(self, verdict: Verdict) -> None:
         self.link_verdicts[verdict.direction] = verdict

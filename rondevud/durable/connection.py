@@ -4,8 +4,8 @@
         └──────── attempts used up ────────────────┴──► FAILED ──reconnect──► …
 
 One task dials whenever a link is wanted: at the beginning, after a loss, and beside a link that has become suspect. A dial
-asks signalling for an offer, answers it, opens the data channel ``rondevu.link`` and says hello. Everything about messages
-is the session's.
+asks signalling for an offer and answers it; then it opens the data channel ``rondevu.link`` and says hello, or, when the
+offer is a plain peer's, hands the connection over as it is. Everything about messages is the session's.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ import contextlib
 import logging
 import random
 from collections.abc import Coroutine, Iterator
+from functools import partial
 from typing import Any
 
 from rondevud.backoff import delays
 from rondevud.durable import frames, sdp
+from rondevud.durable.contact import Contact, Trickle
 from rondevud.durable.effects import LinkDown, LinkUp, Recovered, SessionFailed, Suspect
 from rondevud.durable.frames import GoodbyeCode
 from rondevud.durable.handshake import Fingerprints
 from rondevud.durable.link import LinkSettings
-from rondevud.durable.pool import SERVICE_LABEL
 from rondevud.durable.ports import Configure
 from rondevud.durable.session import DurableSession, Environment
-from rondevud.durable.settings import ConnectionSettings
+from rondevud.durable.settings import ConnectionSettings, PeerChoice
 from rondevud.durable.states import CONNECTION_TRANSITIONS, ConnectionState, check
 from rondevud.errors import (
     RequestError,
@@ -36,7 +37,7 @@ from rondevud.errors import (
     StoreError,
     TransportError,
 )
-from rondevud.records import ChannelRecord, Reason, SessionRecord
+from rondevud.records import ChannelRecord, PeerKind, Reason, SessionRecord
 from rondevud.signalling.base import DiscoveredOffer, Signalling
 from rondevud.transport.base import ChannelState as TransportChannelState
 from rondevud.transport.base import ConnectionState as TransportState
@@ -140,6 +141,7 @@ class DurableConnection:
             daemon=f"rondevud/{self._environment.version}",
             max_message=self.settings.max_message,
             heartbeat=self.settings.heartbeat,
+            reserved_labels=self.settings.peer is PeerChoice.PLAIN,
         )
 
     async def start(self) -> None:
@@ -359,15 +361,13 @@ class DurableConnection:
         """One attempt. Raises `DialError`, `SignallingError`, `TransportError` or `TimeoutError`."""
         if self._soon:
             self._soon = False
-        again = self.session.record.contacted
+        again = self.session.record.kind is PeerKind.LINK
         async with asyncio.timeout(ATTEMPT if again else self.settings.reconnect.connection_timeout):
             offer = await self._discover()
-            if frames.VERSION not in sdp.link_versions(offer.sdp):
-                word = "the peer is not a daemon; plain peers are not in this version"
-                raise DialError(f"not_a_link: {word}", "not_a_link", counts=True)
+            plain = self._is_plain(offer)
             connection = self._engine.create_peer_connection()
             try:
-                await self._link(connection, offer)
+                await (self._contact(connection, offer) if plain else self._link(connection, offer))
             except BaseException:
                 self.discard(connection)
                 raise
@@ -378,11 +378,38 @@ class DurableConnection:
             return await self._signalling.discover_uuid(settings.uuid)
         return await self._signalling.discover(settings.username or "", settings.fqn or "")
 
+    def _is_plain(self, offer: DiscoveredOffer) -> bool:
+        """Whether to take the offer as a plain peer's. Raises `DialError` where only a link will do."""
+        choice = self.settings.peer
+        if choice is PeerChoice.PLAIN:
+            return True
+        if frames.VERSION in sdp.link_versions(offer.sdp):
+            return False
+        if choice is PeerChoice.LINK or self.session.record.kind is PeerKind.LINK:
+            word = "peer is set to link" if choice is PeerChoice.LINK else "it was one before"
+            raise DialError(f"not_a_link: the peer offers no link, and {word}", "not_a_link", counts=True)
+        return True
+
+    async def _contact(self, connection: PeerConnection, offer: DiscoveredOffer) -> None:
+        """Answer the offer of a plain peer, and hand the connection over when it is up."""
+        contact = Contact(connection)
+        answer = await connection.create_answer(offer.sdp)
+        await self._signalling.answer(offer.offer_id, answer)
+        trickle = Trickle(
+            sdp.candidates(answer),
+            partial(self._signalling.add_answer_candidates, offer.offer_id),
+            partial(self._signalling.offer_candidates, offer.offer_id),
+        )
+        await contact.connected(trickle)
+        if self._needs_link():
+            self.session.open_plain(connection, contact.channels, dialled=True)
+        else:
+            self.discard(connection)
+
     async def _link(self, connection: PeerConnection, offer: DiscoveredOffer) -> None:
         """Answer the offer, open the data channel, say hello, wait for the verdict."""
         closed = asyncio.get_running_loop().create_future()
         connection.on_state = lambda state: _resolve(closed, state is TransportState.CLOSED)
-        connection.on_data_channel = self._refuse_channel
         answer = sdp.mark(await connection.create_answer(offer.sdp))
         fingerprints = Fingerprints(sdp.fingerprint(offer.sdp), sdp.fingerprint(answer))
         channel = connection.create_data_channel(frames.LABEL, protocol=frames.PROTOCOL)
@@ -393,13 +420,6 @@ class DurableConnection:
         if not opened.done():
             raise TransportError("the WebRTC connection ended before the data channel was open")
         await self._greet(connection, channel, fingerprints)
-
-    def _refuse_channel(self, channel: DataChannel) -> None:
-        """The offer's own channel is not used on a link; others were not announced."""
-        if channel.label != SERVICE_LABEL:
-            logger.info("%s: a data channel %r that no link announced is closed", self.settings.name, channel.label)
-            self._environment.count("stray_channels")
-            channel.close()
 
     async def _greet(self, connection: PeerConnection, channel: DataChannel, fingerprints: Fingerprints) -> None:
         if not self._needs_link():  # the suspect link was heard again

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from rondevud.durable.outgoing import Verdict
 from rondevud.records import Durability, Operation
+from rondevud.transport.base import RELIABLE, ChannelOptions
 
 LinkKey: TypeAlias = Hashable
 """Whatever the owner calls a link by."""
@@ -41,6 +42,22 @@ class CreateLabel:
 
     label: str
     durability: Durability
+    options: ChannelOptions = RELIABLE
+
+
+@dataclass(frozen=True, slots=True)
+class OpenDataChannel:
+    """Both sides have announced an unreliable label on the current link: open a data channel for it."""
+
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class OptionsTaken:
+    """The two sides announced a label with other options; from now on it has the peer's, which win."""
+
+    label: str
+    options: ChannelOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +131,7 @@ class SessionFailed:
 
 @dataclass(frozen=True, slots=True)
 class LabelRefused:
-    """The peer announced one label more than `max_channels`, or an unreliable one; it waits unanswered."""
+    """The peer announced one label more than `max_channels`; it waits unanswered."""
 
     label: str
     reason: str
@@ -125,6 +142,8 @@ Effect: TypeAlias = (
     | CloseLink
     | Execute
     | CreateLabel
+    | OpenDataChannel
+    | OptionsTaken
     | LinkUp
     | LinkDown
     | Suspect

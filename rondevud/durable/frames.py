@@ -10,6 +10,7 @@ ignored, so that later versions can add some.
     [3, n]   [4, n]                                                                  Ping, Pong
     [5, code, reason]                                                                Goodbye
     [8, label, {epoch, peer_epoch, recv_next, recv_count, room, durability}]         Channel
+    [8, label, {ordered, max_retransmits, max_packet_life_time}]                     Channel, unreliable
     [9, label, seq, [payload, …]]                                                    Data
     [10, label, seq, offset, total, text, chunk]                                     Piece
     [11, label, recv_next, room]                                                     Ack
@@ -26,6 +27,7 @@ import msgpack
 
 from rondevud.errors import PeerError
 from rondevud.records import Durability, Payload, Reason
+from rondevud.transport.base import MAX_RELIABILITY, RELIABLE, ChannelOptions
 
 Word = TypeVar("Word", bound=StrEnum)
 
@@ -128,6 +130,8 @@ class Channel(NamedTuple):
     recv_count: int
     room: int
     durability: Durability
+    options: ChannelOptions = RELIABLE
+    """Of an unreliable channel."""
 
 
 class Data(NamedTuple):
@@ -332,7 +336,7 @@ def _channel(array: list[Any]) -> Channel:
     fields = _map(array, 2, "channel")
     label = _label(array[1])
     if fields.get("epoch") is None:  # announced without numbers: an unreliable channel
-        return Channel(label, b"", b"", 0, 0, 0, Durability.MEMORY)
+        return Channel(label, b"", b"", 0, 0, 0, Durability.MEMORY, _channel_options(fields))
     peer_epoch = _optional_bytes(fields.get("peer_epoch"), EPOCH_BYTES, "channel's peer_epoch") or b""
     recv_next = _number(fields.get("recv_next") or 0, "channel's recv_next")
     if recv_next and not peer_epoch:
@@ -346,6 +350,22 @@ def _channel(array: list[Any]) -> Channel:
         _number(fields.get("room"), "channel's room"),
         _word(Durability, fields.get("durability", "disk"), "channel's durability"),
     )
+
+
+def _channel_options(fields: dict[Any, Any]) -> ChannelOptions:
+    ordered = fields.get("ordered", True)
+    if not isinstance(ordered, bool):
+        raise PeerError("channel's ordered is not a boolean")
+    limits = [fields.get("max_retransmits"), fields.get("max_packet_life_time")]
+    for limit in limits:
+        if limit is not None and _number(limit, "a channel's reliability") > MAX_RELIABILITY:
+            raise PeerError(f"a channel's reliability is over {MAX_RELIABILITY}")
+    options = ChannelOptions(ordered, *limits)
+    if None not in limits:
+        raise PeerError("channel has both max_retransmits and max_packet_life_time")
+    if options == RELIABLE:
+        raise PeerError("channel is reliable and has no epoch")
+    return options
 
 
 def _data(array: list[Any]) -> Data:
@@ -412,7 +432,9 @@ def _present(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _write_channel(frame: Channel) -> list[Any]:
     if not frame.epoch:
-        return [8, frame.label, {}]
+        options = frame.options
+        limits = {"max_retransmits": options.max_retransmits, "max_packet_life_time": options.max_packet_life_time}
+        return [8, frame.label, {"ordered": options.ordered, **_present(limits)}]
     fields = {
         "epoch": frame.epoch,
         "peer_epoch": frame.peer_epoch or None,

@@ -158,6 +158,21 @@ class Incoming:
             self._assembly = None
             self._take(frame.seq, _payload(assembly))
 
+    def plain(self, payload: str | bytes, floor: int) -> bool:
+        """A message without number, from a data channel without frames: it gets the next one here, at least `floor`.
+
+        False = dropped: too much has not been stored yet.
+        """
+        if self._overrun:
+            return False
+        seq = max(self._received_next, floor)
+        self._add(OutMessage(seq, payload), seq + 1)
+        return True
+
+    @property
+    def _overrun(self) -> bool:
+        return self._unstored_bytes > UNSTORED_BYTES or self._unstored_items > UNSTORED_ITEMS
+
     def _must_flow(self) -> None:
         if not self.flowing:
             raise PeerError("a message before the channel was opened on this link")
@@ -178,7 +193,7 @@ class Incoming:
         self.received_closed = payload is None  # a peer whose store went back may have forgotten that it closed
 
     def _add(self, item: OutItem, next_seq: int) -> None:
-        if self._unstored_bytes > UNSTORED_BYTES or self._unstored_items > UNSTORED_ITEMS:
+        if self._overrun:
             raise PeerError(f"message {next_seq - 1} is far beyond the room that was offered")
         self._unstored_bytes += _size(item)
         self._unstored_items += 1

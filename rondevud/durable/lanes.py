@@ -2,6 +2,8 @@
 
 Rules of ``rondevu.link.1`` that live here: 1 (the clock), 2 (nothing flows before both [8] of this link), 9 (closing and
 opening anew), 10 (verdicts). Channels have no opener: each side announces what it holds, and answers what it has not.
+
+Unreliable labels are announced here too, but go on data channels of their own, without numbers (`rondevud.durable.plain`).
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from rondevud.durable.effects import (
     Effect,
     Execute,
     LabelRefused,
+    OpenDataChannel,
+    OptionsTaken,
     SessionFailed,
 )
 from rondevud.durable.incoming import InboxLimits, Incoming
@@ -40,6 +44,7 @@ from rondevud.records import (
     Stamp,
     Trim,
 )
+from rondevud.transport.base import RELIABLE, ChannelOptions
 
 
 @dataclass(slots=True)
@@ -50,11 +55,16 @@ class Lane:
     durability: Durability
     out: Outgoing
     incoming: Incoming
+    options: ChannelOptions = RELIABLE
     announced: bool = False
     answer_due: bool = False
     drawing: bool = False
     closing: bool = False
     closed: bool = False
+
+    @property
+    def unreliable(self) -> bool:
+        return self.options != RELIABLE
 
 
 class Lanes(Mapping[str, Lane]):
@@ -62,15 +72,20 @@ class Lanes(Mapping[str, Lane]):
 
     def __init__(
         self,
-        channels: Iterable[tuple[ChannelRecord, InboxLimits]],
+        channels: Iterable[tuple[ChannelRecord, InboxLimits, ChannelOptions]],
         most: int,
         *,
+        plain: bool = False,
+        connecting: bool = False,
         clock_us: int,
         random: Callable[[int], bytes],
         emit: Callable[[Effect], None],
     ) -> None:
         self._lanes: dict[str, Lane] = {}
         self._by_id: dict[int, Lane] = {}
+        self.plain = plain
+        """Whether the peer is a plain one: no label has frames."""
+        self._connecting = connecting
         self._most = most
         self._clock_us = clock_us
         self._random = random
@@ -80,8 +95,8 @@ class Lanes(Mapping[str, Lane]):
         """The peer's [8] of labels that are being made."""
         self._attached = False
         self._peer_max = 0
-        for channel, limits in channels:
-            self._add(channel, limits)
+        for channel, limits, options in channels:
+            self._add(channel, limits, options)
 
     def __getitem__(self, label: str) -> Lane:
         return self._lanes[label]
@@ -100,6 +115,13 @@ class Lanes(Mapping[str, Lane]):
         self._attached = True
         self._peer_max = peer_max
 
+    def end_plain(self) -> None:
+        """The peer, a plain one so far, is on a link now: it knows none of the numbers that were given to what it got."""
+        self.plain = False
+        for lane in self._lanes.values():
+            lane.out.forget_plain()
+            self._draw_epoch(lane, reopen=False)
+
     def detach(self) -> None:
         """No link carries the session."""
         self._attached = False
@@ -111,17 +133,18 @@ class Lanes(Mapping[str, Lane]):
 
     # --- what programs do ------------------------------------------------------------------------------------------
 
-    def add(self, record: ChannelRecord, limits: InboxLimits) -> Lane:
+    def add(self, record: ChannelRecord, limits: InboxLimits, options: ChannelOptions = RELIABLE) -> Lane:
         """A channel that has been made in the store; it is announced on the current link."""
-        lane = self._add(record, limits)
+        lane = self._add(record, limits, options)
         waiting = self._waiting.pop(record.label, None)
         if waiting is not None and self._attached:
             self._on_channel(waiting)
         return lane
 
-    def _add(self, record: ChannelRecord, limits: InboxLimits) -> Lane:
-        lane = Lane(record.label, record.durability, Outgoing(record, self._clock_us), Incoming(record, limits))
-        lane.closed = lane.incoming.closed and lane.out.close_confirmed
+    def _add(self, record: ChannelRecord, limits: InboxLimits, options: ChannelOptions) -> Lane:
+        out, incoming = Outgoing(record, self._clock_us), Incoming(record, limits)
+        lane = Lane(record.label, record.durability, out, incoming, options)
+        lane.closed = self._is_closed(lane)
         self._lanes[record.label] = self._by_id[record.id] = lane
         self._turn.append(lane)
         return lane
@@ -159,6 +182,10 @@ class Lanes(Mapping[str, Lane]):
         """The application acknowledged `count` rows of `size` bytes: room returns."""
         self._lanes[label].incoming.taken(count, size)
 
+    def receive_plain(self, label: str, payload: str | bytes) -> bool:
+        """A message of a data channel without frames; False = dropped (see `Incoming.plain`)."""
+        return self._lanes[label].incoming.plain(payload, self._clock_us)
+
     # --- frames ----------------------------------------------------------------------------------------------------
 
     def receive(
@@ -190,8 +217,11 @@ class Lanes(Mapping[str, Lane]):
             self._on_new_label(frame)
             return
         if not frame.epoch:
-            self._emit(LabelRefused(frame.label, "unreliable channels are not in this version"))
+            self._on_unreliable(lane, frame)
             return
+        if lane.unreliable:
+            self._take_options(lane, RELIABLE)
+            lane.announced = False
         opened = lane.out.flowing or lane.out.needs_epoch
         known = lane.incoming.received_epoch
         out = lane.out.peer_channel(frame, self._peer_max)
@@ -207,18 +237,32 @@ class Lanes(Mapping[str, Lane]):
         if not opened:
             self._emit(ChannelOpened(frame.label, frame.durability))
 
+    def _on_unreliable(self, lane: Lane, frame: frames.Channel) -> None:
+        """Reliable wins over unreliable; of two that are unreliable, the connecting side's."""
+        if not lane.unreliable:
+            return  # what we announce tells the peer
+        if lane.closed:
+            self._draw_epoch(lane, reopen=True)
+        if lane.options != frame.options and not self._connecting:
+            self._take_options(lane, frame.options)
+        if self._connecting:
+            self._emit(OpenDataChannel(lane.label))
+
+    def _take_options(self, lane: Lane, options: ChannelOptions) -> None:
+        lane.options = options
+        lane.out.link_lost()
+        self._emit(OptionsTaken(lane.label, options))
+
     def _on_new_label(self, frame: frames.Channel) -> None:
         if frame.label.startswith("rondevu"):
             raise PeerError(f"label {frame.label!r:.40} is reserved")
         if frame.label in self._waiting:
             self._waiting[frame.label] = frame
-        elif not frame.epoch:
-            self._emit(LabelRefused(frame.label, "unreliable channels are not in this version"))
         elif len(self._lanes) + len(self._waiting) >= self._most:
             self._emit(LabelRefused(frame.label, f"more than {self._most} channels"))
         else:
             self._waiting[frame.label] = frame
-            self._emit(CreateLabel(frame.label, frame.durability))
+            self._emit(CreateLabel(frame.label, frame.durability, frame.options))
 
     def _draw_epoch(self, lane: Lane, *, reopen: bool) -> None:
         if lane.drawing:
@@ -276,10 +320,14 @@ class Lanes(Mapping[str, Lane]):
             operation = self.close(lane.label, stamp)
             if operation is not None:
                 self._emit(Execute(operation))
-        done = lane.incoming.closed and lane.out.close_confirmed
+        done = self._is_closed(lane)
         if done and not lane.closed:
             self._emit(ChannelClosed(lane.label))
         lane.closed = done
+
+    def _is_closed(self, lane: Lane) -> bool:
+        one_sided = self.plain or lane.unreliable  # there the end of the data channel is all the peer hears of it
+        return lane.out.close_confirmed and (lane.incoming.closed or one_sided)
 
     # --- output ----------------------------------------------------------------------------------------------------
 
@@ -312,13 +360,16 @@ class Lanes(Mapping[str, Lane]):
             if said or lane.drawing or not incoming.all_stored or (lane.closed and not incoming.flowing):
                 continue
             lane.announced = True
+            if lane.unreliable:
+                yield frames.encode(frames.Channel(lane.label, b"", b"", 0, 0, 0, Durability.MEMORY, lane.options))
+                continue
             lane.answer_due = lane.answer_due and not settled
             frame = frames.Channel(
                 lane.label,
                 lane.out.epoch,
                 incoming.epoch,
-                incoming.recv_next,
-                incoming.recv_count,
+                incoming.recv_next if incoming.epoch else 0,  # else: of messages that had no numbers
+                incoming.recv_count if incoming.epoch else 0,
                 incoming.room,
                 lane.durability,
             )
@@ -337,7 +388,8 @@ class Lanes(Mapping[str, Lane]):
         for _ in range(len(self._turn)):
             lane = self._turn[0]
             self._turn.rotate(-1)
-            data = lane.out.frame() if lane.announced and not lane.drawing else None
+            framed = lane.announced and not lane.drawing and not lane.unreliable
+            data = lane.out.frame() if framed else None
             if data is not None:
                 return data
         return None

@@ -39,11 +39,13 @@ from rondevud.errors import PeerError, StoreError, StoreFailed
 from rondevud.records import (
     ChannelRecord,
     Operation,
+    PeerKind,
     Role,
     SaveSession,
     SessionRecord,
     Stamp,
 )
+from rondevud.transport.base import ChannelOptions
 
 HELLO_TIMEOUT = 10.0
 """Seconds from the opening of the data channel to the welcome."""
@@ -87,6 +89,8 @@ class LinkSettings:
     heartbeat: float = 1.0
     session_expiry: float | None = 7 * 86_400.0
     max_channels: int = 64
+    reserved_labels: bool = False
+    """Whether programs may use labels that begin with ``rondevu``: towards plain peers only."""
 
 
 @dataclass(slots=True)
@@ -138,7 +142,7 @@ class Session:
     def __init__(
         self,
         record: SessionRecord,
-        channels: Iterable[tuple[ChannelRecord, InboxLimits]],
+        channels: Iterable[tuple[ChannelRecord, InboxLimits, ChannelOptions]],
         settings: LinkSettings,
         *,
         clock_us: int,
@@ -147,7 +151,15 @@ class Session:
         self.record = record
         self.settings = settings
         self.counters: dict[str, int] = {}
-        self.lanes = Lanes(channels, settings.max_channels, clock_us=clock_us, random=random, emit=self._emit)
+        self.lanes = Lanes(
+            channels,
+            settings.max_channels,
+            plain=record.kind is PeerKind.PLAIN,
+            connecting=record.role is Role.CONNECTING,
+            clock_us=clock_us,
+            random=random,
+            emit=self._emit,
+        )
         self._random = random
         self._links: dict[LinkKey, _Link] = {}
         self._current: _Link | None = None
@@ -195,7 +207,7 @@ class Session:
         self._now = now
         link = _Link(key, hello.link, fingerprints, now, peer_max=hello.max_message, peer_heartbeat=hello.heartbeat)
         self._links[key] = link
-        self._save(link=hello.link, contacted=True, peer_name=hello.name[:255], absent=0.0)
+        self._save(link=hello.link, contacted=True, peer_name=hello.name[:255], absent=0.0, kind=PeerKind.LINK)
         proof = prove("welcome", self.record.token, self.record.session, hello.link, fingerprints) if resumed else None
         settings = self.settings
         welcome = frames.Welcome(
@@ -209,6 +221,11 @@ class Session:
         )
         self._transmit(link, frames.encode(welcome))
         self._up(link, resumed=resumed)
+
+    def plain_contact(self) -> None:
+        """The peer is a plain one: data channels without frames carry the labels."""
+        self.lanes.plain = True
+        self._save(contacted=True, absent=0.0, kind=PeerKind.PLAIN)
 
     def link_lost(self, key: LinkKey, now: float, reason: str = "the connection broke") -> None:
         """The WebRTC connection of a link has ended."""
@@ -242,6 +259,8 @@ class Session:
         older = self._current
         link.enter(LinkState.UP)
         link.deadline = None
+        if self.lanes.plain:
+            self.lanes.end_plain()
         self.lanes.attach(link.peer_max)
         self._current = link
         for other in list(self._links.values()):
@@ -379,7 +398,7 @@ class Session:
         if self._current is not None and self._current.number > link.number:
             self._supersede(link)
             return
-        self._save(welcomed=True, contacted=True)
+        self._save(welcomed=True, contacted=True, kind=PeerKind.LINK)
         self._up(link, resumed=frame.resumed)
 
     def _on_refuse(self, link: _Link, frame: frames.Refuse) -> None:

@@ -6,6 +6,9 @@ Rules of ``rondevu.link.1`` that live here: 1 (numbers never given twice), 3 (ev
 announced), 5 (where to go on from after the peer's [8]), 6 (removals), 7 (the peer's room), 8 (large messages start again
 on a new link). Numbers are given by the store; this half only learns of them. Messages freshly stored are kept in memory
 when they fit behind what is loaded, so that a channel without backlog reads nothing.
+
+A label may also go without frames, on data channels of its own (`flow_plain`): towards plain peers, and where it is
+unreliable. Then a message has left when the engine's buffer has passed it to the network, and nobody acknowledges it.
 """
 
 from __future__ import annotations
@@ -98,6 +101,8 @@ class Outgoing:
         """Numbers below may have been handed to a link; after a start: all of them, if there was one."""
         self.needs_epoch = False
         """Whether a new epoch has to be drawn and stored (`new_epoch`) before anything is sent."""
+        self._passed = 0
+        """Numbers below went out without frames; 0 on a link."""
         self._stale_reads = 0
         self._reading = False
         self._acknowledging = False
@@ -205,17 +210,54 @@ class Outgoing:
         self._detach()
         self.needs_epoch = False
         self.epoch = epoch
-        self.acked = self.acked_count = 0
+        self.acked = self.acked_count = self._passed = 0
         if reopened:
             self.closed = 0
         self.flowing = answered
         self._awaiting_epoch = answered and announced
         self._room, self._peer_max = room, peer_max
 
+    # --- without frames --------------------------------------------------------------------------------------------
+
+    def flow_plain(self, peer_max: int) -> None:
+        """A data channel carries the label without frames, messages of at most `peer_max` bytes: go on where the last
+        one left off."""
+        self._detach()
+        self.flowing = True
+        self._room = frames.MAX_NUMBER
+        self._peer_max = peer_max
+        self._peer_next = self._loaded_next = max(self._claimed, self._passed)
+
+    def message(self) -> OutMessage | None:
+        """The next message for a data channel without frames; None when there is none that may go now."""
+        while self.flowing and self._sendable():
+            head = self._loaded[0]
+            size = 0 if isinstance(head, Removal) else frames.payload_size(head.payload)
+            if size > self._peer_max and isinstance(head, OutMessage):
+                self._too_large = head.seq
+                return None
+            self._loaded.popleft()
+            self._loaded_bytes -= size
+            if isinstance(head, OutMessage):
+                self._sent(head.seq + 1, size, 1)
+                return head
+            self._sent(head.next, 0, 0)
+        return None
+
+    def passed(self, buffered: int) -> None:
+        """`buffered` bytes are left in the engine's buffer: what was given to it before those is with the network."""
+        while self._in_flight and self.in_flight_bytes - self._in_flight[0][1] >= buffered:
+            self._passed = self._in_flight[0][0]
+            self._confirm(self._passed, self._room)
+
+    def forget_plain(self) -> None:
+        """From now on a link carries the label: its peer has nothing of what went without frames."""
+        self.acked = self.acked_count = self._passed = 0
+
     @property
     def close_confirmed(self) -> bool:
         """Whether this side's closing message has been acknowledged."""
-        return 0 < self.closed < max(self.acked, self._peer_next)
+        return 0 < self.closed < max(self.acked, self._peer_next, self._passed)
 
     # --- the store -------------------------------------------------------------------------------------------------
 
@@ -240,10 +282,11 @@ class Outgoing:
     def wanted(self) -> list[Acknowledge | ReadOut | Remove]:
         """Store operations that are due; each is asked for once until its result has come."""
         operations: list[Acknowledge | ReadOut | Remove] = []
-        if self._peer_next > self.acked and not self._acknowledging:
+        confirmed = max(self._peer_next, self._passed)
+        if confirmed > self.acked and not self._acknowledging:
             self._acknowledging = True
-            self._asked = self._peer_next
-            operations.append(Acknowledge(self.channel, self._peer_next))
+            self._asked = confirmed
+            operations.append(Acknowledge(self.channel, confirmed))
         if self._too_large and not self._removing:
             self._removing = True
             operations.append(Remove(self.channel, self._too_large, self._too_large + 1, Reason.TOO_LARGE))

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rondevud.durable import sdp
-from rondevud.durable.settings import ServiceSettings
+from rondevud.durable.settings import PeerChoice, ServiceSettings
 from rondevud.errors import TransportError
 from rondevud.signalling.base import Publication, ServicePublisher
-from rondevud.transport.base import Engine, PeerConnection
+from rondevud.transport.base import DataChannel, Engine, PeerConnection
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,8 @@ class PendingOffer:
     """An offer that waits for its answer."""
 
     connection: PeerConnection
+    channel: DataChannel
+    """The one that every offer has."""
     sdp: str
     offer_id: str = ""
     fresh_until: float = 0.0
@@ -154,8 +156,10 @@ class OfferPool:
     async def _make_offer(self) -> PendingOffer:
         connection = self._engine.create_peer_connection()
         try:
-            connection.create_data_channel(SERVICE_LABEL)
-            return PendingOffer(connection, sdp.mark(await connection.create_offer()))
+            channel = connection.create_data_channel(SERVICE_LABEL)
+            text = await connection.create_offer()
+            marked = text if self._settings.peer is PeerChoice.PLAIN else sdp.mark(text)
+            return PendingOffer(connection, channel, marked)
         except BaseException:
             self._discard(connection)
             raise

@@ -52,5 +52,6 @@ class Publish(Protocol):
     ) -> object: ...
 
 
-Configure: TypeAlias = Callable[[str, dict[str, Any] | None], ChannelSettings]
-"""Resolves what a user said about the channel of a label (None: nothing) to its settings; raises `RequestError`."""
+Configure: TypeAlias = Callable[[str, dict[str, Any] | None, bool], ChannelSettings]
+"""Resolves what a user said about the channel of a label (None: nothing) to its settings, those towards a plain peer if the
+last argument is true; raises `RequestError`."""

@@ -10,9 +10,11 @@ import re
 
 from rondevud.durable.frames import VERSION
 from rondevud.errors import TransportError
+from rondevud.signalling.base import Candidate
 
 _MEDIA = re.compile(r"^m=", re.MULTILINE)
 _MARK = re.compile(r"^a=x-rondevu-link:([0-9 ]+?)[ \t]*\r?$", re.MULTILINE)
+_CANDIDATE = re.compile(r"^a=(candidate:[^\r\n]+)", re.MULTILINE)
 _FINGERPRINT = re.compile(
     r"^a=fingerprint:sha-256[ \t]+([0-9a-f]{2}(?::[0-9a-f]{2}){31})[ \t]*\r?$", re.MULTILINE | re.IGNORECASE
 )
@@ -39,6 +41,11 @@ def fingerprint(sdp: str) -> bytes:
     if found is None:
         raise TransportError("the SDP has no a=fingerprint:sha-256 line")
     return bytes.fromhex(found[1].replace(":", ""))
+
+
+def candidates(sdp: str) -> list[Candidate]:
+    """The candidates in `sdp`, as they are trickled."""
+    return [Candidate(line, "0", 0) for line in _CANDIDATE.findall(sdp)]
 
 
 def _split(sdp: str) -> tuple[str, str]:

@@ -16,10 +16,12 @@ import secrets
 from collections import Counter
 from collections.abc import Coroutine, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from rondevud.backoff import Trouble, delays
 from rondevud.durable import frames, greeting, sdp
+from rondevud.durable.contact import Contact, Trickle
 from rondevud.durable.effects import LinkDown, LinkUp, Recovered, SessionFailed, Suspect
 from rondevud.durable.frames import GoodbyeCode, Refuse, RefuseCode
 from rondevud.durable.greeting import CONNECTING, Greeting
@@ -28,7 +30,7 @@ from rondevud.durable.link import GOODBYE_TIMEOUT, LinkSettings
 from rondevud.durable.pool import OfferPool, PendingOffer, accept_answer
 from rondevud.durable.ports import Configure
 from rondevud.durable.session import DurableSession, Environment
-from rondevud.durable.settings import ServiceSettings
+from rondevud.durable.settings import PeerChoice, ServiceSettings
 from rondevud.durable.states import CONNECTION_TRANSITIONS, ConnectionState, check
 from rondevud.errors import (
     PeerError,
@@ -39,7 +41,7 @@ from rondevud.errors import (
     StoreError,
     TransportError,
 )
-from rondevud.records import ChannelRecord, Reason, Role, SaveSession, SessionRecord
+from rondevud.records import ChannelRecord, PeerKind, Reason, Role, SaveSession, SessionRecord
 from rondevud.signalling.base import Answer, Signalling
 from rondevud.transport.base import DataChannel, Engine, PeerConnection
 
@@ -62,6 +64,9 @@ ABSENCE_STEP = 60.0
 
 ABSENCE_SAVED = 600.0
 """Seconds of absence after which it is written down: what a restart may forget of it."""
+
+PLAIN_CONNECTING = 30.0
+"""Seconds that a plain peer gets from its answer to a connection: the seed's timeout; candidates may come slowly."""
 
 GREETINGS_MOST = 64
 """Answered offers that are waited for at once; answers beyond that are discarded: anybody can send some."""
@@ -214,6 +219,7 @@ class DurableService:
             heartbeat=self.settings.heartbeat,
             session_expiry=self.settings.session_expiry,
             max_channels=self.settings.max_channels,
+            reserved_labels=self.settings.peer is PeerChoice.PLAIN,
         )
 
     async def stop(self) -> None:
@@ -403,7 +409,7 @@ class DurableService:
         return sum(
             visit.session.record.absent < KEPT_LONGER and (not visit.session.connected or visit.session.suspect)
             for visit in self.visits.values()
-            if visit.state is not ConnectionState.CLOSED
+            if visit.state is not ConnectionState.CLOSED and visit.session.record.kind is PeerKind.LINK
         )
 
     async def _wait(self, seconds: float, *, changes: bool = False) -> None:
@@ -461,10 +467,11 @@ class DurableService:
         self._spawn(self._greet(offer, answer), f"greet {self.name}", self._greetings)
 
     async def _greet(self, offer: PendingOffer, answer: Answer) -> None:
-        """From an answer to a link of a session, or to a refusal that names its reason."""
+        """From an answer to a link of a session, or a plain connection, or to a refusal that names its reason."""
         try:
-            if frames.VERSION not in sdp.link_versions(answer.sdp):
-                raise PeerError("not_a_link: the peer is not a daemon; plain peers are not in this version")
+            if self._is_plain(answer):
+                await self._contact(offer, answer)
+                return
             fingerprints = Fingerprints(sdp.fingerprint(offer.sdp), sdp.fingerprint(answer.sdp))
             arrival = Greeting(offer.connection, self._environment.count)
             await accept_answer(offer, answer.sdp, CONNECTING)
@@ -478,6 +485,59 @@ class DurableService:
         except BaseException:
             self.discard(offer.connection)
             raise
+
+    def _is_plain(self, answer: Answer) -> bool:
+        """Whether to take the answer as a plain peer's. Raises `PeerError` where only a link will do."""
+        choice = self.settings.peer
+        if choice is PeerChoice.PLAIN:
+            return True
+        if frames.VERSION in sdp.link_versions(answer.sdp):
+            return False
+        if choice is PeerChoice.LINK:
+            raise PeerError("not_a_link: the peer speaks no link, and peer is set to link")
+        return True
+
+    async def _contact(self, offer: PendingOffer, answer: Answer) -> None:
+        """Wait for the connection with a plain peer, and hand it to its session."""
+        contact = Contact(offer.connection, [offer.channel])
+        trickle = Trickle(
+            sdp.candidates(offer.sdp),
+            partial(self._publisher.add_candidates, offer.offer_id),
+            partial(self._publisher.candidates, offer.offer_id),
+        )
+        await accept_answer(offer, answer.sdp, CONNECTING)
+        try:
+            async with asyncio.timeout(PLAIN_CONNECTING):
+                await contact.connected(trickle)
+        except TimeoutError:
+            raise TransportError("no connection with the plain peer in time") from None
+        visit = self._returning(answer.answerer_id)
+        refuse = self._too_many(visit) or (None if visit else self._make_place())
+        if refuse is not None:
+            self.counters[f"refused_{refuse.code}"] += 1
+            raise PeerError(f"{refuse.code}: {refuse.reason}")
+        if visit is None:
+            visit = await self._make_plain_visit(answer.answerer_id)
+        visit.session.open_plain(offer.connection, contact.channels, dialled=False)
+
+    def _returning(self, answerer: str) -> Visit | None:
+        """The connection of a plain peer that comes back: known by its answerer id, and without a live connection."""
+        for visit in self.visits.values():
+            record = visit.session.record
+            if record.kind is PeerKind.PLAIN and record.answerer == answerer and not visit.session.linked:
+                return visit if visit.state is not ConnectionState.CLOSED else None
+        return None
+
+    async def _make_plain_visit(self, answerer: str) -> Visit:
+        connection_id = f"conn-{secrets.token_hex(8)}"
+        record = SessionRecord(
+            connection_id, Role.SERVICE, self.name, b"", b"", kind=PeerKind.PLAIN, answerer=answerer[:255]
+        )
+        try:
+            await self._environment.disk.execute(SaveSession(record))
+        except StoreError as error:
+            raise PeerError(f"store: {error}") from error
+        return self._add_session(record, [])
 
     async def _admit(
         self, connection: PeerConnection, channel: DataChannel, hello: frames.Hello, fingerprints: Fingerprints
@@ -606,7 +666,7 @@ class DurableService:
             self._publish("disconnection", {"reason": "expired"}, session.connection_id)
         if any(channel.outbox.count for channel in session.channels.values()):
             await self._expire(session)
-        elif absent >= expiry + KEPT_LONGER and _empty(session):
+        elif absent >= expiry + (KEPT_LONGER if session.record.kind is PeerKind.LINK else 0.0) and _empty(session):
             self._forget(visit)
 
     async def _expire(self, session: DurableSession) -> None:
@@ -641,7 +701,8 @@ class DurableService:
             self._enter(visit, ConnectionState.CONNECTED)
             session.event("connected", {"resumed": effect.resumed})
         if not effect.resumed:
-            self._publish("connection", {"peer_name": session.record.peer_name, "kind": "link"}, session.connection_id)
+            facts = {"peer_name": session.record.peer_name, "kind": str(session.record.kind)}
+            self._publish("connection", facts, session.connection_id)
         self._changed.set()
 
     def link_down(self, session: DurableSession, effect: LinkDown) -> None:

@@ -2,7 +2,8 @@
 
     data channels ──messages──► Session (link.py) ──effects──► data channels, store, owner
 
-Whatever feeds the machine asks for a flush; one flush per turn of the loop carries out everything that came of it.
+Whatever feeds the machine asks for a flush; one flush per turn of the loop carries out everything that came of it. What goes
+without frames (plain peers, unreliable labels) is carried by `rondevud.durable.plain`, over the same lanes and stores.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -30,13 +31,18 @@ from rondevud.durable.effects import (
     LabelRefused,
     LinkDown,
     LinkUp,
+    OpenDataChannel,
+    OptionsTaken,
     Recovered,
     SessionFailed,
     Suspect,
     Transmit,
 )
 from rondevud.durable.handshake import Fingerprints
-from rondevud.durable.link import LinkSettings, Session
+from rondevud.durable.lanes import Lanes
+from rondevud.durable.link import GOODBYE_TIMEOUT, LinkSettings, Session
+from rondevud.durable.plain import Carry, PlainLink
+from rondevud.durable.pool import SERVICE_LABEL
 from rondevud.durable.ports import Clock, Configure, Publish, Store
 from rondevud.durable.settings import ChannelSettings
 from rondevud.durable.states import ChannelState
@@ -48,14 +54,17 @@ from rondevud.records import (
     Durability,
     Operation,
     Payload,
+    PeerKind,
     Put,
+    Reason,
     SaveSession,
     SessionRecord,
+    SetChannelOptions,
     SetEpoch,
     Stamp,
 )
+from rondevud.transport.base import RELIABLE, ChannelOptions, DataChannel, Message, PeerConnection
 from rondevud.transport.base import ConnectionState as TransportState
-from rondevud.transport.base import DataChannel, Message, PeerConnection
 
 logger = logging.getLogger(__name__)
 
@@ -136,6 +145,13 @@ class DurableSession:
         self._owner = owner
         self._links: dict[int, _Link] = {}
         self._next_key = 1
+        self._plain: PlainLink | None = None
+        """The connection with a plain peer."""
+        self._parting: asyncio.TimerHandle | None = None
+        """Ends a plain connection whose data channels do not close by themselves."""
+        self._carries: dict[str, Carry] = {}
+        """The unreliable labels of the current link."""
+        self._tasks: set[asyncio.Task[None]] = set()
         self._creating: dict[str, asyncio.Task[DurableChannel]] = {}
         self._retries: dict[str, asyncio.TimerHandle] = {}
         """Labels of the peer that are to be made again, until the link on which it announced them is gone."""
@@ -144,10 +160,11 @@ class DurableSession:
         self._flush_due = False
         self._stopped = False
         self._unlinked: asyncio.Future[None] | None = None
-        configured = [(c, _stored_settings(configure, c.label, c.options, c.durability)) for c in channels]
+        plain = record.kind is PeerKind.PLAIN
+        configured = [(c, _stored_settings(configure, c.label, c.options, c.durability, plain)) for c in channels]
         self.machine = Session(
             record,
-            [(channel, settings_.inbox) for channel, settings_ in configured],
+            [(channel, settings_.inbox, settings_.reliability) for channel, settings_ in configured],
             settings,
             clock_us=environment.start_us,
             random=secrets.token_bytes,
@@ -162,8 +179,12 @@ class DurableSession:
         return self.machine.record
 
     @property
+    def lanes(self) -> Lanes:
+        return self.machine.lanes
+
+    @property
     def connected(self) -> bool:
-        return self.machine.current is not None
+        return self.machine.current is not None or self._plain is not None
 
     @property
     def suspect(self) -> bool:
@@ -173,12 +194,13 @@ class DurableSession:
     @property
     def linked(self) -> bool:
         """Whether any link is left, one that only waits for its goodbye included."""
-        return bool(self._links)
+        return bool(self._links) or self._plain is not None
 
     def cut(self) -> None:
         """Close every link of the session without a word, as if the network had."""
         for key in list(self._links):
             self._lost(key, "cut on request")
+        self._plain_lost("cut on request")
 
     def open_link(self, connection: PeerConnection, channel: DataChannel, fingerprints: Fingerprints) -> int:
         """Connecting side: the data channel is open; say hello on it. Answers the link's key."""
@@ -207,17 +229,25 @@ class DurableSession:
         self.schedule_flush()
 
     def say_goodbye(self, code: frames.GoodbyeCode, reason: str) -> None:
+        """End every link; a plain peer sees its data channels close, behind what was sent."""
         self.machine.say_goodbye(code, reason, self.now())
+        if self._plain is not None and self._parting is None:
+            self._parting = asyncio.get_running_loop().call_later(GOODBYE_TIMEOUT, self._plain_parted)
+            self._plain.part(self._plain_parted)
         self.schedule_flush()
 
     def reconfigure(self, settings: LinkSettings, configure: Configure) -> None:
         """Other limits from now on; a link that is up stays as it was agreed."""
         self._settings = settings
         self._configure = configure
+        self._reconfigure_channels()
+        self.schedule_flush()
+
+    def _reconfigure_channels(self) -> None:
+        plain = self.lanes.plain
         for channel in self.channels.values():
             has = channel.settings
-            channel.reconfigure(_stored_settings(configure, channel.label, has.options, has.durability))
-        self.schedule_flush()
+            channel.reconfigure(_stored_settings(self._configure, channel.label, has.options, has.durability, plain))
 
     def _attach(self, connection: PeerConnection, channel: DataChannel) -> int:
         self.machine.settings = self._settings
@@ -229,6 +259,7 @@ class DurableSession:
         channel.on_close = lambda: self._lost(key, "the data channel was closed")
         channel.on_message = lambda message: self._receive(key, message)
         connection.on_state = lambda state: self._state_changed(key, state)
+        connection.on_data_channel = lambda channel: self._accept_channel(key, channel)
         return key
 
     def _receive(self, key: int, message: Message) -> None:
@@ -239,12 +270,135 @@ class DurableSession:
         if state is TransportState.CLOSED:
             self._lost(key, "the connection was closed")
 
+    def _accept_channel(self, key: int, channel: DataChannel) -> None:
+        """The peer opened a data channel on a link: for an unreliable label that both know, or by mistake."""
+        lane = self.lanes.get(channel.label)
+        if lane is not None and lane.unreliable and key == self.machine.current:
+            self._carry(channel.label, self._links[key].connection).add(channel)
+        elif channel.label != SERVICE_LABEL:  # every offer has that one; on a link nobody uses it
+            logger.info("%s: a data channel %.40r that no link announced is closed", self.connection_id, channel.label)
+            self._environment.count("stray_channels")
+            channel.close()
+
     def _lost(self, key: int, reason: str) -> None:
         link = self._take_link(key)
         if link is not None:
             self._owner.discard(link.connection)
             self.machine.link_lost(key, self.now(), reason)
             self.schedule_flush()
+
+    # --- without frames --------------------------------------------------------------------------------------------
+
+    def open_plain(self, connection: PeerConnection, channels: list[DataChannel], *, dialled: bool) -> None:
+        """A connection with a plain peer is up; `channels` are the data channels that it has so far."""
+        resumed = self.record.contacted
+        self.machine.plain_contact()
+        self._reconfigure_channels()
+        most = self._settings.max_channels
+        plain = self._plain = PlainLink(self, connection, channels, dialled=dialled, max_channels=most)
+        connection.on_state = lambda state: self._plain_state(plain, state)
+        self._owner.link_up(self, LinkUp(None, resumed, False))
+        self._plain_state(plain, connection.state)
+        self.schedule_flush()
+
+    def _plain_state(self, plain: PlainLink, state: TransportState) -> None:
+        if state is TransportState.CLOSED and plain is self._plain:
+            self._plain_lost("the connection was closed")
+
+    def _plain_lost(self, reason: str) -> None:
+        if self._plain is not None:
+            self._drop_plain(self._plain)
+            self._link_down(LinkDown(None, True, "transport", reason))
+            self.schedule_flush()
+
+    def _plain_parted(self) -> None:
+        if self._plain is not None:
+            self._drop_plain(self._plain)
+
+    def _drop_plain(self, plain: PlainLink) -> None:
+        self._plain = None
+        if self._parting is not None:
+            self._parting.cancel()
+            self._parting = None
+        plain.end()
+        self._owner.discard(plain.connection)
+        self._tell_unlinked()
+
+    def _carry(self, label: str, connection: PeerConnection) -> Carry:
+        if label not in self._carries:
+            self._carries[label] = Carry(label, self, connection)
+        return self._carries[label]
+
+    def _open_data_channel(self, label: str) -> None:
+        link = self._links.get(self.machine.current)  # type: ignore[call-overload]
+        if link is not None and not self._carry(label, link.connection).carried:
+            self._carries[label].open()
+
+    def _end_carries(self) -> None:
+        """The link that they belong to carries the session no more."""
+        for carry in self._carries.values():
+            carry.end()
+        self._carries.clear()
+
+    def _take_options(self, label: str, options: ChannelOptions) -> None:
+        """The peer announced the label with other options, and its win."""
+        channel = self.channels[label]
+        said = _said(channel.settings.options) or {}
+        for key in ("ordered", "max_retransmits", "max_packet_life_time"):
+            said.pop(key, None)
+        said |= _reliability(options)
+        channel.reconfigure(self._configure(label, said, self.lanes.plain))
+        self.execute(SetChannelOptions(channel.id, channel.settings.options))
+        channel.event("options_differ", {"taken": _reliability(options)})
+
+    # What the carries ask for:
+
+    def want_channel(self, label: str) -> bool:
+        """The peer uses a label that is new here. False = its channel cannot be made."""
+        self._peer_opened(label)
+        return label in self.channels or label in self._creating
+
+    def unsent(self, label: str) -> bool:
+        """Whether something waits in the outbox of that label."""
+        return label in self.channels and bool(self.channels[label].outbox.count)
+
+    def label_opened(self, label: str) -> None:
+        self.channels[label].opened(None)
+
+    def label_closed(self, label: str) -> None:
+        """Its last data channel was closed while the connection is alive."""
+        channel = self.channels[label]
+        channel.event("close", {})
+        channel.outbox.settle()
+        if self._plain is None:  # on a link that is the end of it: daemons close no data channel by accident
+            self._spawn(self._end_label(channel), f"end {self.connection_id} {label}")
+
+    async def _end_label(self, channel: DurableChannel) -> None:
+        """The peer closed an unreliable label: nobody is left who could take what is queued."""
+        await channel.remove_all(Reason.PURGED)
+        channel.close()
+
+    def in_doubt(self, label: str, count: int) -> None:
+        self.channels[label].in_doubt(count)
+
+    def dropped(self, label: str) -> None:
+        if label in self.channels:
+            self.channels[label].count("dropped_in")
+        else:
+            self._environment.count("plain_dropped")
+
+    def refuses(self, label: str, message: Message) -> bool:
+        return False
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._spawned_done)
+
+    def _spawned_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.warning("%s: %s: %s", self.connection_id, task.get_name(), task.exception())
 
     # --- channels --------------------------------------------------------------------------------------------------
 
@@ -258,7 +412,7 @@ class DurableSession:
         if channel is None and not create:
             raise RequestError("unknown_channel", f"{self.connection_id} has no channel {label!r}")
         if channel is None:
-            if label.startswith("rondevu"):
+            if label.startswith("rondevu") and not self._settings.reserved_labels:
                 raise RequestError("reserved_label", "labels that begin with rondevu are reserved")
             if not frames.valid_label(label):
                 raise RequestError("bad_params", f"a label has 1 to {frames.MAX_LABEL} bytes of UTF-8")
@@ -266,7 +420,7 @@ class DurableSession:
             channel.made_by_attach = True
             return channel
         if options:
-            _compare_options(self._configure(label, options), channel.settings, label)
+            _compare_options(self._configure(label, options, self.lanes.plain), channel.settings, label)
         if create and channel.state is ChannelState.CLOSED:
             await self._reopen(channel)
         return channel
@@ -288,7 +442,7 @@ class DurableSession:
             most = self._settings.max_channels
             if len(self.channels) + len(self._creating) >= most:
                 raise RequestError("bad_params", f"{self.connection_id} has {most} channels already")
-            settings = self._configure(label, options)
+            settings = self._configure(label, options, self.lanes.plain)
             name = f"create channel {self.connection_id} {label}"
             task = asyncio.get_running_loop().create_task(self._make(label, settings), name=name)
             self._creating[label] = task
@@ -310,7 +464,7 @@ class DurableSession:
             record = await store.execute(create)
         except StoreError as error:
             raise RequestError("store_failed", f"the channel could not be stored: {error}") from error
-        self.machine.lanes.add(record, settings.inbox)
+        self.machine.lanes.add(record, settings.inbox, settings.reliability)
         channel = self._add(record, settings)
         self.schedule_flush()
         return channel
@@ -320,13 +474,13 @@ class DurableSession:
         self.channels[record.label] = self._by_id[record.id] = channel
         return channel
 
-    def _peer_opened(self, label: str) -> None:
+    def _peer_opened(self, label: str, options: ChannelOptions = RELIABLE) -> None:
         """The peer announced a label that is new here; it waits for our answer on this link."""
         self._retries.pop(label, None)
         if label in self.channels:
             return
         try:
-            task = self._create(label, None)
+            task = self._create(label, None if options == RELIABLE else _reliability(options))
         except RequestError as error:
             logger.warning("%s: the peer's channel %r is refused: %s", self.connection_id, label, error)
             return
@@ -443,6 +597,10 @@ class DurableSession:
             return
         for key, link in self._links.items():
             self.machine.buffered(key, link.channel.buffered_amount)
+        if self._plain is not None:
+            self._plain.flush()
+        for carry in list(self._carries.values()):
+            carry.flush()
         for effect in self.machine.flush(self.now(), self.stamp()):
             try:
                 self._carry_out(effect)
@@ -473,7 +631,11 @@ class DurableSession:
             case CloseLink():
                 self._close_link(effect.link)
             case CreateLabel():
-                self._peer_opened(effect.label)
+                self._peer_opened(effect.label, effect.options)
+            case OpenDataChannel():
+                self._open_data_channel(effect.label)
+            case OptionsTaken():
+                self._take_options(effect.label, effect.options)
             case ChannelResumed() | ChannelOpened() | ChannelClosed() | LabelRefused():
                 self._tell_channel(effect)
             case _:
@@ -484,7 +646,7 @@ class DurableSession:
             case ChannelResumed():
                 self.channels[effect.label].link_verdict(effect.verdict)
             case ChannelOpened():
-                self.channels[effect.label].link_opened(effect.peer_durability)
+                self.channels[effect.label].opened(effect.peer_durability)
             case ChannelClosed():
                 self.channels[effect.label].link_closed()
             case LabelRefused():
@@ -494,6 +656,7 @@ class DurableSession:
     def _tell_owner(self, effect: LinkUp | LinkDown | Suspect | Recovered | SessionFailed) -> None:
         match effect:
             case LinkUp():
+                self._end_carries()
                 self._owner.link_up(self, effect)
             case LinkDown():
                 self._link_down(effect)
@@ -522,11 +685,16 @@ class DurableSession:
 
     def _take_link(self, key: Any) -> _Link | None:
         link = self._links.pop(key, None)
-        if not self._links and self._unlinked is not None and not self._unlinked.done():
-            self._unlinked.set_result(None)
+        self._tell_unlinked()
         return link
 
+    def _tell_unlinked(self) -> None:
+        if not self.linked and self._unlinked is not None and not self._unlinked.done():
+            self._unlinked.set_result(None)
+
     def _link_down(self, effect: LinkDown) -> None:
+        if effect.current:
+            self._end_carries()
         self._owner.link_down(self, effect)
         if effect.current:
             self._forget_retries()
@@ -542,7 +710,7 @@ class DurableSession:
 
     async def goodbyes_said(self) -> None:
         """Wait until every link is closed, goodbyes included; the machine bounds the time."""
-        if self._links:
+        if self.linked:
             if self._unlinked is None or self._unlinked.done():
                 self._unlinked = asyncio.get_running_loop().create_future()
             await asyncio.wait({self._unlinked})  # others may wait for it, too: not to be cancelled with one of them
@@ -561,7 +729,7 @@ class DurableSession:
         if self._timer is not None:
             self._timer.cancel()
         self._forget_retries()
-        for task in self._creating.values():
+        for task in (*self._creating.values(), *self._tasks):
             task.cancel()
         for channel_id in list(self._reopening):
             self._reopened(channel_id, by_peer=False)
@@ -570,8 +738,9 @@ class DurableSession:
         for link in self._links.values():
             self._owner.discard(link.connection)
         self._links.clear()
-        if self._unlinked is not None and not self._unlinked.done():
-            self._unlinked.set_result(None)
+        if self._plain is not None:
+            self._drop_plain(self._plain)
+        self._tell_unlinked()
 
     def stop_reading(self) -> None:
         """The daemon stops, or the session is deleted: the channels do nothing any more. Idempotent."""
@@ -591,16 +760,30 @@ class DurableSession:
             store.submit(DeleteSession(self.connection_id))
 
 
-def _stored_settings(configure: Configure, label: str, options: bytes, durability: Durability) -> ChannelSettings:
+def _stored_settings(
+    configure: Configure, label: str, options: bytes, durability: Durability, plain: bool
+) -> ChannelSettings:
     """The settings of a channel that was made with `options`; its durability stays what it was then."""
     try:
-        settings = configure(label, msgpack.unpackb(options) if options else None)
+        settings = configure(label, _said(options), plain)
     except RequestError:
         logger.warning("The stored options of channel %r are not valid any more; defaults are used", label)
-        settings = configure(label, None)
+        settings = configure(label, None, plain)
     return replace(settings, durability=durability)
 
 
+def _said(options: bytes) -> dict[str, Any] | None:
+    said: dict[str, Any] | None = msgpack.unpackb(options) if options else None
+    return said
+
+
+def _reliability(options: ChannelOptions) -> dict[str, Any]:
+    """As users write them."""
+    said = {"max_retransmits": options.max_retransmits, "max_packet_life_time": options.max_packet_life_time}
+    return {"ordered": options.ordered, **{key: value for key, value in said.items() if value is not None}}
+
+
 def _compare_options(asked: ChannelSettings, has: ChannelSettings, label: str) -> None:
-    if (asked.outbox, asked.inbox, asked.durability) != (has.outbox, has.inbox, has.durability):
+    one = (asked.outbox, asked.inbox, asked.durability, asked.reliability)
+    if one != (has.outbox, has.inbox, has.durability, has.reliability):
         raise RequestError("options_differ", f"channel {label!r} exists with other options")

@@ -6,9 +6,22 @@ Durations are seconds, sizes bytes of payload; None = no limit.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from rondevud.durable.incoming import InboxLimits
 from rondevud.records import Durability
+from rondevud.transport.base import RELIABLE, ChannelOptions
+
+
+class PeerChoice(StrEnum):
+    """Which peers are wanted."""
+
+    AUTO = "auto"
+    """What each contact shows, until there has been a link: then links only."""
+    LINK = "link"
+    """Links only."""
+    PLAIN = "plain"
+    """Plain peers only: nothing is marked as a link, and no link is taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +41,7 @@ class ChannelSettings:
     outbox: OutboxLimits = OutboxLimits()
     inbox: InboxLimits = field(default_factory=lambda: InboxLimits(max_count=10_000))
     options: bytes = b""
+    reliability: ChannelOptions = RELIABLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +66,7 @@ class ConnectionSettings:
     uuid: str | None = None
     channels: tuple[str, ...] = ()
     """Labels that exist from the beginning."""
+    peer: PeerChoice = PeerChoice.AUTO
     reconnect: Reconnect = Reconnect()
     heartbeat: float = 1.0
     max_message: int = 16 * 1024 * 1024
@@ -76,6 +91,7 @@ class ServiceSettings:
     pool_size: int = 1
     polling_interval: float = 2.0
     session_expiry: float | None = 7 * 86_400.0
+    peer: PeerChoice = PeerChoice.AUTO
     max_connections: int | None = 100
     max_sessions: int | None = 1_000
     max_channels: int = 64

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 from rondevud import records
 from rondevud.errors import StoreConflict
-from rondevud.records import ChannelRecord, Operation, ProducerRecord, Role, SessionRecord
+from rondevud.records import ChannelRecord, Operation, PeerKind, ProducerRecord, Role, SessionRecord
 from rondevud.store.base import Limits, check_numbers
 from rondevud.store.inbox_table import InboxTable
 from rondevud.store.outbox_table import OutboxTable
@@ -56,12 +56,15 @@ def _session_row(session: SessionRecord) -> tuple[Any, ...]:
             session.peer_name,
             int(session.closed),
             float(session.absent),
+            str(session.kind),
+            session.answerer,
         )
     )
 
 
 def _session_of_row(row: Sequence[Any]) -> SessionRecord:
-    connection_id, role, declaration, session, token, link, welcomed, contacted, peer_name, closed, absent, _ = row
+    connection_id, role, declaration, session, token, link, welcomed, contacted, peer_name, closed, absent = row[:11]
+    kind, answerer, _ = row[11:]
     return SessionRecord(
         connection_id,
         Role(role),
@@ -74,6 +77,8 @@ def _session_of_row(row: Sequence[Any]) -> SessionRecord:
         peer_name,
         bool(closed),
         absent,
+        PeerKind(kind),
+        answerer,
     )
 
 
@@ -149,7 +154,7 @@ class SqlTables:
 
     def _save_session(self, operation: records.SaveSession) -> None:
         self._connection.execute(
-            "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             _session_row(operation.session),
         )
 

@@ -39,6 +39,9 @@ CLOSE_TIMEOUT = 2.0
 """Seconds that the library has to close a connection before its sockets and tasks are taken from it (a TURN server that
 is gone keeps it for a minute)."""
 
+MAX_MESSAGE_SIZE = 262_144
+"""Bytes of the largest message that the library takes and announces."""
+
 _STATES = {
     "new": ConnectionState.NEW,
     "connecting": ConnectionState.CONNECTING,
@@ -80,6 +83,17 @@ class AiortcPeerConnection:
     @property
     def selected_pair(self) -> CandidatePair | None:
         return ice.selected_pair(self._pc)
+
+    @property
+    def max_message_size(self) -> int:
+        remote = self._pc.sctp._remote_max_message_size if self._pc.sctp is not None else 0
+        return min(remote, MAX_MESSAGE_SIZE) or MAX_MESSAGE_SIZE
+
+    @property
+    def unacknowledged(self) -> int:
+        sctp = self._pc.sctp
+        queues = (sctp._sent_queue, sctp._outbound_queue) if sctp is not None else ()
+        return sum(len(chunk.user_data) for queue in queues for chunk in queue)
 
     # --- what channels call ----------------------------------------------------------------------------------------
 

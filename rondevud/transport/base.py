@@ -118,6 +118,14 @@ class PeerConnection(Protocol):
     @property
     def selected_pair(self) -> CandidatePair | None: ...
 
+    @property
+    def max_message_size(self) -> int:
+        """Bytes of the largest message that both sides take (W3C RTCSctpTransport), once connected."""
+
+    @property
+    def unacknowledged(self) -> int:
+        """Bytes given to the network, on all channels, that the other side's SCTP has not acknowledged; 0 when unknown."""
+
     def create_data_channel(self, label: str, *, protocol: str = "", options: ChannelOptions = RELIABLE) -> DataChannel:
         """Open a channel, in-band.
 

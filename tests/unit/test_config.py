@@ -65,6 +65,30 @@ class TestDefaults:
         assert config.resolve_reconnect(config.ReconnectConfig(), own, in_file=False).attempts_until_contact is None
 
 
+class TestChannelOptions:
+    @pytest.mark.parametrize(
+        ("key", "value"), [("ordered", False), ("max_retransmits", 0), ("max_packet_life_time", 65_535)]
+    )
+    def test_unreliable_channels_are_taken(self, key, value):
+        assert getattr(config.channel_options({key: value}), key) == value
+
+    @pytest.mark.parametrize("key", ["max_retransmits", "max_packet_life_time"])
+    @pytest.mark.parametrize("value", [-1, 65_536, 1.5, "1", True])
+    def test_limits_that_no_data_channel_can_have_are_refused(self, key, value):
+        with pytest.raises(ConfigError, match=f"options: {key}: expected"):
+            config.channel_options({key: value})
+
+    def test_two_limits_of_one_channel_are_refused(self):
+        with pytest.raises(ConfigError, match="expected at most one of"):
+            config.channel_options({"max_retransmits": 0, "max_packet_life_time": 0})
+
+    def test_reserved_labels_are_for_plain_peers_only(self):
+        channels = {"channels": ["rondevu-service"]}
+        assert config.connection_options({**channels, "peer": "plain"}).channels[0].label == "rondevu-service"
+        with pytest.raises(ConfigError, match='labels that begin with "rondevu" are reserved'):
+            config.connection_options(channels)
+
+
 class TestQueueLimits:
     def test_a_disk_link_is_limited_in_bytes_only_and_rejects(self):
         assert config.queue_limits(config.QueueConfig()) == config.Limits(None, 256 * 1024 * 1024, None, "reject")
@@ -236,19 +260,10 @@ class TestNotInThisVersion:
             ("[metrics]", 'listen = "127.0.0.1:9464"', "metrics.listen", "serving metrics"),
             ("[access]", "rules = []", "access.rules", "access control by rules"),
             ("[queue]", "inbox_max_age = 60", "queue.inbox_max_age", "an age limit of the inbox"),
-            ("[[connection]]", 'peer = "plain"', "connection[0].peer", '"plain"'),
-            ("[[service]]", 'peer = "plain"', "service[0].peer", '"plain"'),
         ],
     )
     def test_values_of_later_versions_are_refused_by_name(self, section, line, key, what):
         assert f"c.toml:2: {key}: {what} is not in this version" in refusal(f"{section}\n{line}\n")
-
-    @pytest.mark.parametrize(
-        ("key", "value"), [("ordered", False), ("max_retransmits", 0), ("max_packet_life_time", 100)]
-    )
-    def test_unreliable_channels_are_refused(self, key, value):
-        with pytest.raises(ConfigError, match=f"options: {key}: an .* channel is not in this version"):
-            config.channel_options({key: value})
 
     def test_an_age_limit_of_the_inbox_is_refused_wherever_it_is_given(self):
         queue = "queue = { inbox_max_age = 0.5 }"
@@ -403,7 +418,7 @@ uuid = 5
         assert sorted(str(refused.value).splitlines()) == [
             "options: channels: expected a list, found a table",
             "options: name: unknown key; known here: channels, peer, queue, reconnect",
-            'options: peer: expected "auto" or "link", found binary',
+            'options: peer: expected "auto", "link" or "plain", found binary',
             'options: queue.max_queu_size: unknown key; did you mean "max_queue_size"?',
         ]
 

@@ -30,6 +30,7 @@ from rondevud.records import (
 )
 from rondevud.store.base import Limits
 from rondevud.store.memory import MemoryStore, MemoryTables
+from rondevud.transport.base import RELIABLE
 from tests.unit.store.kit import NOW, PEER, make_channel
 
 
@@ -155,7 +156,9 @@ async def open_channel(store, **limits) -> tuple[Session, DurableChannel]:
     record = (await store.execute(LoadSessions())).channels[0]
     session = Session(store)
     emitted: list = []
-    session.lanes = Lanes([(record, InboxLimits())], 10, clock_us=1_000, random=lambda n: b"r" * n, emit=emitted.append)
+    session.lanes = Lanes(
+        [(record, InboxLimits(), RELIABLE)], 10, clock_us=1_000, random=lambda n: b"r" * n, emit=emitted.append
+    )
     settings = ChannelSettings(Durability.MEMORY, OutboxLimits(**limits), InboxLimits(), b"")
     session.channel = DurableChannel(record, session.lanes["main"], settings, session)
     return session, session.channel
@@ -203,7 +206,7 @@ async def test_what_a_limit_removes_is_logged(store, caplog):
 def open_link(channel) -> None:
     """The channel flows, as after both [8] of a link."""
     channel._lane.out.flowing = True
-    channel.link_opened(Durability.MEMORY)
+    channel.opened(Durability.MEMORY)
 
 
 @pytest.mark.parametrize("overflow", ["drop_oldest", "reject"])

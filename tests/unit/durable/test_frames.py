@@ -33,6 +33,7 @@ from rondevud.durable.frames import (
 )
 from rondevud.errors import PeerError
 from rondevud.records import Durability, Reason
+from rondevud.transport.base import ChannelOptions
 
 NUMBERS = st.integers(0, MAX_NUMBER)
 SEQS = st.integers(1, MAX_NUMBER - 1000)
@@ -273,8 +274,24 @@ def test_unknown_keys_are_ignored():
 
 def test_channel_without_epoch_is_an_unreliable_one():
     frame = decode(msgpack.packb([8, "a", {"ordered": False, "max_retransmits": 0}]))
-    assert frame == Channel("a", b"", b"", 0, 0, 0, Durability.MEMORY)
+    options = ChannelOptions(ordered=False, max_retransmits=0)
+    assert frame == Channel("a", b"", b"", 0, 0, 0, Durability.MEMORY, options)
     assert decode(encode(frame)) == frame
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({}, "channel is reliable and has no epoch"),
+        ({"ordered": 0}, "channel's ordered is not a boolean"),
+        ({"max_retransmits": -1}, "a channel's reliability is not a number"),
+        ({"max_packet_life_time": 65_536}, "a channel's reliability is over 65535"),
+        ({"max_retransmits": 0, "max_packet_life_time": 0}, "both max_retransmits and max_packet_life_time"),
+    ],
+)
+def test_options_of_an_unreliable_channel_are_judged(options, problem):
+    with pytest.raises(PeerError, match=problem):
+        decode(msgpack.packb([8, "a", options]))
 
 
 def test_whole_numbers_of_seconds_are_taken():

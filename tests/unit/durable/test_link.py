@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import msgpack
 import pytest
 
 from rondevud.durable import frames, incoming, outgoing
@@ -625,13 +624,6 @@ class TestLabels:
         world = joined()
         tell(world, "s", Data("gamma", 1, ["x"]))
         assert [event.code for event in events(world, "s", LinkDown)] == ["protocol"]
-
-    def test_unreliable_label_is_refused_by_name(self):
-        world = joined()
-        session = world.nodes["s"].session()
-        session.receive(1, msgpack.packb([8, "fast", {"ordered": False, "max_retransmits": 0}]), world.now)
-        world.nodes["s"].carry_out(session)
-        assert [event.label for event in events(world, "s", LabelRefused)] == ["fast"]
 
     def test_label_opened_on_both_sides_at_once_is_one_channel(self):
         world = World()

@@ -56,6 +56,7 @@ from rondevud.records import (
 )
 from rondevud.store.base import Limits
 from rondevud.store.memory import MemoryTables
+from rondevud.transport.base import RELIABLE
 
 PRINTS = Fingerprints(b"o" * 32, b"a" * 32)
 LABELS = ("alpha", "beta")
@@ -180,7 +181,7 @@ class Node:
     def _add_session(self, record: SessionRecord, channels: list[Any]) -> Session:
         session = Session(
             record,
-            [(channel, self.world.limits) for channel in channels],
+            [(channel, self.world.limits, RELIABLE) for channel in channels],
             self.world.settings[self.side],
             clock_us=self.clock_us(),
             random=self.world.random.randbytes,
