@@ -61,7 +61,7 @@ def _session(session: DurableSession) -> Data:
     return {
         "connection_id": session.connection_id,
         "peer_name": session.record.peer_name,
-        "kind": "link" if session.record.contacted else None,
+        "kind": str(session.record.kind) or None,
         "channels": len(session.channels),
         "queue_size": sum(channel.outbox.count for channel in channels),
         "waiting": sum(channel.waiting for channel in channels),
