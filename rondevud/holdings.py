@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from weakref import WeakValueDictionary
 
 from rondevud.config import Config, ConnectionConfig, ServiceConfig
-from rondevud.declarations import Configure, channel_configurer, connection_settings, service_from, service_settings
+from rondevud.declarations import channel_configurer, connection_settings, service_from, service_settings
 from rondevud.durable.connection import DurableConnection
+from rondevud.durable.ports import Configure
 from rondevud.durable.service import DurableService, Visit
 from rondevud.durable.session import DurableSession, Environment
 from rondevud.durable.states import ConnectionState
