@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         RequestRefused,
         RondevuClientError,
     )
-    from rondevu_client.service import Service
+    from rondevu_client.service import Service, ServiceInfo
 
 __version__ = "0.1.0"
 
@@ -36,6 +36,7 @@ __all__ = [
     "RequestRefused",
     "RondevuClientError",
     "Service",
+    "ServiceInfo",
     "__version__",
 ]
 
@@ -45,6 +46,7 @@ _HOMES = {
     "Daemon": "client",
     "Message": "channel",
     "Service": "service",
+    "ServiceInfo": "service",
 }
 
 

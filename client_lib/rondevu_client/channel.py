@@ -34,6 +34,9 @@ POLL_FIRST = 0.05
 
 POLL_LAST = 1.0
 
+LOOK_AGAIN = {"overrun", "close", "closed"}
+"""Events after which the state of the channel has to be asked for."""
+
 STOLEN_TRIES = 20
 """How often attaching again is tried while the daemon still sees the old socket's handle."""
 
@@ -75,8 +78,9 @@ class Message:
 class Channel(Emitter):
     """Made by `Daemon.attach` and `Connection.create_channel`.
 
-    Events: ``message``, ``gap`` (in its place among what is received), and the daemon's events of the channel and its
-    connection, each with its data.
+    Events: ``message`` (its listeners get a `Message`), ``gap`` (in its place among what is received), those of the channel
+    (``open``, ``close``, ``error``, ``buffered_amount_low``, ``queue_overflow``, ``message_expired``, ``purged``,
+    ``resumed``, ``options_differ``, ``channel``), and those of its connection and of the daemon; each with its data.
     """
 
     def __init__(self, daemon: Daemon, request: dict[str, Any], *, credit: int, auto_ack: bool) -> None:
@@ -104,7 +108,10 @@ class Channel(Emitter):
         self._handle = 0
         self.generation = 0
         """How often it has been attached."""
-        self._open = False
+        self._state = "connecting"
+        """As the daemon last said."""
+        self._looking = False
+        """Whether the daemon is being asked for the state, because events were missed or did not say it."""
         self._inbox: deque[tuple[int, Message | dict[str, Any]]] = deque()
         self._held: dict[object, int] = {}
         """Tag of the message that each consumer has and is not done with."""
@@ -158,10 +165,10 @@ class Channel(Emitter):
 
     @property
     def ready_state(self) -> str:
-        """``connecting``, ``open`` or ``closed``, like an RTCDataChannel's. Sending works in the first two."""
+        """``connecting``, ``open``, ``closing`` or ``closed``, like an RTCDataChannel's. Sending works in the first two."""
         if self.end_reason is not None:
             return "closed"
-        return "open" if self._open and self._wire is not None else "connecting"
+        return self._state if self._wire is not None else "connecting"
 
     @property
     def queue_size(self) -> int:
@@ -273,7 +280,7 @@ class Channel(Emitter):
         self.max_message = answer["max_message"]
         self.acknowledges = answer["acknowledges"]
         self.last_seq = answer["last_seq"]
-        self._open = answer["state"] == "open"
+        self._state = answer["state"]
         if self.end_reason is not None:
             wire.send_detach(answer["handle"])
             return
@@ -353,12 +360,42 @@ class Channel(Emitter):
 
     def _take_event(self, name: str, data: dict[str, Any]) -> None:
         if name == "open":
-            self._open = True
+            self._state = "open"
             self.acknowledges = data.get("acknowledges", self.acknowledges)
-        elif name in {"close", "closed", "disconnected"}:
-            self._open = False
+        elif name in {"disconnected", "close", "closed"} and self._state == "open":
+            self._state = "connecting"
+        if name in LOOK_AGAIN:
+            self._look_again()
         if name != "gap":
             self._emit(name, data)
+
+    def _look_again(self) -> None:
+        if self._wire is not None and not self._looking:
+            self._looking = True
+            self._daemon._spawn(self._refresh(self._wire), f"state of {self.label}")
+
+    async def _refresh(self, wire: Wire) -> None:
+        """Ask for what events would have told."""
+        try:
+            await wire.request(
+                "channels",
+                {"target": self.connection_id},
+                timeout=self._daemon.request_timeout,
+                on_result=self._take_rows,
+            )
+        except ConnectionLost:
+            pass  # attached again when the socket is back
+        except RequestRefused as error:
+            logger.debug("The state of %r of %s is not known: %s", self.label, self.connection_id, error)
+        finally:
+            self._looking = False
+
+    def _take_rows(self, rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            if row["label"] == self.label:
+                self._state = row["state"]
+                self.acknowledges = row.get("acknowledges", self.acknowledges)
+        self._wake()
 
     # --- inside ------------------------------------------------------------------------------------------------
 

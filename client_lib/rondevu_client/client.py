@@ -15,7 +15,9 @@ from typing import Any, Protocol, Self, cast
 from rondevu_client import __version__
 from rondevu_client.channel import Channel
 from rondevu_client.connection import Connection
+from rondevu_client.emitter import Emitter, Listener
 from rondevu_client.errors import ConnectionLost, DaemonUnavailable, RequestRefused, RondevuClientError
+from rondevu_client.messages import EVENT
 from rondevu_client.protocol import PROTOCOL_VERSION
 from rondevu_client.service import Handler, Service
 from rondevu_client.sockets import describe_problem, describe_unavailable, socket_candidates
@@ -49,11 +51,43 @@ class _Revivable(Protocol):
     def _end(self, reason: str, error: Exception | None = None) -> None: ...
 
 
-class Daemon:
+class _OwnEvents:
+    """The subscription from which a daemon object hears what concerns no connection and no service."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+
+    async def _declare(self, wire: Wire) -> None:
+        await wire.request(
+            "subscribe", timeout=self._daemon.request_timeout, on_result=lambda answer: self._begin(wire, answer)
+        )
+
+    async def _revive(self, wire: Wire) -> None:
+        await self._declare(wire)
+
+    def _begin(self, wire: Wire, answer: dict[str, Any]) -> None:
+        wire.sinks[answer["subscription"]] = self._take
+
+    def _take(self, method: str, params: list[Any]) -> None:
+        if method == EVENT and not {"service", "connection_id"} & params[3].keys():
+            self._daemon._emit(params[2], params[3])
+
+    def _away(self) -> None:
+        """Nothing is kept."""
+
+    def _end(self, reason: str, error: Exception | None = None) -> None:
+        del reason, error
+        self._daemon._forget(self)
+
+
+class Daemon(Emitter):
     """The daemon behind a socket; use it as an async context manager, or call `open` and `close`.
 
     With `reconnect` the socket may break or the daemon restart: requests and sends wait for it, channels, services and
     connections are attached again. Leaving only detaches: what was declared stays.
+
+    Events: those of the daemon itself (``stopping``, ``reloaded``, ``signalling``, ``overrun``), each with its data; the
+    first listener makes this program hear the events of everything. `subscribe` gives all of them to iterate over.
     """
 
     def __init__(
@@ -65,6 +99,7 @@ class Daemon:
         request_timeout: float = REQUEST_TIMEOUT,
     ) -> None:
         """`client` is the name the daemon shows for this program; `request_timeout` is in seconds."""
+        super().__init__(self._spawn)
         self._given = socket
         self._reconnect = reconnect
         self._client = client or f"{Path(sys.argv[0] or 'python').name}, rondevu_client {__version__}"
@@ -82,6 +117,7 @@ class Daemon:
         self._ready = asyncio.Event()
         self._members: dict[int, _Revivable] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._own_events: _OwnEvents | None = None
 
     # --- life --------------------------------------------------------------------------------------------------
 
@@ -112,6 +148,8 @@ class Daemon:
                 self.path = path
                 self._closed = None
                 self._ready.set()
+                if self._listeners:
+                    self._hear_own_events()
                 return
         self._closed = DaemonUnavailable(describe_unavailable(tried))
         raise self._closed
@@ -126,6 +164,14 @@ class Daemon:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def on(self, event: str, listener: Listener) -> None:
+        super().on(event, listener)
+        self._hear_own_events()
+
+    def once(self, event: str, listener: Listener) -> None:
+        super().once(event, listener)
+        self._hear_own_events()
 
     # --- use ---------------------------------------------------------------------------------------------------
 
@@ -277,6 +323,12 @@ class Daemon:
 
     # --- inside ------------------------------------------------------------------------------------------------
 
+    def _hear_own_events(self) -> None:
+        """Subscribe, unless that was done since this was opened, or it is not open."""
+        if self._own_events is None and self._closed is None:
+            self._own_events = _OwnEvents(self)
+            self._spawn(self._join(self._own_events, self._own_events._declare), "events of the daemon")
+
     async def _ask(self, method: str, params: dict[str, Any] | None, limit: float | None) -> Any:
         """`limit` None: as long as it takes."""
         while True:
@@ -404,6 +456,7 @@ class Daemon:
     def _finish(self, reason: str, error: Exception) -> None:
         """Nothing works from here on."""
         self._closed = self._closed or error
+        self._own_events = None
         self._ready.set()
         for member in list(self._members.values()):
             member._end(reason, error)

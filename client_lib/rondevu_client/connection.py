@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 class Connection(Emitter):
     """Made by `Daemon.connect`. The connection is the daemon's: it goes on when this object and the program are gone.
 
-    Events: those of the connection and its channels, each with its data.
+    Events: those of the connection (``state``, ``connected``, ``suspect``, ``reconnecting``, ``disconnected``, ``failed``,
+    ``closed``), of its channels and of the daemon, each with its data; ``lost`` when the daemon refuses the declaration
+    after a restart.
     """
 
     def __init__(self, daemon: Daemon, declaration: dict[str, Any]) -> None:
@@ -32,10 +34,23 @@ class Connection(Emitter):
         """As the daemon last said."""
         self.created = False
         """Whether this made the declaration."""
+        self._channels: dict[str, Channel] = {}
 
-    async def create_channel(self, label: str, **options: Any) -> Channel:
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a link to the peer now."""
+        return self.state == "connected"
+
+    async def create_channel(self, label: str, **parameters: Any) -> Channel:
         """Attach to the channel of that label, made where there is none; parameters as of `Daemon.attach`."""
-        return await self._daemon.attach(self.id, label, **options)
+        channel = await self._daemon.attach(self.id, label, **parameters)
+        self._channels[label] = channel
+        return channel
+
+    def get_channel(self, label: str) -> Channel | None:
+        """The channel of that label that `create_channel` gave last; None when there is none or it has ended."""
+        channel = self._channels.get(label)
+        return channel if channel is not None and channel.end_reason is None else None
 
     async def wait(self, what: str = "connected", timeout: float | None = None) -> dict[str, Any]:
         """Wait until it is ``connected`` or ``drained``. Raises `RequestRefused` with code ``timeout``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from rondevu_client import channel as channels
 from rondevu_client.channel import Channel, describe_failure
@@ -24,6 +24,16 @@ Handler: TypeAlias = Callable[[Channel, str], Awaitable[None]]
 
 _Key: TypeAlias = tuple[str, str]
 
+
+class ServiceInfo(NamedTuple):
+    """How a service is published."""
+
+    service_id: str
+    uuid: str
+    expires_at: float
+    """When the publication ends unless it is refreshed, seconds since 1970 by the signalling server's clock."""
+
+
 TAKEN = {"in_use", "detached"}
 """Refusals of a channel that somebody else has or that has just ended: it is offered again when it is free."""
 
@@ -34,8 +44,9 @@ PASSING = {"too_many_requests", "internal", "store_failed", "disk_full"}
 class Service(Emitter):
     """Made by `Daemon.expose_service`. The service is the daemon's: it stays published when the program is gone.
 
-    Events: ``connection`` (its id; also for those that are there already), ``closed``, ``error``, and the daemon's other
-    events of the service, its connections and their channels, each with its data.
+    Events: ``connection`` (its listeners get the id; also for the connections that are there already), ``published``,
+    ``ttl_refreshed``, ``disconnection``, ``error`` (its ``context`` is ``handler`` when a handler raised), ``closed``, and
+    those of its connections, their channels and the daemon; each with its data.
     """
 
     def __init__(self, daemon: Daemon, declaration: dict[str, Any], handler: Handler | None) -> None:
@@ -53,12 +64,38 @@ class Service(Emitter):
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.username: str = declaration["username"]
         self.fqn: str = declaration["fqn"]
-        self.service_id = ""
-        self.uuid = ""
+        self.service_info: ServiceInfo | None = None
+        """None until it is published for the first time."""
         self.created = False
         """Whether this made the declaration."""
         self.connections: dict[str, dict[str, Any]] = {}
         """Connections by id, each with what the daemon last said about it."""
+
+    @property
+    def service_id(self) -> str:
+        """As of the signalling server; empty while it is not published."""
+        return self.service_info.service_id if self.service_info else ""
+
+    @property
+    def uuid(self) -> str:
+        """What `Daemon.connect_by_uuid` takes; empty while it is not published."""
+        return self.service_info.uuid if self.service_info else ""
+
+    @property
+    def active_connections(self) -> list[str]:
+        """Ids of the connections whose sessions have not ended, whether or not there is a link now."""
+        return list(self.connections)
+
+    async def pool_status(self) -> dict[str, Any]:
+        """The daemon's row about this service: its offers, connections and publication, as of `Daemon.services`.
+
+        Raises `RequestRefused` (``unknown_target``) when it is declared no longer.
+        """
+        for row in await self._daemon.services():
+            if (row["username"], row["fqn"]) == (self.username, self.fqn):
+                self._take_publication(row)
+                return row
+        raise RequestRefused("unknown_target", f"no service {self.username}/{self.fqn} is declared")
 
     def on(self, event: str, listener: Listener) -> None:
         """As `Emitter.on`; ``connection`` is also called for the connections that are there."""
@@ -97,8 +134,16 @@ class Service(Emitter):
             self._end(error.code)
 
     def _begin(self, wire: Wire, answer: dict[str, Any]) -> None:
-        self.service_id, self.uuid, self.created = answer["service_id"], answer["uuid"], answer["created"]
+        self.created = answer["created"]
+        self._take_publication(answer)
         self._follow(wire, answer)
+
+    def _take_publication(self, facts: dict[str, Any]) -> None:
+        """What an answer, row or event says about the publication; an event may say a part of it."""
+        known = self.service_info._asdict() if self.service_info else {}
+        known |= {key: facts[key] for key in ServiceInfo._fields if facts.get(key) is not None}
+        if len(known) == len(ServiceInfo._fields):
+            self.service_info = ServiceInfo(**known)
 
     def _follow(self, wire: Wire, answer: dict[str, Any]) -> None:
         """Another subscription, complete with its snapshot, takes the place of the one before it."""
@@ -162,7 +207,9 @@ class Service(Emitter):
             self.connections[connection_id] = data
             self._emit(name, connection_id)
             return
-        if name == "channel":
+        if name in {"published", "ttl_refreshed"}:
+            self._take_publication(data)
+        elif name == "channel":
             self._offer(connection_id, data.get("label", ""))
         elif name == "disconnection":
             self._lose_connection(connection_id, data)

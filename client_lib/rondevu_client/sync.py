@@ -37,9 +37,10 @@ from rondevu_client import stream as aio_stream
 from rondevu_client.background import Background, ListenerThread
 from rondevu_client.errors import ConnectionLost, Detached
 from rondevu_client.outbox import Payload
+from rondevu_client.service import ServiceInfo
 from rondevu_client.stream import Event
 
-__all__ = ["Channel", "Connection", "Daemon", "Event", "EventStream", "Message", "Service"]
+__all__ = ["Channel", "Connection", "Daemon", "Event", "EventStream", "Message", "Service", "ServiceInfo"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -119,7 +120,11 @@ class _Facade:
     """What the objects here have in common: the loop in which the objects they stand for live."""
 
     def __init__(self, background: Background) -> None:
-        self._background = background
+        self._own_background = background
+
+    @property
+    def _background(self) -> Background:
+        return self._own_background
 
     def _run(
         self, timeout: float | None, function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
@@ -310,6 +315,7 @@ class Connection(_Emitter):
     def __init__(self, background: Background, inner: aio_connection.Connection) -> None:
         super().__init__(background)
         self._inner = self._emitter = inner
+        self._channels: dict[str, Channel] = {}
 
     @property
     def id(self) -> str:
@@ -329,9 +335,21 @@ class Connection(_Emitter):
         """Whether this made the declaration."""
         return self._inner.created
 
-    def create_channel(self, label: str, *, timeout: float | None = None, **options: Any) -> Channel:
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a link to the peer now."""
+        return self._inner.is_connected
+
+    def create_channel(self, label: str, *, timeout: float | None = None, **parameters: Any) -> Channel:
         """Attach to the channel of that label, made where there is none; parameters as of `Daemon.attach`."""
-        return Channel(self._background, self._run(timeout, self._inner.create_channel, label, **options))
+        inner = self._run(timeout, self._inner.create_channel, label, **parameters)
+        channel = self._channels[label] = Channel(self._background, inner)
+        return channel
+
+    def get_channel(self, label: str) -> Channel | None:
+        """The channel of that label that `create_channel` gave last; None when there is none or it has ended."""
+        channel = self._channels.get(label)
+        return channel if channel is not None and channel.end_reason is None else None
 
     def wait(self, what: str = "connected", timeout: float | None = None) -> dict[str, Any]:
         """Wait until it is ``connected`` or ``drained``. Raises `RequestRefused` with code ``timeout``."""
@@ -382,6 +400,20 @@ class Service(_Emitter):
     def connections(self) -> dict[str, dict[str, Any]]:
         """Connections by id, each with what the daemon last said about it; a copy."""
         return self._background.read(lambda: dict(self._inner.connections))
+
+    @property
+    def service_info(self) -> ServiceInfo | None:
+        """How it is published; None until it is for the first time."""
+        return self._inner.service_info
+
+    @property
+    def active_connections(self) -> list[str]:
+        """Ids of the connections whose sessions have not ended, whether or not there is a link now."""
+        return list(self.connections)
+
+    def pool_status(self, timeout: float | None = None) -> dict[str, Any]:
+        """The daemon's row about this service: its offers, connections and publication, as of `Daemon.services`."""
+        return self._run(timeout, self._inner.pool_status)
 
     def wait_closed(self, timeout: float | None = None) -> str:
         """Wait until the service is withdrawn, by whomever, or the daemon object is closed; why."""
@@ -441,10 +473,10 @@ class EventStream(_Facade):
         self._run(timeout, self._inner.close)
 
 
-class Daemon:
+class Daemon(_Emitter):
     """The daemon behind a socket; use it in a ``with`` statement, or call `open` and `close`.
 
-    See `rondevu_client.Daemon`. An interpreter that ends closes it.
+    See `rondevu_client.Daemon`. An interpreter that ends closes it. Listeners end with `close`.
     """
 
     def __init__(
@@ -461,9 +493,9 @@ class Daemon:
         `handler_threads` is how many handlers run at once; the channels of others wait until one has returned.
         """
         self._make = partial(aio_client.Daemon, socket, reconnect, client=client, request_timeout=request_timeout)
-        self._inner = self._make()
         self._handler_threads = handler_threads
-        self._background: Background | None = None
+        self._inner = self._emitter = self._make()
+        self._opened: Background | None = None
         self._changing = threading.RLock()
 
     # --- life --------------------------------------------------------------------------------------------------
@@ -480,16 +512,16 @@ class Daemon:
     def open(self, timeout: float | None = None) -> None:
         """Find the socket and say hello. Raises `DaemonUnavailable`, `RequestRefused` (``access_denied``)."""
         with self._changing:
-            if self._background is not None:
+            if self._opened is not None:
                 raise RuntimeError("the daemon object is open")
             background = Background(self._handler_threads)
-            self._inner = self._make()
+            self._inner = self._emitter = self._make()
             try:
                 background.run(timeout, self._inner.open)
             except BaseException:
                 background.stop()
                 raise
-            self._background = background
+            self._opened = background
             atexit.register(self.close)
 
     def close(self) -> None:
@@ -499,7 +531,7 @@ class Daemon:
         are waited for a few seconds.
         """
         with self._changing:
-            background, self._background = self._background, None
+            background, self._opened = self._opened, None
         if background is None or background.is_forked:
             return
         atexit.unregister(self.close)
@@ -510,7 +542,7 @@ class Daemon:
 
     @property
     def version(self) -> str:
-        """Of the daemon."""
+        """Of the daemon's program."""
         return self._inner.version
 
     @property
@@ -526,7 +558,7 @@ class Daemon:
     @property
     def dropped_events(self) -> int:
         """Events that no listener was called for, because too many waited for the listener thread."""
-        return self._open_background().listeners.dropped
+        return self._background.listeners.dropped
 
     # --- use ---------------------------------------------------------------------------------------------------
 
@@ -549,7 +581,7 @@ class Daemon:
         Options may be given as a map or by name. Raises `RequestRefused`: ``conflict``, or what is wrong with them.
         """
         made = self._run(timeout, self._inner.connect, username, fqn, name=name, options=options, **more)
-        return Connection(self._open_background(), made)
+        return Connection(self._background, made)
 
     def connect_by_uuid(
         self,
@@ -562,7 +594,7 @@ class Daemon:
     ) -> Connection:
         """The same by the service's UUID."""
         made = self._run(timeout, self._inner.connect_by_uuid, uuid, name=name, options=options, **more)
-        return Connection(self._open_background(), made)
+        return Connection(self._background, made)
 
     def attach(
         self,
@@ -590,7 +622,7 @@ class Daemon:
             auto_ack=auto_ack,
             options=options,
         )
-        return Channel(self._open_background(), inner)
+        return Channel(self._background, inner)
 
     def expose_service(
         self,
@@ -606,7 +638,7 @@ class Daemon:
 
         Options may be given as a map or by name (``pool_size=10, public=True``).
         """
-        background = self._open_background()
+        background = self._background
         run_handler = None if handler is None else _handler_in_thread(background, handler)
         inner = self._run(
             timeout, self._inner.expose_service, username, fqn, handler=run_handler, options=options, **more
@@ -617,7 +649,7 @@ class Daemon:
         self, target: str | None = None, since: int | None = None, *, timeout: float | None = None
     ) -> EventStream:
         """The events of a target or, with None, of everything; from number `since` on, as far as they are kept."""
-        return EventStream(self._open_background(), self._run(timeout, self._inner.subscribe, target, since))
+        return EventStream(self._background, self._run(timeout, self._inner.subscribe, target, since))
 
     # --- requests ----------------------------------------------------------------------------------------------
 
@@ -678,16 +710,11 @@ class Daemon:
 
     # --- inside ------------------------------------------------------------------------------------------------
 
-    def _open_background(self) -> Background:
-        background = self._background
-        if background is None:
+    @property
+    def _background(self) -> Background:
+        if self._opened is None:
             raise ConnectionLost("the daemon object is not open")
-        return background
-
-    def _run(
-        self, timeout: float | None, function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> T:
-        return self._open_background().run(timeout, function, *args, **kwargs)
+        return self._opened
 
 
 def _handler_in_thread(background: Background, handler: Handler) -> aio_service.Handler:

@@ -257,6 +257,7 @@ class DurableChannel:
             "connection_id": self.connection_id,
             "label": self.label,
             "state": str(self.state),
+            "acknowledges": self.acknowledges,
             "durability": str(self.settings.durability),
             "queue_size": self.outbox.count,
             "queue_bytes": self.outbox.size,

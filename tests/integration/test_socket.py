@@ -17,6 +17,7 @@ from rondevu_client import (
     MessagesRemoved,
     NotAcknowledged,
     RequestRefused,
+    ServiceInfo,
 )
 from rondevu_client import channel as channel_module
 from rondevud.errors import RequestError
@@ -373,7 +374,31 @@ async def test_events_and_messages_of_a_channel_keep_their_order(place, daemon):
     place.house.publish("open", {"acknowledges": True}, place.channel())
     place.house.publish("close", {}, place.channel())
     assert [await order.get() for _ in range(3)] == ["close", True, "close"]
+
+
+async def test_the_state_of_a_channel_is_as_the_daemon_says(place, daemon):
+    channel = await daemon.attach("alice-chat", "main")
+    assert channel.ready_state == "open"
+    lost = heard(channel, "disconnected")
+    place.house.events.publish("disconnected", {}, connection_id="conn-a")
+    await lost.get()
     assert channel.ready_state == "connecting"
+    opened = heard(channel, "open")
+    place.house.publish("open", {"acknowledges": False}, place.channel())
+    await opened.get()
+    assert (channel.ready_state, channel.acknowledges) == ("open", False)
+
+
+@pytest.mark.parametrize("event", ["overrun", "close"])
+async def test_what_an_event_does_not_say_of_a_channel_is_asked_for(place, daemon, event):
+    channel = await daemon.attach("alice-chat", "main")
+    place.channel().state, place.channel().acknowledges = "closing", False
+    told = heard(channel, event)
+    place.house.publish(event, {"count": 1}, place.channel())
+    await told.get()
+    await daemon.status()
+    await daemon.status()
+    assert (channel.ready_state, channel.acknowledges) == ("closing", False)
 
 
 async def test_listeners_come_and_go(place, daemon):
@@ -690,6 +715,76 @@ async def test_what_is_being_ended_when_the_socket_breaks_is_not_declared_again(
     assert len(await daemon.connections()) == 1
     assert await daemon.services() == []
     assert await service.wait_closed() == "closed"
+
+
+async def test_a_connection_knows_its_channels_and_whether_it_is_connected(place, daemon):
+    connection = await daemon.connect("bob", FQN, name="bob-chat")
+    assert (connection.is_connected, connection.get_channel("main")) == (True, None)
+    channel = await connection.create_channel("main")
+    assert connection.get_channel("main") is channel
+    await channel.detach()
+    assert connection.get_channel("main") is None
+    states = heard(connection, "state")
+    place.house.events.publish("state", {"new": "reconnecting", "previous": "connected"}, connection_id=connection.id)
+    await states.get()
+    assert not connection.is_connected
+
+
+async def test_a_service_tells_how_it_is_published_and_who_is_there(place, daemon):
+    place.house.add_connection("conn-b", "bob", service=f"alice/{FQN}")
+    service = await daemon.expose_service("alice", FQN)
+    assert service.active_connections == ["conn-b"]
+    assert service.service_info == ServiceInfo("service-1", "uuid-1", 1.5)
+    refreshed = heard(service, "ttl_refreshed")
+    place.house.events.publish("ttl_refreshed", {"expires_at": 9.5}, service=f"alice/{FQN}")
+    await refreshed.get()
+    assert service.service_info.expires_at == 9.5
+    assert (await service.pool_status())["pool_size"] == 1
+    assert service.service_info.expires_at == 2.5
+    await service.stop()
+    with pytest.raises(RequestRefused):
+        await service.pool_status()
+
+
+async def test_a_service_that_could_not_be_published_yet_has_no_information(place, daemon, monkeypatch):
+    async def expose(*_args):
+        place.house.disk.services[f"alice/{FQN}"] = {}
+        return {"service_id": None, "uuid": None, "expires_at": None, "created": True}
+
+    monkeypatch.setattr(place.house, "expose", expose)
+    service = await daemon.expose_service("alice", FQN)
+    assert (service.service_info, service.uuid) == (None, "")
+    published = heard(service, "published")
+    facts = {"service_id": "s", "uuid": "u", "expires_at": 3.5}
+    place.house.events.publish("published", facts, service=f"alice/{FQN}")
+    await published.get()
+    assert service.service_info == ServiceInfo("s", "u", 3.5)
+
+
+async def test_the_daemon_tells_its_own_events_and_no_others(place, daemon):
+    signalling, opened = heard(daemon, "signalling"), heard(daemon, "open")
+    await daemon.status()
+    place.house.publish("open", {}, place.channel())
+    place.house.events.publish("signalling", {"state": "down"})
+    assert await signalling.get() == {"state": "down"}
+    await place.restart()
+    await daemon.status()
+    place.house.events.publish("signalling", {"state": "up"})
+    assert await signalling.get() == {"state": "up"}
+    assert opened.empty()
+
+
+async def test_listeners_of_the_daemon_may_be_there_before_it_is_open(place):
+    daemon = Daemon(place.path)
+    signalling = heard(daemon, "signalling")
+    async with daemon:
+        await daemon.status()
+        place.house.events.publish("signalling", {"state": "down"})
+        assert await signalling.get() == {"state": "down"}
+    async with daemon:
+        await daemon.status()
+        place.house.events.publish("signalling", {"state": "up"})
+        assert await signalling.get() == {"state": "up"}
 
 
 async def test_a_stream_of_events_begins_where_it_was_asked_to(place, daemon):

@@ -108,6 +108,8 @@ def in_thread(function, *args):
 def test_messages_go_and_come_without_a_line_of_asyncio(place, daemon):
     connection = daemon.connect("bob", FQN, name="bob-chat")
     channel = connection.create_channel("main")
+    assert (connection.get_channel("main"), connection.get_channel("other")) == (channel, None)
+    assert connection.is_connected
     assert (channel.label, channel.connection_id, channel.ready_state) == ("main", connection.id, "open")
     assert [channel.send("one"), channel.send(b"two")] == [1, 2]
     place.do(lambda: place.house.get(connection.id, "main").producer.acknowledge(2))
@@ -245,6 +247,14 @@ def test_listeners_can_be_taken_back_however_they_were_added(place, channel):
     assert (channel.listener_count("message_expired"), channel.listener_count("purged")) == (0, 0)
 
 
+def test_the_daemon_tells_its_own_events(place, daemon):
+    heard = queue.SimpleQueue()
+    daemon.on("signalling", heard.put)
+    daemon.status()
+    place.do(lambda: place.house.events.publish("signalling", {"state": "down"}))
+    assert heard.get(timeout=PATIENCE) == {"state": "down"}
+
+
 def test_events_beyond_the_backlog_are_dropped_and_counted(place, daemon, channel, monkeypatch, caplog):
     monkeypatch.setattr(background_module, "BACKLOG", 2)
     blocked, go_on = threading.Event(), threading.Event()
@@ -291,7 +301,8 @@ def test_each_handler_has_a_thread_and_only_so_many_run(place, caplog):
     with Daemon(place.path, handler_threads=1) as daemon:
         service = daemon.expose_service("alice", FQN, handler=handler)
         assert (service.username, service.fqn, service.uuid, service.created) == ("alice", FQN, "uuid-1", True)
-        assert list(service.connections) == ["conn-b"]
+        assert (service.active_connections, service.service_info.expires_at) == (["conn-b"], 1.5)
+        assert service.pool_status()["service"] == f"alice/{FQN}"
         place.deliver_to("one", "x")
         assert started.get(timeout=PATIENCE) == ("one", "conn-b")
         place.deliver_to("two", "y")

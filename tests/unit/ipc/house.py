@@ -326,7 +326,9 @@ class MemoryHouse:
         return {"version": self.version, "connections": len(self.disk.connections)}
 
     def services(self):
-        return [{"service": name} for name in self.disk.services]
+        facts = {"service_id": "service-1", "uuid": "uuid-1", "expires_at": 2.5, "pool_size": 1}
+        pairs = [name.split("/") for name in self.disk.services]
+        return [{"service": "/".join(pair), "username": pair[0], "fqn": pair[1], **facts} for pair in pairs]
 
     def connections(self):
         return self.snapshot(None)
@@ -395,7 +397,7 @@ class MemoryHouse:
                 "peer_name": "",
                 "kind": "link",
                 "channels": [
-                    {"label": label, "state": "open", "waiting": len(stored.inbox), "attached": 0}
+                    self.row(owner, label, len(stored.inbox))
                     for (owner, label), stored in self.disk.channels.items()
                     if owner == connection_id
                 ],
@@ -403,6 +405,11 @@ class MemoryHouse:
             for connection_id, row in self.disk.connections.items()
             if scope.connection_id in {None, connection_id} and scope.service in {None, row["service"]}
         ]
+
+    def row(self, connection_id, label, waiting):
+        channel = self.channels_by_key.get((connection_id, label))
+        state, acknowledges = (channel.state, channel.acknowledges) if channel else ("open", None)
+        return {"label": label, "state": state, "acknowledges": acknowledges, "waiting": waiting, "attached": 0}
 
     async def channel(self, target, label, options, create):
         connection_id = self.find(target)
