@@ -19,6 +19,7 @@ from rondevud.durable.settings import (
     ServiceSettings,
 )
 from rondevud.errors import ConfigError, RequestError
+from rondevud.records import Durability
 from rondevud.transport.base import RELIABLE, ChannelOptions
 
 MAX_CHANNELS = 64
@@ -26,11 +27,12 @@ MAX_CHANNELS = 64
 
 
 def channel_configurer(
-    config: Config, queue: QueueConfig, declared: dict[str, configuration.ChannelOptions]
+    config: Config, queue: QueueConfig, declared: dict[str, configuration.ChannelOptions], *, ephemeral: bool = False
 ) -> Configure:
     """What resolves the options of one channel of a service or connection whose own ``queue`` table is `queue`.
 
-    `declared` are the channels that were declared with it; their options hold when nothing else is said.
+    `declared` are the channels that were declared with it; their options hold when nothing else is said. The channels of
+    what is `ephemeral` have durability `memory`.
     """
 
     def configure(label: str, options: dict[str, Any] | None, plain: bool) -> ChannelSettings:
@@ -41,7 +43,9 @@ def channel_configurer(
             except ConfigError as error:
                 raise RequestError("bad_params", str(error)) from error
         tables = (queue,) if own is None else (queue, own)
-        durability = configuration.merge(config.queue, *tables).durability
+        if ephemeral:
+            refuse_disk(*tables)
+        durability = Durability.MEMORY if ephemeral else configuration.merge(config.queue, *tables).durability
         reliability = ChannelOptions() if own is None else _reliability(own)
         loose = plain or reliability != RELIABLE
         limits = configuration.queue_limits(config.queue, *tables, durability=durability, plain=loose)
@@ -59,6 +63,12 @@ def channel_configurer(
 
 def _reliability(options: configuration.ChannelOptions) -> ChannelOptions:
     return ChannelOptions(options.ordered, options.max_retransmits, options.max_packet_life_time)
+
+
+def refuse_disk(*tables: QueueConfig) -> None:
+    """Raises ``bad_params`` where the durability `disk` is asked for: nothing ephemeral is written."""
+    if any("durability" in table.model_fields_set and table.durability is Durability.DISK for table in tables):
+        raise RequestError("bad_params", "durability: expected memory: what is ephemeral is not written to disk")
 
 
 def connection_settings(config: Config, declared: ConnectionConfig, *, in_file: bool) -> ConnectionSettings:

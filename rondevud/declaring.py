@@ -9,13 +9,14 @@ from typing import Any
 import msgpack
 
 from rondevud.config import ConnectionConfig, ServiceConfig
-from rondevud.declarations import differences
+from rondevud.declarations import differences, refuse_disk
 from rondevud.durable.connection import DurableConnection
 from rondevud.durable.service import DurableService
 from rondevud.durable.states import ConnectionState
 from rondevud.errors import RequestError, SignallingError, SignallingRejected, StoreError
-from rondevud.holdings import Declared, Holdings, store_errors
+from rondevud.holdings import Holdings, Options, Origin, store_errors
 from rondevud.keys import key_errors
+from rondevud.owners import Key
 from rondevud.records import Declaration, DeclarationKind, DeleteDeclaration, SaveDeclaration
 
 PUBLISH_WAIT = 10.0
@@ -30,21 +31,22 @@ class Declaring:
     def __init__(self, holdings: Holdings) -> None:
         self._holdings = holdings
 
-    async def connect(self, declared: ConnectionConfig) -> Data:
-        """``{connection_id, name, state, created}``. Raises `RequestError`."""
-        async with self._holdings.changing(DeclarationKind.CONNECTION, declared.name):
-            connection = await self._living(declared.name)
+    async def connect(self, options: ConnectionConfig, owner: object | None) -> Data:
+        """``{connection_id, name, state, created}``. Raises `RequestError`. With an `owner` it is ephemeral."""
+        key = (DeclarationKind.CONNECTION, options.name)
+        async with self._holdings.changing(*key):
+            connection = await self._living(options.name)
             created = connection is None
             if connection is None:
-                connection = await self._new_connection(declared)
+                connection = await self._new_connection(options, owner)
                 await connection.start()
             else:
-                self._same(DeclarationKind.CONNECTION, declared)
+                self._join(key, options, owner)
                 if connection.state is ConnectionState.FAILED:
                     connection.reconnect()
         return {
             "connection_id": connection.connection_id,
-            "name": declared.name,
+            "name": options.name,
             "state": str(connection.state),
             "created": created,
         }
@@ -60,31 +62,36 @@ class Declaring:
         self._holdings.forget_name(connection)
         return None
 
-    async def _new_connection(self, declared: ConnectionConfig) -> DurableConnection:
-        holdings = self._holdings
+    async def _new_connection(self, options: ConnectionConfig, owner: object | None) -> DurableConnection:
+        holdings, kind = self._holdings, DeclarationKind.CONNECTION
         _ = holdings.signalling  # raises without one, before anything is stored
         with store_errors():
-            await self._save(DeclarationKind.CONNECTION, declared)
-            held = holdings.take_over_connection(declared, in_file=False)
+            if owner is not None:
+                refuse_disk(options.queue, *options.channels)
+                connection = await holdings.new_connection(options, Origin.EPHEMERAL)
+                holdings.owners.add((kind, options.name), owner)
+                return connection
+            await self._save(kind, options)
+            held = holdings.take_over_connection(options, Origin.SOCKET)
             if held is not None:
                 return held
             try:
-                record = await holdings.new_record(declared.name)
+                return await holdings.new_connection(options, Origin.SOCKET)
             except StoreError:
-                holdings.environment.disk.submit(DeleteDeclaration(DeclarationKind.CONNECTION, declared.name))
+                holdings.environment.disk.submit(DeleteDeclaration(kind, options.name))
                 raise
-        return holdings.add_connection(declared, record, [], in_file=False)
 
-    async def expose(self, declared: ServiceConfig) -> Data:
-        """``{service_id, uuid, expires_at, created}``. Raises `RequestError`."""
-        async with self._holdings.changing(DeclarationKind.SERVICE, declared.name):
-            known = self._holdings.services.get(declared.name)
+    async def expose(self, options: ServiceConfig, owner: object | None) -> Data:
+        """``{service_id, uuid, expires_at, created}``. Raises `RequestError`. With an `owner` it is ephemeral."""
+        key = (DeclarationKind.SERVICE, options.name)
+        async with self._holdings.changing(*key):
+            known = self._holdings.services.get(options.name)
             if known is None:
-                await self._claim(declared.username)
+                await self._claim(options.username)
             else:
-                self._same(DeclarationKind.SERVICE, declared)
+                self._join(key, options, owner)
             if known is None or known.stopped:  # stopped: withdrawn, and its connections kept
-                service, started = await self._start_service(declared, known), True
+                service, started = await self._start_service(options, known, owner), True
             else:
                 service, started = known, False
         if started:
@@ -97,10 +104,17 @@ class Declaring:
             "created": known is None,
         }
 
-    async def _start_service(self, declared: ServiceConfig, known: DurableService | None) -> DurableService:
-        with store_errors():
-            await self._save(DeclarationKind.SERVICE, declared)
-        service = known or self._holdings.add_service(declared)
+    async def _start_service(
+        self, options: ServiceConfig, known: DurableService | None, owner: object | None
+    ) -> DurableService:
+        if owner is None:
+            with store_errors():
+                await self._save(DeclarationKind.SERVICE, options)
+            service = known or self._holdings.add_service(options, Origin.SOCKET)
+        else:
+            refuse_disk(options.queue)
+            service = known or self._holdings.add_service(options, Origin.EPHEMERAL)
+            self._holdings.owners.add((DeclarationKind.SERVICE, options.name), owner)
         service.start()
         return service
 
@@ -115,16 +129,22 @@ class Declaring:
         except SignallingError:
             return
 
-    def _same(self, kind: DeclarationKind, declared: Declared) -> None:
-        """Raises ``conflict`` when it is declared already with other options."""
-        differing = differences(self._holdings.declared[kind, declared.name], declared)
+    def _join(self, key: Key, options: Options, owner: object | None) -> None:
+        """Declare what is declared already. Raises ``conflict`` unless it is the same; `owner` shares what is ephemeral."""
+        has = self._holdings.declared[key]
+        if (owner is not None) != (has.origin is Origin.EPHEMERAL):
+            how = "is not declared as ephemeral" if owner is not None else "is declared as ephemeral by another program"
+            raise RequestError("conflict", f"{options.name} {how}", {"keys": ["ephemeral"]})
+        differing = differences(has.options, options)
         if differing:
             keys = ", ".join(differing)
-            raise RequestError("conflict", f"{declared.name} is declared with other {keys}", {"keys": differing})
+            raise RequestError("conflict", f"{options.name} is declared with other {keys}", {"keys": differing})
+        if owner is not None:
+            self._holdings.owners.add(key, owner)
 
-    async def _save(self, kind: DeclarationKind, declared: Declared) -> None:
-        said = declared.model_dump(mode="json", exclude_unset=True, exclude={"name"})
-        declaration = Declaration(kind, declared.name, msgpack.packb(said))
+    async def _save(self, kind: DeclarationKind, options: Options) -> None:
+        said = options.model_dump(mode="json", exclude_unset=True, exclude={"name"})
+        declaration = Declaration(kind, options.name, msgpack.packb(said))
         await self._holdings.environment.disk.execute(SaveDeclaration(declaration))
 
 

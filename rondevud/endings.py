@@ -11,6 +11,7 @@ from rondevud.durable.connection import DurableConnection
 from rondevud.durable.service import DurableService, Visit
 from rondevud.errors import RequestError, StoreError
 from rondevud.holdings import Holdings, store_errors
+from rondevud.owners import Key
 from rondevud.records import DeclarationKind, DeleteDeclaration
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ class Endings:
         self.under_way: dict[str, asyncio.Task[None]] = {}
         """By what they end."""
         self._holdings = holdings
+        holdings.owners.on_abandoned = self._abandon
 
     async def close(self, target: str, drain: float | None) -> None:
         """End a connection of either side. Raises `RequestError`."""
@@ -52,7 +54,8 @@ class Endings:
         await self._see_through(what, lambda: self._withdraw(name, seconds, keep_connections=keep_connections))
 
     async def finish(self) -> None:
-        """The daemon stops: wait a while for what is under way."""
+        """The daemon stops: nothing ends by itself any more; wait a while for what is under way."""
+        self._holdings.owners.stop()
         if self.under_way:
             await asyncio.wait(self.under_way.values(), timeout=WAIT)
 
@@ -64,15 +67,17 @@ class Endings:
 
     async def _see_through(self, what: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Do `work`, once at a time for `what`, to its end even if the program that asked for it leaves."""
-        task = self.under_way.get(what)
-        if task is None:
-            task = self.under_way[what] = asyncio.get_running_loop().create_task(work(), name=what)
-            task.add_done_callback(self._done)
+        task = self.under_way.get(what) or self._begin(what, work)
         await asyncio.wait({task})
         if task.cancelled():
             raise RequestError("stopping", "the daemon is stopping")
         with store_errors():
             task.result()
+
+    def _begin(self, what: str, work: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
+        task = self.under_way[what] = asyncio.get_running_loop().create_task(work(), name=what)
+        task.add_done_callback(self._done)
+        return task
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self.under_way.pop(task.get_name(), None)
@@ -90,11 +95,31 @@ class Endings:
     async def _withdraw(self, name: str, drain: float, *, keep_connections: bool) -> None:
         async with self._holdings.changing(DeclarationKind.SERVICE, name):
             service = self._holdings.service(name)
-            await self._holdings.environment.disk.execute(DeleteDeclaration(DeclarationKind.SERVICE, name))
-            await service.withdraw(drain, keep_connections=keep_connections)
-            if not keep_connections:
-                self._holdings.forget_service(service)
-                self._holdings.prune()
+            if not service.ephemeral:
+                await self._holdings.environment.disk.execute(DeleteDeclaration(DeclarationKind.SERVICE, name))
+            await self._end_service(service, drain, keep_connections=keep_connections)
+
+    async def _end_service(self, service: DurableService, drain: float, *, keep_connections: bool) -> None:
+        await service.withdraw(drain, keep_connections=keep_connections)
+        if not keep_connections:
+            self._holdings.forget_service(service)
+            self._holdings.prune()
+
+    def _abandon(self, key: Key) -> None:
+        """The last owner of what is ephemeral has been gone for long."""
+        kind, name = key
+        self._begin(f"end the abandoned {kind} {name}", lambda: self._end_abandoned(key))
+
+    async def _end_abandoned(self, key: Key) -> None:
+        kind, name = key
+        async with self._holdings.changing(kind, name):
+            if key not in self._holdings.declared or self._holdings.owners.owned(key):
+                return  # ended by somebody, or declared again
+            logger.info("%s is ephemeral, and its last owner is gone: ending it", name)
+            if kind is DeclarationKind.SERVICE:
+                await self._end_service(self._holdings.services[name], 0.0, keep_connections=False)
+            else:
+                await self._close_connection(self._holdings.by_name[name], 0.0)
 
 
 async def _close_visit(service: DurableService, visit: Visit, drain: float) -> None:

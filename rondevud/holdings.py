@@ -6,25 +6,45 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import Iterator
+from enum import StrEnum
+from typing import NamedTuple
 from weakref import WeakValueDictionary
 
-from rondevud.config import Config, ConnectionConfig, ServiceConfig
+from rondevud.config import ChannelOptions, Config, ConnectionConfig, ServiceConfig
 from rondevud.declarations import channel_configurer, connection_settings, service_from, service_settings
 from rondevud.durable.connection import DurableConnection
 from rondevud.durable.ports import Configure
 from rondevud.durable.service import DurableService, Visit
 from rondevud.durable.session import DurableSession, Environment
+from rondevud.durable.settings import ConnectionSettings
 from rondevud.durable.states import ConnectionState
 from rondevud.errors import RequestError, StoreError
 from rondevud.events import EventBus, Scope
+from rondevud.owners import Key, Owners
 from rondevud.records import ChannelRecord, DeclarationKind, DeleteDeclaration, Role, SaveSession, SessionRecord
 from rondevud.signalling.base import Signalling
 from rondevud.transport.base import Engine
 
-Declared = ConnectionConfig | ServiceConfig
+Options = ConnectionConfig | ServiceConfig
 
 NOWHERE = "00000000-0000-0000-0000-000000000000"
 """UUID that a connection which is only held has as its target."""
+
+
+class Origin(StrEnum):
+    """Where something was declared, which decides how long it stays declared."""
+
+    FILE = "file"
+    """In the configuration: as long as it stands there."""
+    SOCKET = "socket"
+    """By a program: until `close` or `withdraw`; it stands in the store."""
+    EPHEMERAL = "ephemeral"
+    """By a program, for as long as its socket is open; it stands in no file, nor does anything that belongs to it."""
+
+
+class Declaration(NamedTuple):
+    options: Options
+    origin: Origin
 
 
 class Holdings:
@@ -44,10 +64,13 @@ class Holdings:
         """The declared services, by ``USER/FQN``."""
         self.undeclared: list[DurableService] = []
         """Services that are not declared any more, while they have sessions."""
-        self.declared: dict[tuple[DeclarationKind, str], Declared] = {}
+        self.declared: dict[Key, Declaration] = {}
+        self.owners = Owners()
+        """Of what is ephemeral."""
         self._signalling = signalling
         self._engine = engine
-        self._changing: WeakValueDictionary[tuple[DeclarationKind, str], asyncio.Lock] = WeakValueDictionary()
+        self._changing: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
+        self._in_memory = environment.in_memory()
 
     @property
     def signalling(self) -> Signalling:
@@ -67,92 +90,102 @@ class Holdings:
 
     # --- connections -----------------------------------------------------------------------------------------------
 
-    async def new_record(self, name: str) -> SessionRecord:
-        """A session of a connection that is new. Raises `StoreError`."""
-        record = SessionRecord(f"conn-{secrets.token_hex(8)}", Role.CONNECTING, name, b"", b"")
-        await self.environment.disk.execute(SaveSession(record))
-        return record
+    async def new_connection(self, options: ConnectionConfig, origin: Origin) -> DurableConnection:
+        """A declared connection with a new session. Raises `StoreError`."""
+        record = SessionRecord(f"conn-{secrets.token_hex(8)}", Role.CONNECTING, options.name, b"", b"")
+        await self._environment_of(origin).disk.execute(SaveSession(record))
+        return self.add_connection(options, origin, record, [])
 
     def add_connection(
-        self, declared: ConnectionConfig, record: SessionRecord, channels: list[ChannelRecord], *, in_file: bool
+        self, options: ConnectionConfig, origin: Origin, record: SessionRecord, channels: list[ChannelRecord]
     ) -> DurableConnection:
-        connection = self._make_connection(declared, record, channels, in_file=in_file)
-        self._enlist(declared, connection)
+        """A declared connection with a session of the store."""
+        connection = self._make_connection(options, origin, record, channels)
+        self._enlist(options, origin, connection)
         return connection
 
     def hold_connection(self, record: SessionRecord, channels: list[ChannelRecord]) -> DurableConnection:
         """The session of a connection that is not declared any more: it can be read and purged."""
-        declared = ConnectionConfig(name=record.declaration, uuid=NOWHERE)
-        connection = self.by_id[record.connection_id] = self._make_connection(declared, record, channels, in_file=False)
+        options = ConnectionConfig(name=record.declaration, uuid=NOWHERE)
+        connection = self._make_connection(options, Origin.SOCKET, record, channels)
+        self.by_id[record.connection_id] = connection
         return connection
 
-    def take_over_connection(self, declared: ConnectionConfig, *, in_file: bool) -> DurableConnection | None:
+    def take_over_connection(self, options: ConnectionConfig, origin: Origin) -> DurableConnection | None:
         """The held connection of that name, which is declared again: it goes on when it is started."""
         for connection in self.by_id.values():
-            held = self.by_name.get(declared.name) is not connection
-            if held and connection.settings.name == declared.name and connection.state is not ConnectionState.CLOSED:
-                settings = connection_settings(self.config, declared, in_file=in_file)
-                connection.reconfigure(settings, self._channels_of(declared))
-                self._enlist(declared, connection)
+            held = self.by_name.get(options.name) is not connection
+            if held and connection.settings.name == options.name and connection.state is not ConnectionState.CLOSED:
+                connection.reconfigure(*self._settings_of(options, origin))
+                self._enlist(options, origin, connection)
                 return connection
         return None
 
-    def _enlist(self, declared: ConnectionConfig, connection: DurableConnection) -> None:
-        self.declared[DeclarationKind.CONNECTION, declared.name] = declared
-        self.by_name[declared.name] = self.by_id[connection.connection_id] = connection
+    def _enlist(self, options: ConnectionConfig, origin: Origin, connection: DurableConnection) -> None:
+        self.declared[DeclarationKind.CONNECTION, options.name] = Declaration(options, origin)
+        self.by_name[options.name] = self.by_id[connection.connection_id] = connection
 
     def _make_connection(
-        self, declared: ConnectionConfig, record: SessionRecord, channels: list[ChannelRecord], *, in_file: bool
+        self, options: ConnectionConfig, origin: Origin, record: SessionRecord, channels: list[ChannelRecord]
     ) -> DurableConnection:
+        settings, configure = self._settings_of(options, origin)
         return DurableConnection(
-            connection_settings(self.config, declared, in_file=in_file),
+            settings,
             record,
             channels,
-            environment=self.environment,
+            environment=self._environment_of(origin),
             signalling=self.signalling,
             engine=self._engine,
-            configure=self._channels_of(declared),
+            configure=configure,
         )
 
-    def _channels_of(self, declared: ConnectionConfig) -> Configure:
-        return channel_configurer(
-            self.config, declared.queue, {channel.label: channel for channel in declared.channels}
+    def _settings_of(self, options: ConnectionConfig, origin: Origin) -> tuple[ConnectionSettings, Configure]:
+        channels: dict[str, ChannelOptions] = {channel.label: channel for channel in options.channels}
+        return (
+            connection_settings(self.config, options, in_file=origin is Origin.FILE),
+            channel_configurer(self.config, options.queue, channels, ephemeral=origin is Origin.EPHEMERAL),
         )
+
+    def _environment_of(self, origin: Origin) -> Environment:
+        return self._in_memory if origin is Origin.EPHEMERAL else self.environment
 
     # --- services --------------------------------------------------------------------------------------------------
 
-    def add_service(self, declared: ServiceConfig) -> DurableService:
+    def add_service(self, options: ServiceConfig, origin: Origin) -> DurableService:
         """A declared service; with the sessions that are held for its name, if there are some."""
-        service = next((held for held in self.undeclared if held.name == declared.name), None)
+        service = None if origin is Origin.EPHEMERAL else self._held_service(options.name)
         if service is None:
-            service = self._make_service(declared)
+            service = self._make_service(options, origin)
         else:
             self.undeclared.remove(service)
             service.release()
-            configure = channel_configurer(self.config, declared.queue, {})
-            service.reconfigure(service_settings(self.config, declared), configure)
-        self.services[declared.name] = service
-        self.declared[DeclarationKind.SERVICE, declared.name] = declared
+            configure = channel_configurer(self.config, options.queue, {})
+            service.reconfigure(service_settings(self.config, options), configure)
+        self.services[options.name] = service
+        self.declared[DeclarationKind.SERVICE, options.name] = Declaration(options, origin)
         return service
+
+    def _held_service(self, name: str) -> DurableService | None:
+        return next((held for held in self.undeclared if held.name == name and not held.ephemeral), None)
 
     def undeclared_service(self, name: str) -> DurableService:
         """What holds the sessions of a service that is not declared any more, as long as a declared one would."""
-        for service in self.undeclared:
-            if service.name == name:
-                return service
+        service = self._held_service(name)
+        if service is not None:
+            return service
         username, _, fqn = name.partition("/")
-        service = self._make_service(service_from(username, fqn, {}))
+        service = self._make_service(service_from(username, fqn, {}), Origin.SOCKET)
         service.stopped = True
         self.undeclared.append(service)
         return service
 
-    def _make_service(self, declared: ServiceConfig) -> DurableService:
+    def _make_service(self, options: ServiceConfig, origin: Origin) -> DurableService:
         return DurableService(
-            service_settings(self.config, declared),
-            environment=self.environment,
+            service_settings(self.config, options),
+            environment=self._environment_of(origin),
             signalling=self.signalling,
             engine=self._engine,
-            configure=channel_configurer(self.config, declared.queue, {}),
+            configure=channel_configurer(self.config, options.queue, {}, ephemeral=origin is Origin.EPHEMERAL),
         )
 
     def all_services(self) -> list[DurableService]:
@@ -213,14 +246,19 @@ class Holdings:
         name = connection.settings.name
         if self.by_name.get(name) is connection:
             del self.by_name[name]
-            self.declared.pop((DeclarationKind.CONNECTION, name), None)
-            self.environment.disk.submit(DeleteDeclaration(DeclarationKind.CONNECTION, name))
+            self._undeclare(DeclarationKind.CONNECTION, name)
+            if not connection.ephemeral:
+                self.environment.disk.submit(DeleteDeclaration(DeclarationKind.CONNECTION, name))
 
     def forget_service(self, service: DurableService) -> None:
         """It has been withdrawn: what waits in its connections can be read."""
         del self.services[service.name]
-        self.declared.pop((DeclarationKind.SERVICE, service.name), None)
+        self._undeclare(DeclarationKind.SERVICE, service.name)
         self.undeclared.append(service)
+
+    def _undeclare(self, kind: DeclarationKind, name: str) -> None:
+        self.declared.pop((kind, name), None)
+        self.owners.forget((kind, name))
 
     def prune(self) -> None:
         """Forget closed connections in which nothing waits any more, once the goodbyes are said."""

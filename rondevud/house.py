@@ -103,15 +103,16 @@ class House:
         ephemeral: bool,
         owner: object,
     ) -> Data:
-        _refuse_ephemeral(ephemeral)
-        return await self._declaring.connect(connection_from(name, username, fqn, uuid, options))
+        return await self._declaring.connect(
+            connection_from(name, username, fqn, uuid, options), owner if ephemeral else None
+        )
 
     async def expose(self, username: str, fqn: str, options: Data, ephemeral: bool, owner: object) -> Data:
-        _refuse_ephemeral(ephemeral)
-        return await self._declaring.expose(service_from(username, fqn, options))
+        return await self._declaring.expose(service_from(username, fqn, options), owner if ephemeral else None)
 
     def owner_gone(self, owner: object) -> None:
-        """The socket that made declarations is closed; they outlive it."""
+        """The socket that made declarations is closed; all but the ephemeral ones outlive it."""
+        self.holdings.owners.gone(owner)
 
     async def withdraw(self, username: str, fqn: str, drain: float | None, keep_connections: bool) -> Data:
         await self.endings.withdraw(f"{username}/{fqn}", drain, keep_connections=keep_connections)
@@ -267,8 +268,3 @@ class House:
             subscription.close()
         if refusal[0] != "connected":
             raise RequestError(*refusal)
-
-
-def _refuse_ephemeral(ephemeral: bool) -> None:
-    if ephemeral:
-        raise RequestError("bad_params", "ephemeral declarations are not in this version")

@@ -9,7 +9,7 @@ import msgpack
 from rondevud.config import ConnectionConfig, ServiceConfig
 from rondevud.declarations import connection_from, service_from
 from rondevud.errors import RequestError
-from rondevud.holdings import Declared, Holdings
+from rondevud.holdings import Holdings, Options, Origin
 from rondevud.records import (
     ChannelRecord,
     Declaration,
@@ -47,7 +47,7 @@ class _Restoring:
             self._holdings.events.publish("gap", {"reason": "damaged", "count": None}, connection_id=damaged)
         services, connections = await self._declarations()
         for service in services:
-            self._holdings.add_service(service)
+            self._holdings.add_service(*service)
         await self._restore_connections(connections, loaded.sessions)
         for record in loaded.sessions:
             if (_kind(record.role), record.declaration) in self._unusable:
@@ -60,11 +60,13 @@ class _Restoring:
     def _of(self, record: SessionRecord) -> list[ChannelRecord]:
         return self._channels.get(record.connection_id, [])
 
-    async def _declarations(self) -> tuple[list[ServiceConfig], list[tuple[ConnectionConfig, bool]]]:
+    async def _declarations(
+        self,
+    ) -> tuple[list[tuple[ServiceConfig, Origin]], list[tuple[ConnectionConfig, Origin]]]:
         """What the file declares, then what was declared over the socket and does not stand in the file."""
-        services = list(self._holdings.config.services)
-        connections = [(connection, True) for connection in self._holdings.config.connections]
-        names = {(DeclarationKind.SERVICE, service.name) for service in services}
+        services = [(service, Origin.FILE) for service in self._holdings.config.services]
+        connections = [(connection, Origin.FILE) for connection in self._holdings.config.connections]
+        names = {(DeclarationKind.SERVICE, service.name) for service, _ in services}
         names |= {(DeclarationKind.CONNECTION, connection.name) for connection, _ in connections}
         for declaration in await self._store.execute(LoadDeclarations()):
             if (declaration.kind, declaration.name) in names:
@@ -76,23 +78,25 @@ class _Restoring:
                 logger.error("The declaration of %s is not used: %s", declaration.name, error)  # noqa: TRY400 - as said
                 continue
             if isinstance(declared, ServiceConfig):
-                services.append(declared)
+                services.append((declared, Origin.SOCKET))
             else:
-                connections.append((declared, False))
+                connections.append((declared, Origin.SOCKET))
         return services, connections
 
     async def _restore_connections(
-        self, connections: list[tuple[ConnectionConfig, bool]], sessions: list[SessionRecord]
+        self, connections: list[tuple[ConnectionConfig, Origin]], sessions: list[SessionRecord]
     ) -> None:
         made = [record for record in sessions if record.role is Role.CONNECTING]
         living = {record.declaration: record for record in made if not record.closed}
         closed = {record.declaration for record in made if record.closed}
-        for connection, in_file in connections:
-            if connection.name in closed and connection.name not in living and not in_file:
-                self._store.submit(DeleteDeclaration(DeclarationKind.CONNECTION, connection.name))  # closed by the peer
-                continue
-            record = living.get(connection.name) or await self._holdings.new_record(connection.name)
-            self._holdings.add_connection(connection, record, self._of(record), in_file=in_file)
+        for connection, origin in connections:
+            record = living.get(connection.name)
+            if record is not None:
+                self._holdings.add_connection(connection, origin, record, self._of(record))
+            elif connection.name in closed and origin is not Origin.FILE:  # closed by the peer
+                self._store.submit(DeleteDeclaration(DeclarationKind.CONNECTION, connection.name))
+            else:
+                await self._holdings.new_connection(connection, origin)
 
     def _restore_undeclared(self, record: SessionRecord) -> None:
         """A session that is closed, or whose declaration is gone: it is kept while something waits in it."""
@@ -124,7 +128,7 @@ def _kind(role: Role) -> DeclarationKind:
     return DeclarationKind.SERVICE if role is Role.SERVICE else DeclarationKind.CONNECTION
 
 
-def _declared(declaration: Declaration) -> Declared:
+def _declared(declaration: Declaration) -> Options:
     """What was saved of a declaration. Raises `RequestError` when it cannot be used."""
     said = msgpack.unpackb(declaration.options)
     if declaration.kind is DeclarationKind.SERVICE:

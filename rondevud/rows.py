@@ -24,6 +24,7 @@ def of_service(service: DurableService) -> Data:
         "expires_at": publication.expires_at if publication else None,
         "offers": service.pool.size,
         "pool_size": service.settings.pool_size,
+        "ephemeral": service.ephemeral,
         "connections": len(service.visits),
         "connected": sum(visit.session.connected for visit in service.visits.values()),
         "error": service.last_error,
@@ -38,6 +39,7 @@ def of_connection(connection: DurableConnection) -> Data:
         "service": None,
         "target": connection.settings.target,
         "state": str(connection.state),
+        "ephemeral": connection.ephemeral,
         "attempt": connection.attempt,
         "error": connection.last_error,
     }
@@ -51,6 +53,7 @@ def of_visit(service: DurableService, visit: Visit) -> Data:
         "service": service.name,
         "target": None,
         "state": str(visit.state),
+        "ephemeral": service.ephemeral,
         "attempt": 0,
         "error": None,
     }

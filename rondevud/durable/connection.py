@@ -98,7 +98,7 @@ class DurableConnection:
         self.settings = settings
         self.attempt = 0
         self.last_error: str | None = None
-        self.ephemeral = False
+        self.ephemeral = environment.ephemeral
         self.state = ConnectionState.CONNECTING
         self._signalling = signalling
         self._engine = engine

@@ -131,7 +131,7 @@ class DurableService:
         self.visits: dict[str, Visit] = {}
         """By connection id."""
         self.counters: Counter[str] = Counter()
-        self.ephemeral = False
+        self.ephemeral = environment.ephemeral
         self.stopped = False
         self._environment = environment
         self._signalling = signalling

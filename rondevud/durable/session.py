@@ -106,10 +106,19 @@ class Environment:
         self.start_us = start_us
         """Microseconds since 1970 at the start of the daemon: no number given now is below."""
         self.version = version
+        self.ephemeral = False
+        """Whether nothing of the sessions is written: `disk` is in memory, too."""
         self.counters: Counter[str] = Counter()
 
     def count(self, counter: str) -> None:
         self.counters[counter] += 1
+
+    def in_memory(self) -> Environment:
+        """The same for sessions of which nothing is to be written: what others keep on disk they keep in memory."""
+        other = Environment(self.memory, self.memory, self.clock, self.publish, self.start_us, self.version)
+        other.counters = self.counters
+        other.ephemeral = True
+        return other
 
 
 class _Link:
