@@ -9,7 +9,7 @@ import pytest
 
 from rondevu_client import RequestRefused
 from rondevud import clock
-from rondevud.durable import session as session_module
+from rondevud.durable import channels as channels_module
 from rondevud.durable.effects import LinkUp, SessionFailed
 from rondevud.errors import SignallingUnreachable, StoreFailed, TransportError
 from rondevud.records import CreateChannel, ForgetProducers, LoadSessions, SaveDeclaration, SaveSession
@@ -287,7 +287,7 @@ class FailingStore:
 
 
 async def test_a_label_of_the_peer_that_could_not_be_made_is_made_on_the_same_link_later(pair, monkeypatch):
-    monkeypatch.setattr(session_module, "CREATE_RETRY", 0.05)
+    monkeypatch.setattr(channels_module, "CREATE_RETRY", 0.05)
     _, far = await pair.ids()
     environment = pair.home.house._environment
     store = environment.disk = FailingStore(environment.disk, CreateChannel)
