@@ -81,7 +81,7 @@ def snapshot(row: Data, session: DurableSession) -> Data:
                 "label": channel.label,
                 "state": str(channel.state),
                 "waiting": channel.waiting,
-                "attached": channel.inbox.exclusive is not None,
+                "attached": channel.inbox.attached,
             }
             for channel in session.channels.values()
         ]

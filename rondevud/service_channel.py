@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rondevud.durable.channel import DurableChannel
-from rondevud.durable.inbox import MAX_CREDIT, Receiver, ReceiverListener
+from rondevud.durable.receiver import MAX_CREDIT, Receiver, ReceiverListener
 from rondevud.durable.service import DurableService
 from rondevud.errors import RequestError
 from rondevud.events import Event, EventBus, Scope
@@ -62,7 +62,7 @@ class ServiceObserver:
 
     def _watch(self, channel: DurableChannel) -> None:
         if channel.connection_id not in self._receivers:
-            receiver = channel.inbox.observe(Receiver(channel.inbox, _Part(self, channel.connection_id)))
+            receiver = channel.inbox.observe(_Part(self, channel.connection_id))
             receiver.credit(MAX_CREDIT)
             self._receivers[channel.connection_id] = receiver
 

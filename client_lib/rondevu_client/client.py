@@ -214,7 +214,8 @@ class Daemon(Emitter):
         """Attach to a channel of a connection (name or id).
 
         Args:
-            mode: ``exclusive`` (receive alone), ``observe`` (see a copy) or ``send``.
+            mode: ``exclusive`` (receive alone), ``shared`` (each message to one of several), ``observe`` (see a copy) or
+                ``send``.
             takeover: take it from who has it, else `RequestRefused` with ``in_use`` or ``producer_in_use``.
             producer: 1 to 64 bytes under which the numbers of what is sent are kept, for a program with its own outbox.
             credit: messages to receive ahead.

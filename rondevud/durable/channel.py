@@ -12,11 +12,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from rondevud.durable.inbox import Inbox, Receiver, ReceiverListener
+from rondevud.durable.inbox import Inbox
 from rondevud.durable.lanes import Lane, Lanes
 from rondevud.durable.outbox import Outbox
 from rondevud.durable.outgoing import Direction, Verdict, VerdictKind
 from rondevud.durable.producer import Producer, ProducerListener, Unsaved
+from rondevud.durable.receiver import Receiver, ReceiverListener
 from rondevud.durable.settings import ChannelSettings
 from rondevud.durable.states import ChannelState
 from rondevud.errors import RequestError, StoreError
@@ -210,7 +211,7 @@ class DurableChannel:
         self.outbox.settle()
 
     async def open_receiver(self, mode: str, listener: ReceiverListener, takeover: bool) -> Receiver:
-        """A receiver in ``exclusive`` or ``observe`` mode. Raises ``in_use``."""
+        """A receiver in ``exclusive``, ``shared`` or ``observe`` mode. Raises ``in_use``."""
         receiver = await self.inbox.open(mode, listener, takeover=takeover)
         asyncio.get_running_loop().call_soon(self._end_if_done)  # there may be nothing to read, and nothing to come
         return receiver
@@ -265,7 +266,7 @@ class DurableChannel:
             "buffered_amount": self._lane.out.in_flight_bytes,
             "waiting": self.waiting,
             "waiting_bytes": self.waiting_bytes,
-            "attached": self.inbox.exclusive is not None,
+            "attached": self.inbox.attached,
             "producers": len(self.outbox.producers),
             "counters": dict(self.counters) | {"duplicates_dropped": self._lane.incoming.duplicates},
         }
@@ -387,9 +388,9 @@ class DurableChannel:
 
     def _detach_producers(self) -> None:
         """Nothing can be sent any more; a handle that has something left to read ends with that (`_end_if_done`)."""
-        reading = self.inbox.exclusive.listener if self.inbox.exclusive is not None and self.inbox.count else None
+        reading = [receiver.listener for receiver in self.inbox.receivers] if self.inbox.count else []
         for producer in list(self.outbox.producers.values()):
-            if reading is None or not producer.tells(reading):
+            if not any(map(producer.tells, reading)):
                 producer.detach("closed")
 
     def _end_if_done(self) -> None:

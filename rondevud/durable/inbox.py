@@ -1,9 +1,10 @@
 """The inbox of a channel: what waits for local programs, and who gets it.
 
-    store ──pages, or straight from the commit──► loaded ──credit──► delivered ──ack──► AckIn ──► gone
+    store ──pages, or straight from the commit──► loaded ──credit──► a receiver's own ──ack──► AckIn ──► gone
 
-One receiver is exclusive: it gets everything in order and acknowledges it. Observers get a copy of what comes while they
-have credit, and are told how much they missed.
+One exclusive receiver gets everything in order. Shared ones take turns: each row goes to one of them, and what it had not
+acknowledged goes to another when it leaves, so rows leave the inbox in any order. Observers get a copy of what comes while
+they have credit, and are told how much they missed.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from rondevud.durable import frames
+from rondevud.durable.attempts import Attempts
 from rondevud.durable.outbox import Host
+from rondevud.durable.receiver import Receiver, ReceiverListener
 from rondevud.errors import RequestError, StoreError, StoreFailed
+from rondevud.ranges import Ranges
 from rondevud.records import (
     AckIn,
     ChannelRecord,
@@ -43,80 +47,14 @@ LOADED_BYTES = 4 * 1024 * 1024
 READ_AHEAD = 64
 """Loaded items below which the next page is read."""
 
-READ_RETRY = 0.1
-"""Seconds after a failed read before the next one."""
+STORE_RETRY = 0.1
+"""Seconds after a failed read or deletion before the next one."""
 
 RUN_BYTES = 256 * 1024
 """Bytes of messages after which one notification ends; it holds one message at least."""
 
-RECEIVERS_KEPT = 1_000
-"""Earlier receivers whose deliveries count in the attempts of what they left."""
-
-MAX_CREDIT = 2**31
-
-
-class ReceiverListener(Protocol):
-    """Hears what a receiver delivers."""
-
-    def messages(self, tag: int, rows: list[list[Any]]) -> None: ...
-
-    def gap(self, tag: int, gap: dict[str, Any]) -> None: ...
-
-    def missed(self, count: int) -> None: ...
-
-    def detached(self, reason: str) -> None: ...
-
-
-class Receiver:
-    """One receiving attachment. Tags count 1, 2, … over messages and gaps."""
-
-    def __init__(self, inbox: Inbox, listener: ReceiverListener) -> None:
-        self.left = 0
-        """Credit."""
-        self.paused = False
-        self.held = False
-        """Whether the store must first learn that somebody has attached."""
-        self.next_tag = 1
-        self.listener: ReceiverListener | None = listener
-        self._inbox = inbox
-
-    @property
-    def ready(self) -> bool:
-        return self.listener is not None and self.left > 0 and not self.paused and not self.held
-
-    def credit(self, n: int) -> None:
-        """`n` more messages or gaps may be delivered."""
-        self.left = min(MAX_CREDIT, self.left + n)
-        self._inbox.pump()
-
-    def ack(self, upto_tag: int) -> None:
-        """Everything up to `upto_tag` needs no more delivery."""
-        self._inbox.acknowledge(self, upto_tag)
-
-    def pause(self) -> None:
-        """Deliver nothing until `resume`."""
-        self.paused = True
-
-    def resume(self) -> None:
-        self.paused = False
-        self._inbox.pump()
-
-    def close(self) -> None:
-        """The client is gone: what it had not acknowledged goes back."""
-        self._inbox.leave(self)
-
-    def detach(self, reason: str) -> None:
-        """The handle is taken away."""
-        listener = self.listener
-        self._inbox.leave(self, replaced=reason == "taken_over")
-        if listener is not None:
-            listener.detached(reason)
-
-    def take_tags(self, count: int) -> int:
-        tag = self.next_tag
-        self.next_tag += count
-        self.left -= count
-        return tag
+SHARED_RUN = 16
+"""Messages that a shared receiver gets at most before it is another one's turn."""
 
 
 class Inbox:
@@ -129,7 +67,8 @@ class Inbox:
         self.size = record.in_bytes
         self.gaps = record.in_gaps
         """How many of the rows that wait are gaps."""
-        self.exclusive: Receiver | None = None
+        self.receivers: deque[Receiver] = deque()
+        """One exclusive receiver, or shared ones in the order of their turns."""
         self._observers: list[Receiver] = []
         self._id = record.id
         self._attached = record.attached
@@ -139,39 +78,54 @@ class Inbox:
         self._became_free = became_free
         self._fresh_from: float = float("inf")
         """Rows from this one on were stored by this run of the daemon."""
-        self._delivered_below: list[int] = []
-        """For each earlier receiver the row behind the last it was given."""
+        self._attempts = Attempts()
         self._loaded: deque[InItem] = deque()
         self._loaded_bytes = 0
-        self._loaded_row = 0
+        self._next_row = 0
+        """Where reading goes on."""
+        self._given_below = 0
+        """Rows below may be some receiver's own, or acknowledged; those above are neither."""
         self._caught_up = False
         self._reading = False
         self._stale_reads = 0
-        self._delivered: deque[tuple[int, int]] = deque()
-        self._acking = False
-        self._ack_row = 0
-        self._acked_row = 0
+        self._acknowledged = Ranges()
+        """Rows whose deletion is to be asked for."""
+        self._deleting = Ranges()
+        """Rows whose deletion has been asked for."""
+        self._deletions = 0
 
     # --- receivers -------------------------------------------------------------------------------------------------
 
+    @property
+    def attached(self) -> bool:
+        """Whether a program receives what comes; observers do not count."""
+        return bool(self.receivers)
+
     async def open(self, mode: str, listener: ReceiverListener, *, takeover: bool) -> Receiver:
-        """A receiver in ``exclusive`` or ``observe`` mode. Raises `RequestError` ``in_use``."""
+        """A receiver in ``exclusive``, ``shared`` or ``observe`` mode. Raises `RequestError` ``in_use``.
+
+        With `takeover` an exclusive receiver takes the place of all others, a shared one that of an exclusive one.
+        """
         if mode == "observe":
-            return self.observe(Receiver(self, listener))
-        if self.exclusive is not None and not takeover:
-            raise RequestError("in_use", "the channel has a receiver already; attach with takeover to take its place")
-        if self.exclusive is not None:
-            self.exclusive.detach("taken_over")
-        receiver = self.exclusive = Receiver(self, listener)
-        self._rewind()
+            return self.observe(listener)
+        if self.receivers and "exclusive" in {mode, self.receivers[0].mode}:
+            if not takeover:
+                raise RequestError(
+                    "in_use", "the channel has a receiver already; attach with takeover to take its place"
+                )
+            for former in list(self.receivers):
+                former.detach("taken_over")
+        receiver = Receiver(self, mode, listener)
+        self.receivers.append(receiver)
         if not self._attached:
             await self._mark_attached(receiver)
         return receiver
 
-    def observe(self, receiver: Receiver) -> Receiver:
-        """Give `receiver` a copy of what comes from now on."""
-        self._observers.append(receiver)
-        return receiver
+    def observe(self, listener: ReceiverListener) -> Receiver:
+        """A receiver that gets a copy of what comes from now on."""
+        observer = Receiver(self, "observe", listener)
+        self._observers.append(observer)
+        return observer
 
     async def _mark_attached(self, receiver: Receiver) -> None:
         """Before the first delivery: it decides at which attempt a message begins after a restart of the daemon."""
@@ -186,31 +140,41 @@ class Inbox:
         self.pump()
 
     def leave(self, receiver: Receiver, *, replaced: bool = False) -> None:
-        """`receiver` is gone; when it is `replaced`, what waits is not offered to others."""
+        """`receiver` is gone, and what is its own waits again; when it is `replaced`, that is not offered to others."""
         receiver.listener = None
         if receiver in self._observers:
             self._observers.remove(receiver)
-        if receiver is self.exclusive:
-            self.exclusive = None
-            if self._delivered:
-                self._delivered_below.append(self._delivered[-1][1] + 1)
-                del self._delivered_below[:-RECEIVERS_KEPT]
-            self._rewind()
-            if not replaced:
-                self._became_free()
+        if receiver not in self.receivers:
+            return
+        self.receivers.remove(receiver)
+        self._take_back(receiver)
+        if replaced:
+            return
+        if self.receivers:
+            self.pump()
+        else:
+            self._became_free()
 
-    def _rewind(self) -> None:
-        """Delivery begins again at the first row that waits."""
+    def _take_back(self, receiver: Receiver) -> None:
+        returned = list(receiver.own())
+        for first, behind in returned:
+            self._attempts.add(first, behind)
+        if returned or not self.receivers:
+            self._read_again(min((first for first, _ in returned), default=self._next_row))
+
+    def _read_again(self, row: int) -> None:
+        """Load anew, beginning at `row` or before it with what is loaded."""
+        if self._loaded:
+            row = min(row, self._loaded[0].row)
         self._stale_reads += self._reading
         self._reading = False
         self._loaded.clear()
         self._loaded_bytes = 0
-        self._loaded_row = max(self._acked_row, self._ack_row)  # the rows between are about to be deleted
+        self._next_row = min(row, self._next_row)
         self._caught_up = False
-        self._delivered.clear()
 
     def detach_all(self, reason: str) -> None:
-        for receiver in [*self._observers, *([self.exclusive] if self.exclusive else [])]:
+        for receiver in [*self._observers, *self.receivers]:
             receiver.detach(reason)
 
     # --- what comes ------------------------------------------------------------------------------------------------
@@ -228,15 +192,15 @@ class Inbox:
         self.gaps += gaps
         self._host.count("received", len(items) - gaps)
         fits = len(self._loaded) + len(items) <= LOADED and self._loaded_bytes + result.size <= LOADED_BYTES
-        if self.exclusive is not None and self._caught_up and fits:
+        if self.receivers and self._caught_up and fits:
             self._loaded.extend(items)
             self._loaded_bytes += result.size
-            self._loaded_row = items[-1].row + 1
+            self._next_row = items[-1].row + 1
         else:
             self._caught_up = False
         for observer in list(self._observers):
             self._copy(observer, items)
-        if first_wait and self.exclusive is None:
+        if first_wait and not self.receivers:
             self._became_free()
         self.pump()
 
@@ -254,27 +218,41 @@ class Inbox:
     # --- delivery --------------------------------------------------------------------------------------------------
 
     def pump(self) -> None:
-        """Deliver what the exclusive receiver has credit for; read ahead."""
-        receiver = self.exclusive
-        if receiver is None:
+        """Deliver what receivers have credit for; read ahead."""
+        if not self.receivers:
             return
-        while receiver.ready and self._loaded:
-            self._hand_over(receiver, self._next_run(receiver.left), attempts=None)
+        while self._loaded and (receiver := self._next_receiver()) is not None:
+            self._hand_over(receiver, self._next_run(self._turn(receiver)), attempts=None)
         full = len(self._loaded) >= READ_AHEAD or self._loaded_bytes >= LOADED_BYTES
         if self._caught_up or self._reading or full or not self.count:
             return
         self._reading = True
-        self._host.execute(ReadIn(self._id, self._loaded_row), self._page_read)
+        self._host.execute(ReadIn(self._id, self._next_row), self._page_read)
+
+    def _next_receiver(self) -> Receiver | None:
+        """Whose turn it is; None while nobody takes anything."""
+        for _ in range(len(self.receivers)):
+            receiver = self.receivers[0]
+            self.receivers.rotate(-1)
+            if receiver.ready:
+                return receiver
+        return None
+
+    def _turn(self, receiver: Receiver) -> int:
+        """How much it may get at once; shared receivers share what there is."""
+        if receiver.mode == "exclusive":
+            return receiver.left
+        share = -(-len(self._loaded) // len(self.receivers))
+        return min(receiver.left, SHARED_RUN, share)
 
     def _next_run(self, most: int) -> list[InItem]:
-        """Messages that go in one notification, or one gap."""
+        """Messages of neighbouring rows that go in one notification, or one gap."""
         first = self._loaded.popleft()
         run: list[InItem] = [first]
         size = _size(first)
-        if isinstance(first, InMessage):
-            while self._loaded and len(run) < most and size < RUN_BYTES and isinstance(self._loaded[0], InMessage):
-                run.append(self._loaded.popleft())
-                size += _size(run[-1])
+        while self._loaded and len(run) < most and size < RUN_BYTES and _follows(self._loaded[0], run[-1]):
+            run.append(self._loaded.popleft())
+            size += _size(run[-1])
         self._loaded_bytes -= size
         return run
 
@@ -287,23 +265,33 @@ class Inbox:
             return
         self._reading = False
         if isinstance(page, StoreFailed):
-            asyncio.get_running_loop().call_later(READ_RETRY, self.pump)
+            asyncio.get_running_loop().call_later(STORE_RETRY, self.pump)
             return
         if isinstance(page, StoreError):
             return
         if page.items:
-            self._loaded.extend(page.items)
-            self._loaded_bytes += sum(map(_size, page.items))
-            self._loaded_row = page.next_row
+            items = self._unclaimed(page.items)
+            self._loaded.extend(items)
+            self._loaded_bytes += sum(map(_size, items))
+            self._next_row = page.next_row
         else:
             self._caught_up = True
         self.pump()
 
+    def _unclaimed(self, items: list[InItem]) -> list[InItem]:
+        """Those that are no receiver's own and not acknowledged either (their deletion may not be stored yet)."""
+        if items[0].row >= self._given_below:
+            return items
+        owned = Ranges(rows for receiver in self.receivers for rows in receiver.own())
+        claims = (owned, self._acknowledged, self._deleting)
+        return [item for item in items if not any(item.row in claim for claim in claims)]
+
     def _hand_over(self, receiver: Receiver, items: list[InItem], attempts: int | None) -> None:
         """Deliver a run of messages or one gap; `attempts` None = as counted."""
         tag = receiver.take_tags(len(items))
-        if receiver is self.exclusive:
-            self._delivered.extend((tag + i, item.row) for i, item in enumerate(items))
+        if receiver.mode != "observe":
+            receiver.has(tag, items[0].row, len(items))
+            self._given_below = max(self._given_below, items[-1].row + 1)
         listener = receiver.listener
         if listener is None:
             return
@@ -324,22 +312,41 @@ class Inbox:
 
     def _attempt(self, row: int) -> int:
         old = row < self._fresh_from and self._attached_before
-        return 1 + old + sum(row < below for below in self._delivered_below)
+        return 1 + old + self._attempts.of(row)
 
     # --- acknowledgement -------------------------------------------------------------------------------------------
 
     def acknowledge(self, receiver: Receiver, upto_tag: int) -> None:
-        if receiver is not self.exclusive:
-            return
-        while self._delivered and self._delivered[0][0] <= upto_tag:
-            self._ack_row = self._delivered.popleft()[1] + 1
-        self._send_ack()
+        """Delete what `receiver` was given with tags up to `upto_tag`."""
+        for first, behind in receiver.take_acknowledged(upto_tag):
+            self._acknowledged.add(first, behind)
+        self._delete()
 
-    def _send_ack(self) -> None:
-        if not self._acking and self._ack_row > self._acked_row:
-            self._acking = True
-            row = self._ack_row
-            self._host.execute(AckIn(self._id, row), lambda outcome: self._acknowledged(row, outcome))
+    def _delete(self) -> None:
+        """Ask for the deletion of what is acknowledged; what is acknowledged meanwhile is asked for together."""
+        if self._deletions or not self._acknowledged:
+            return
+        self._deleting, self._acknowledged = self._acknowledged, Ranges()
+        self._deletions = len(self._deleting)
+        for first, behind in list(self._deleting):
+            self._host.execute(AckIn(self._id, behind, first), partial(self._deleted, first, behind))
+
+    def _deleted(self, first: int, behind: int, outcome: InRemoved | StoreError) -> None:
+        self._deletions -= 1
+        if isinstance(outcome, StoreFailed):
+            self._acknowledged.add(first, behind)
+        elif isinstance(outcome, InRemoved):
+            if outcome.more:
+                self._acknowledged.add(outcome.next, behind)
+            self._attempts.forget(first, behind)
+            self.took(outcome)
+        if self._deletions:
+            return
+        self._deleting = Ranges()
+        if isinstance(outcome, StoreFailed):
+            asyncio.get_running_loop().call_later(STORE_RETRY, self._delete)
+        else:
+            self._delete()
 
     async def purge(self) -> int:
         """Delete everything that waits; answers how many rows that were. Raises `RequestError` when the store fails."""
@@ -357,30 +364,16 @@ class Inbox:
     def _purged(self, answer: asyncio.Future[InRemoved | StoreError], outcome: InRemoved | StoreError) -> None:
         """Forget the rows that are gone before any later operation completes; rows behind them stay as they are."""
         if isinstance(outcome, InRemoved):
-            self._deleted_below(outcome.next)
+            self._attempts.forget(0, outcome.next)
             while self._loaded and self._loaded[0].row < outcome.next:
                 self._loaded_bytes -= _size(self._loaded.popleft())
-            while self._delivered and self._delivered[0][1] < outcome.next:
-                self._delivered.popleft()
-            self._loaded_row = max(self._loaded_row, outcome.next)
+            for receiver in self.receivers:
+                receiver.disown_below(outcome.next)
+            self._next_row = max(self._next_row, outcome.next)
             self.took(outcome)
             self.pump()
         if not answer.done():
             answer.set_result(outcome)
-
-    def _deleted_below(self, row: int) -> None:
-        self._acked_row = max(self._acked_row, row)
-        self._delivered_below = [below for below in self._delivered_below if below > row]
-
-    def _acknowledged(self, row: int, outcome: InRemoved | StoreError) -> None:
-        self._acking = False
-        if isinstance(outcome, StoreError):
-            self._send_ack()
-            return
-        if not outcome.more:
-            self._deleted_below(row)
-        self.took(outcome)
-        self._send_ack()
 
     def took(self, outcome: InRemoved) -> None:
         """Rows left the inbox."""
@@ -403,6 +396,11 @@ def _rows(operation: Receive, first_row: int) -> list[InItem]:
             rows.append(InGap(row, operation.epoch, item, enqueued))
             row += 1
     return rows
+
+
+def _follows(item: InItem, before: InItem) -> bool:
+    """Whether both are messages, of neighbouring rows."""
+    return isinstance(item, InMessage) and isinstance(before, InMessage) and item.row == before.row + 1
 
 
 def _size(item: InItem) -> int:

@@ -22,7 +22,7 @@ Data: TypeAlias = dict[str, Any]
 """A map that goes over the socket: text keys, values that msgpack can carry."""
 Payload: TypeAlias = str | bytes
 
-ReceiveMode: TypeAlias = Literal["exclusive", "observe"]
+ReceiveMode: TypeAlias = Literal["exclusive", "shared", "observe"]
 
 Direction: TypeAlias = Literal["out", "in", "both"]
 
@@ -164,7 +164,10 @@ class Channel(Protocol):
         """
 
     async def open_receiver(self, mode: ReceiveMode, listener: ReceiverListener, takeover: bool) -> Receiver:
-        """``exclusive``: raises ``in_use`` when there is one, or takes over; ``observe``: any number."""
+        """``exclusive``: alone; ``shared``: each message to one of them; ``observe``: any number beside them, with copies.
+
+        An exclusive receiver beside others (or others beside it): raises ``in_use``, or takes the place of all of them.
+        """
 
 
 class Keys(Protocol):

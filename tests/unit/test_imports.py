@@ -69,6 +69,8 @@ SANS_IO = (
     "rondevud.durable.lanes",
     "rondevud.durable.outgoing",
     "rondevud.durable.incoming",
+    "rondevud.durable.attempts",
+    "rondevud.durable.receiver",
     "rondevud.durable.handshake",
     "rondevud.durable.effects",
     "rondevud.durable.sdp",

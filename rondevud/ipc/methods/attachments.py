@@ -79,7 +79,7 @@ def register(table: Table) -> None:
         "Attach to a channel, made where there is none.",
         target=text(required=True),
         label=text(required=True),
-        mode=choice("exclusive", "observe", "send", default="exclusive"),
+        mode=choice("exclusive", "shared", "observe", "send", default="exclusive"),
         takeover=flag(),
         producer=binary(1, 64),
         credit=integer(0, MAX_CREDIT, default=0),

@@ -332,7 +332,7 @@ async def test_one_notification_is_bounded_in_bytes(store):
     runs = []
     program.messages = lambda tag, rows: runs.append(len(rows))
     await receive(session, *["x" * 100_000] * 7)
-    channel.inbox.exclusive.credit(100)
+    channel.inbox.receivers[0].credit(100)
     assert runs == [3, 3, 1]
 
 
@@ -346,7 +346,7 @@ async def test_a_takeover_does_not_offer_the_channel_to_others(store):
     await latter.until(lambda: latter.got)
     assert former.ends == ["taken_over"]
     assert session.of("channel") == []
-    latter_receiver = channel.inbox.exclusive
+    latter_receiver = channel.inbox.receivers[0]
     latter_receiver.close()
     assert session.of("channel") == [{"waiting": 1}]
 

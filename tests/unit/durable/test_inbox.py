@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from rondevud.durable.inbox import Inbox, Receiver
+from rondevud.durable.inbox import SHARED_RUN, Inbox
+from rondevud.durable.receiver import Receiver
+from rondevud.errors import RequestError, StoreFailed
 from rondevud.records import AckIn, LoadSessions, OutMessage, Receive
-from rondevud.store.memory import MemoryStore
+from rondevud.store.base import Limits
+from rondevud.store.memory import MemoryStore, MemoryTables
 from tests.unit.store.kit import NOW, PEER, make_channel
 
 
@@ -18,10 +24,15 @@ class Host:
     def __init__(self, store: MemoryStore) -> None:
         self.store = store
         self.held: list | None = None
+        self.failures = 0
+        """How many of the next deletions fail."""
 
     def execute(self, operation, done=None) -> None:
         if isinstance(operation, AckIn) and self.held is not None:
             self.held.append((operation, done))
+        elif isinstance(operation, AckIn) and self.failures:
+            self.failures -= 1
+            asyncio.get_running_loop().call_soon(done, StoreFailed("no"))
         else:
             self.store.submit(operation, done)
 
@@ -42,8 +53,14 @@ class Program:
 
     def __init__(self) -> None:
         self.got: asyncio.Queue[tuple[str, int]] = asyncio.Queue()
+        self.runs: list[int] = []
+        self.ends: list[str] = []
+
+    def detached(self, reason: str) -> None:
+        self.ends.append(reason)
 
     def messages(self, tag: int, rows: list) -> None:
+        self.runs.append(len(rows))
         for payload, _, _, attempt in rows:
             self.got.put_nowait((payload, attempt))
 
@@ -69,10 +86,11 @@ async def make_inbox(host: Host, count: int) -> tuple[Inbox, asyncio.Event]:
     return inbox, empty
 
 
-async def attach(inbox: Inbox) -> tuple[Receiver, Program]:
+async def attach(inbox: Inbox, mode: str = "exclusive", credit: int = 100) -> tuple[Receiver, Program]:
     program = Program()
-    receiver = await inbox.open("exclusive", program, takeover=False)
-    receiver.credit(100)
+    receiver = await inbox.open(mode, program, takeover=False)
+    if credit:
+        receiver.credit(credit)
     return receiver, program
 
 
@@ -100,3 +118,242 @@ async def test_the_next_program_begins_behind_what_was_acknowledged_whether_dele
     _, next_program = await attach(inbox)
     assert await next_program.take(4) == [("m7", 2), ("m8", 2), ("m9", 2), ("m10", 2)]
     host.release()
+
+
+# --- shared ----------------------------------------------------------------------------------------------------------
+
+
+async def in_store(host: Host) -> int:
+    return (await host.store.execute(LoadSessions())).channels[0].in_count
+
+
+async def test_shared_receivers_take_turns_in_short_runs_and_each_message_goes_to_one(host):
+    inbox, _ = await make_inbox(host, 100)
+    (first, one), (second, other) = [await attach(inbox, "shared", 0) for _ in range(2)]
+    first.credit(70)
+    second.credit(70)
+    while one.got.qsize() + other.got.qsize() < 100:
+        await in_store(host)
+    assert abs(one.got.qsize() - other.got.qsize()) <= SHARED_RUN
+    got = await one.take(one.got.qsize()) + await other.take(other.got.qsize())
+    assert sorted(got) == sorted((f"m{number}", 1) for number in range(1, 101))
+    assert max(one.runs + other.runs) <= SHARED_RUN
+
+
+async def test_a_shared_receiver_without_credit_or_that_does_not_read_holds_up_nobody(host):
+    inbox, _ = await make_inbox(host, 30)
+    _, poor = await attach(inbox, "shared", 0)
+    slow, deaf = await attach(inbox, "shared", 0)
+    slow.pause()
+    slow.credit(100)
+    _, program = await attach(inbox, "shared")
+    await program.take(30)
+    assert (poor.got.qsize(), deaf.got.qsize()) == (0, 0)
+
+
+async def test_what_a_shared_receiver_leaves_goes_to_another_and_nothing_else_comes_again(host):
+    inbox, empty = await make_inbox(host, 20)
+    first, leaver = await attach(inbox, "shared", 0)
+    second, stayer = await attach(inbox, "shared", 0)
+    first.credit(10)
+    second.credit(100)
+    theirs = await leaver.take(10)
+    assert [attempt for _, attempt in await stayer.take(10)] == [1] * 10
+    first.ack(4)
+    first.close()
+    assert await stayer.take(6) == [(payload, 2) for payload, _ in theirs[4:]]
+    assert stayer.got.empty()
+    second.ack(16)
+    await empty.wait()
+    assert await in_store(host) == 0
+
+
+async def test_what_is_acknowledged_out_of_order_does_not_come_again_after_a_restart(host):
+    inbox, _ = await make_inbox(host, 20)
+    first, _ = await attach(inbox, "shared", 10)
+    second, quick = await attach(inbox, "shared", 10)
+    done = await quick.take(10)
+    second.ack(10)
+    assert await in_store(host) == 10
+    record = (await host.store.execute(LoadSessions())).channels[0]
+    again = Inbox(record, host, lambda _count, _size: None, lambda: None)
+    _, program = await attach(again)
+    left = [f"m{number}" for number in range(1, 21) if (f"m{number}", 1) not in done]
+    assert await program.take(10) == [(payload, 2) for payload in left]
+    first.close()
+
+
+async def test_what_is_being_deleted_when_a_shared_receiver_leaves_is_not_given_to_another(host):
+    inbox, _ = await make_inbox(host, 10)
+    host.held = []
+    first, leaver = await attach(inbox, "shared", 5)
+    await leaver.take(5)
+    second, program = await attach(inbox, "shared", 5)
+    await program.take(5)
+    second.ack(2)
+    second.ack(5)
+    second.credit(100)
+    first.close()
+    assert await program.take(5) == [("m1", 2), ("m2", 2), ("m3", 2), ("m4", 2), ("m5", 2)]
+    assert await in_store(host) == 10
+    assert program.got.empty()
+    host.release()
+    assert await in_store(host) == 8
+    assert await in_store(host) == 5
+
+
+async def test_a_deletion_that_fails_is_tried_again(host, monkeypatch):
+    monkeypatch.setattr("rondevud.durable.inbox.STORE_RETRY", 0)
+    inbox, empty = await make_inbox(host, 3)
+    host.failures = 2
+    receiver, program = await attach(inbox)
+    await program.take(3)
+    receiver.ack(3)
+    await empty.wait()
+    assert (host.failures, await in_store(host)) == (0, 0)
+
+
+@pytest.mark.parametrize(("there", "comes"), [("exclusive", "shared"), ("shared", "exclusive")])
+async def test_an_exclusive_receiver_tolerates_no_other_and_a_takeover_takes_from_all(host, there, comes):
+    inbox, _ = await make_inbox(host, 5)
+    former = [(await attach(inbox, there))[1] for _ in range(2 if there == "shared" else 1)]
+    with pytest.raises(RequestError, match="has a receiver already"):
+        await attach(inbox, comes)
+    program = Program()
+    (await inbox.open(comes, program, takeover=True)).credit(10)
+    assert [other.ends for other in former] == [["taken_over"]] * len(former)
+    assert [payload for payload, _ in await program.take(5)] == ["m1", "m2", "m3", "m4", "m5"]
+    assert [receiver.mode for receiver in inbox.receivers] == [comes]
+
+
+async def test_a_channel_is_offered_when_the_last_shared_receiver_leaves(host):
+    inbox, _ = await make_inbox(host, 5)
+    offers = []
+    inbox._became_free = lambda: offers.append(inbox.count)
+    (first, _), (second, _) = [await attach(inbox, "shared") for _ in range(2)]
+    first.close()
+    assert (offers, inbox.attached) == ([], True)
+    second.close()
+    assert (offers, inbox.attached) == ([5], False)
+
+
+async def test_a_purge_takes_from_shared_receivers_what_they_have(host):
+    inbox, _ = await make_inbox(host, 10)
+    (first, one), (second, other) = [await attach(inbox, "shared", 4) for _ in range(2)]
+    await one.take(4)
+    await other.take(4)
+    assert (await inbox.purge(), inbox.count, inbox.size) == (10, 0, 0)
+    first.ack(4)
+    second.close()
+    first.credit(10)
+    assert (await in_store(host), one.got.qsize()) == (0, 0)
+
+
+class Worker(Program):
+    """A shared receiver that notes which messages it has, and complains when another has them, too."""
+
+    def __init__(self, owners: Counter[str], done: set[str], complaints: list[str]) -> None:
+        super().__init__()
+        self.owners = owners
+        self.done = done
+        self.complaints = complaints
+        self.has: list[str] = []
+        self.tag = 0
+
+    def messages(self, tag: int, rows: list) -> None:
+        if tag != self.tag + 1:
+            self.complaints.append(f"tag {tag} after {self.tag}")
+        self.tag += len(rows)
+        for payload, *_ in rows:
+            if self.owners[payload] or payload in self.done:
+                self.complaints.append(f"{payload} came again")
+            self.owners[payload] += 1
+            self.has.append(payload)
+
+    def let_go(self, count: int) -> None:
+        for payload in self.has[:count]:
+            self.owners[payload] -= 1
+        del self.has[:count]
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("attach"), st.integers(0, 9)),
+        st.tuples(st.sampled_from(["ack", "credit"]), st.integers(0, 5), st.integers(1, 9)),
+        st.tuples(st.just("leave"), st.integers(0, 5)),
+        st.tuples(st.just("receive"), st.integers(1, 12)),
+        st.tuples(st.just("fail"), st.integers(1, 2)),
+        st.just(("turn",)),
+        st.just(("turn",)),
+    ),
+    max_size=60,
+)
+
+
+async def play(script: list) -> None:
+    store = MemoryStore(asyncio.get_running_loop(), MemoryTables(limits=Limits(slice_rows=3, page_messages=4)))
+    host = Host(store)
+    channel = await make_channel(store)
+    record = (await store.execute(LoadSessions())).channels[0]
+    inbox = Inbox(record, host, lambda _count, _size: None, lambda: None)
+    owners: Counter[str] = Counter()
+    done: set[str] = set()
+    complaints: list[str] = []
+    workers: list[tuple[Receiver, Worker]] = []
+    sent = 0
+
+    def receive(count: int) -> None:
+        nonlocal sent
+        items = tuple(OutMessage(number, f"m{number}") for number in range(sent + 1, sent + count + 1))
+        operation = Receive(channel, PEER if sent else b"", sent + 1 if sent else 0, PEER, sent + count + 1, items, NOW)
+        sent += count
+        store.submit(operation, lambda result: inbox.received(operation, result))
+
+    async def add(credit: int) -> None:
+        worker = Worker(owners, done, complaints)
+        receiver = await inbox.open("shared", worker, takeover=False)
+        workers.append((receiver, worker))
+        receiver.credit(credit)
+
+    def acknowledge(receiver: Receiver, worker: Worker, count: int) -> None:
+        done.update(worker.has[:count])
+        receiver.ack(worker.tag - len(worker.has) + min(count, len(worker.has)))
+        worker.let_go(count)
+
+    for step, *values in script:
+        if step == "attach":
+            await add(values[0])
+        elif step == "receive":
+            receive(values[0])
+        elif step == "fail":
+            host.failures = values[0]
+        elif step == "turn":
+            await store.execute(LoadSessions())
+        elif workers:
+            receiver, worker = workers[values[0] % len(workers)]
+            if step == "credit":
+                receiver.credit(values[1])
+            elif step == "ack":
+                acknowledge(receiver, worker, values[1])
+            else:
+                workers.remove((receiver, worker))
+                worker.let_go(len(worker.has))
+                receiver.close()
+    await add(10_000)
+    while inbox.count or len(done) < sent:
+        for receiver, worker in workers:
+            acknowledge(receiver, worker, len(worker.has))
+        await asyncio.sleep(0)
+    record = (await store.execute(LoadSessions())).channels[0]
+    assert complaints == []
+    assert (record.in_count, record.in_bytes, inbox.size) == (0, 0, 0)
+    assert done == {f"m{number}" for number in range(1, sent + 1)}
+    assert len(inbox._attempts) == 0
+    await store.close()
+
+
+@given(steps)
+def test_every_message_is_one_receiver_s_at_a_time_until_it_is_acknowledged(script):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rondevud.durable.inbox.STORE_RETRY", 0)
+        asyncio.run(play(script))

@@ -40,7 +40,12 @@ async def test_hello_comes_first_and_must_share_a_version(server, path):
         ("attach", {"target": "a", "label": 5}, "bad_params", "attach: label must be text"),
         ("attach", {"target": "a", "label": ""}, "bad_params", "attach: label must be text of 1"),
         ("attach", {"target": "a", "label": "l", "modus": 1}, "bad_params", "no parameter 'modus'; it has: target"),
-        ("attach", {"target": "a", "label": "l", "mode": "shared"}, "bad_params", "one of exclusive, observe, send"),
+        (
+            "attach",
+            {"target": "a", "label": "l", "mode": "loud"},
+            "bad_params",
+            "one of exclusive, shared, observe, send",
+        ),
         ("attach", {"target": "a", "label": "l", "credit": True}, "bad_params", "credit must be an integer from 0"),
         ("attach", {"target": "a", "label": "l", "credit": 2**31 + 1}, "bad_params", "credit must be an integer"),
         ("attach", {"target": "a", "label": "l", "producer": b""}, "bad_params", "binary of 1 to 64 bytes"),
