@@ -294,7 +294,7 @@ async def test_a_label_of_the_peer_that_could_not_be_made_is_made_on_the_same_li
     channel = await pair.connection.create_channel("second")
     await channel.send("hello")
     async with asyncio.timeout(PATIENCE):
-        while not pair.home.session(far)._retries:
+        while not pair.home.session(far).channels._retries:
             await asyncio.sleep(0)
     store.fails = ()
     await asyncio.wait_for(channel.flush(), PATIENCE)
