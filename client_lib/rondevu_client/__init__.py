@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rondevu_client.channel import Channel, Message
+    from rondevu_client.channel import AttachParameters, Channel, Message
     from rondevu_client.client import Daemon
     from rondevu_client.connection import Connection
     from rondevu_client.errors import (
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AttachParameters",
     "Channel",
     "Connection",
     "ConnectionLost",
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AttachParameters": "channel",
     "Channel": "channel",
     "Connection": "connection",
     "Daemon": "client",

@@ -11,7 +11,7 @@ import inspect
 import logging
 from collections import deque
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from rondevu_client import messages
 from rondevu_client.emitter import Emitter, Listener
@@ -41,6 +41,31 @@ STOLEN_TRIES = 20
 """How often attaching again is tried while the daemon still sees the old socket's handle."""
 
 STOLEN_PAUSE = 0.1
+
+
+class AttachParameters(TypedDict, total=False):
+    """What `Daemon.attach` takes beside target and label."""
+
+    mode: str
+    """``exclusive`` (receive alone; the default), ``shared`` (each message to one of several), ``observe`` (see a copy) or
+    ``send``."""
+    takeover: bool
+    """Take it from who has it; else `RequestRefused` with ``in_use`` or ``producer_in_use``."""
+    producer: bytes | None
+    """1 to 64 bytes under which the numbers of what is sent are kept, for a program with an outbox of its own."""
+    credit: int
+    """Messages to receive ahead of the program; 256."""
+    auto_ack: bool
+    """Whether asking for the next message acknowledges the one before it; true."""
+    ordered: bool | None
+    """Whether messages keep their order. This and the next two make the channel unreliable: sent as the network takes
+    it, never acknowledged; they and `options` count where this makes the channel, else ``options_differ``."""
+    max_retransmits: int | None
+    """How often a message is sent again before it is given up."""
+    max_packet_life_time: int | None
+    """Milliseconds for which a message is sent again before it is given up."""
+    options: dict[str, Any] | None
+    """Further options of the channel, such as ``durability`` and the limits of its queue."""
 
 
 class Message:
@@ -153,15 +178,16 @@ class Channel(Emitter):
         if undecided:
             await asyncio.wait(undecided)
         upto = self._outbox.last_given
-        while not self._outbox.is_acknowledged(upto):
+        while self.acknowledges is not False and not self._outbox.is_acknowledged(upto):
             self._check_usable()
-            if self.acknowledges is False:
-                await self._wait_until_sent()
-                raise NotAcknowledged(f"the peer of {self.label!r} acknowledges nothing; everything was sent")
             await self._change()
+        if self.acknowledges is False:
+            await self._wait_until_sent(upto)
         removed = self._outbox.take_removed()
         if removed is not None:
             raise removed
+        if self.acknowledges is False and self._outbox.last_accepted:
+            raise NotAcknowledged(f"the peer of {self.label!r} acknowledges nothing; everything was sent")
 
     @property
     def ready_state(self) -> str:
@@ -484,13 +510,18 @@ class Channel(Emitter):
             if not waiter.done():
                 waiter.set_result(None)
 
-    async def _wait_until_sent(self) -> None:
+    async def _wait_until_sent(self, upto: int) -> None:
+        """Wait until the daemon and its engine hold nothing up to that number any more."""
         pause = POLL_FIRST
-        while True:
+        while not self._outbox.is_acknowledged(upto):
+            self._check_usable()
             queue = await self._daemon.queue(self.connection_id, self.label)
-            if not queue.get("queue_size") and not queue.get("buffered_amount"):
+            if not queue["queue_size"] and not queue["buffered_amount"]:
+                self._outbox.acknowledge(upto)
                 return
-            await asyncio.sleep(pause)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._change()
             pause = min(2 * pause, POLL_LAST)
 
     # --- message listeners -------------------------------------------------------------------------------------

@@ -10,10 +10,10 @@ import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, cast
+from typing import Any, Protocol, Self, Unpack, cast
 
 from rondevu_client import __version__
-from rondevu_client.channel import Channel
+from rondevu_client.channel import AttachParameters, Channel
 from rondevu_client.connection import Connection
 from rondevu_client.emitter import Emitter, Listener
 from rondevu_client.errors import ConnectionLost, DaemonUnavailable, RequestRefused, RondevuClientError
@@ -183,57 +183,48 @@ class Daemon(Emitter):
         return await self._ask(method, params, self.request_timeout if timeout is None else timeout)
 
     async def connect(
-        self, username: str, fqn: str, *, name: str | None = None, options: dict[str, Any] | None = None, **more: Any
+        self,
+        username: str,
+        fqn: str,
+        *,
+        name: str | None = None,
+        ephemeral: bool = False,
+        options: dict[str, Any] | None = None,
+        **more: Any,
     ) -> Connection:
         """Declare a connection to a service; idempotent by name. Answers at once, whatever the peer does.
 
-        Options may be given as a map or by name. Raises `RequestRefused`: ``conflict``, or what is wrong with them.
+        One that is `ephemeral` ends when the last program that declared it so has been gone for 10 s; nothing of it is
+        written to disk. Options may be given as a map or by name. Raises `RequestRefused`: ``conflict``, or what is wrong
+        with them.
         """
         options = {**(options or {}), **more}
-        return await self._connect({"username": username, "fqn": fqn, "name": name, "options": options or None})
+        return await self._connect({"username": username, "fqn": fqn}, name, options, ephemeral=ephemeral)
 
     async def connect_by_uuid(
-        self, uuid: str, *, name: str | None = None, options: dict[str, Any] | None = None, **more: Any
+        self,
+        uuid: str,
+        *,
+        name: str | None = None,
+        ephemeral: bool = False,
+        options: dict[str, Any] | None = None,
+        **more: Any,
     ) -> Connection:
         """The same by the service's UUID."""
-        options = {**(options or {}), **more}
-        return await self._connect({"uuid": uuid, "name": name, "options": options or None})
+        return await self._connect({"uuid": uuid}, name, {**(options or {}), **more}, ephemeral=ephemeral)
 
-    async def attach(
-        self,
-        target: str,
-        label: str,
-        *,
-        mode: str = "exclusive",
-        takeover: bool = False,
-        producer: bytes | None = None,
-        credit: int = CREDIT,
-        auto_ack: bool = True,
-        options: dict[str, Any] | None = None,
-    ) -> Channel:
-        """Attach to a channel of a connection (name or id).
+    async def attach(self, target: str, label: str, **parameters: Unpack[AttachParameters]) -> Channel:
+        """Attach to a channel of a connection (name or id); `AttachParameters` says what can be given by name.
 
-        Args:
-            mode: ``exclusive`` (receive alone), ``shared`` (each message to one of several), ``observe`` (see a copy) or
-                ``send``.
-            takeover: take it from who has it, else `RequestRefused` with ``in_use`` or ``producer_in_use``.
-            producer: 1 to 64 bytes under which the numbers of what is sent are kept, for a program with its own outbox.
-            credit: messages to receive ahead.
-            auto_ack: whether asking for the next message acknowledges the one before it.
-            options: of the channel, where this makes it.
+        Raises `RequestRefused`: ``unknown_target``, ``unknown_channel``, ``in_use``, ``options_differ``, ….
         """
-        if credit < 1:
-            raise ValueError("credit must be 1 or more")
-        sends, receives = mode != "observe", mode != "send"
-        request = {
-            "target": target,
-            "label": label,
-            "mode": mode,
-            "producer": (producer or self._producer) if sends else None,
-            "acknowledged": sends,
-            "options": options,
-        }
-        channel = Channel(self, request, credit=credit if receives else 0, auto_ack=auto_ack)
+        producer = parameters.get("producer")
+        request, credit = _attach_request(parameters)
+        request |= {"target": target, "label": label}
+        if request["acknowledged"]:
+            request["producer"] = producer or self._producer
+        channel = Channel(self, request, credit=credit, auto_ack=parameters.get("auto_ack", True))
+        takeover = parameters.get("takeover", False)
         try:
             await self._attach(channel, takeover=takeover)
         except RequestRefused as error:
@@ -250,15 +241,19 @@ class Daemon(Emitter):
         fqn: str,
         *,
         handler: Handler | None = None,
+        ephemeral: bool = False,
         options: dict[str, Any] | None = None,
         **more: Any,
     ) -> Service:
         """Declare a service; idempotent. `handler(channel, connection_id)` runs for each of its channels.
 
-        Options may be given as a map or by name (``pool_size=10, public=True``).
+        One that is `ephemeral` ends when the last program that declared it so has been gone for 10 s. Options may be given
+        as a map or by name (``pool_size=10, public=True``). Raises `RequestRefused`: ``conflict``, ``name_taken``, or what
+        is wrong with them.
         """
         options = {**(options or {}), **more}
-        service = Service(self, {"username": username, "fqn": fqn, "options": options or None}, handler)
+        declaration = {"username": username, "fqn": fqn, "options": options or None, "ephemeral": ephemeral or None}
+        service = Service(self, declaration, handler)
         await self._join(service, service._declare)
         return service
 
@@ -344,8 +339,11 @@ class Daemon(Emitter):
         """The time-out of a request that takes `seconds` on purpose."""
         return self.request_timeout + (seconds or 0)
 
-    async def _connect(self, declaration: dict[str, Any]) -> Connection:
-        connection = Connection(self, declaration)
+    async def _connect(
+        self, service: dict[str, Any], name: str | None, options: dict[str, Any], *, ephemeral: bool
+    ) -> Connection:
+        more = {"name": name, "options": options or None, "ephemeral": ephemeral or None}
+        connection = Connection(self, {**service, **more})
         await self._join(connection, connection._declare)
         return connection
 
@@ -476,6 +474,22 @@ class Daemon(Emitter):
                 logger.info("%s ended: %s", task.get_name(), task.exception())
             else:
                 logger.error("%s failed", task.get_name(), exc_info=task.exception())
+
+
+def _attach_request(parameters: AttachParameters) -> tuple[dict[str, Any], int]:
+    """The parameters of the request, and the credit. Raises `ValueError`."""
+    mode, credit = parameters.get("mode", "exclusive"), parameters.get("credit", CREDIT)
+    if credit < 1:
+        raise ValueError("credit must be 1 or more")
+    options = dict(parameters.get("options") or {})
+    reliability = {
+        "ordered": parameters.get("ordered"),
+        "max_retransmits": parameters.get("max_retransmits"),
+        "max_packet_life_time": parameters.get("max_packet_life_time"),
+    }
+    options |= {key: value for key, value in reliability.items() if value is not None}
+    request = {"mode": mode, "acknowledged": mode != "observe", "options": options or None}
+    return request, credit if mode != "send" else 0
 
 
 async def _await(work: Awaitable[Any]) -> Any:

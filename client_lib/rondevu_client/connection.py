@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
-from rondevu_client.channel import Channel
+from rondevu_client.channel import AttachParameters, Channel
 from rondevu_client.emitter import Emitter
 from rondevu_client.errors import ConnectionLost, RequestRefused
 from rondevu_client.messages import EVENT
@@ -41,9 +41,10 @@ class Connection(Emitter):
         """Whether there is a link to the peer now."""
         return self.state == "connected"
 
-    async def create_channel(self, label: str, **parameters: Any) -> Channel:
-        """Attach to the channel of that label, made where there is none; parameters as of `Daemon.attach`."""
-        channel = await self._daemon.attach(self.id, label, **parameters)
+    async def create_channel(self, label: str, **parameters: Unpack[AttachParameters]) -> Channel:
+        """Attach to the channel of that label, made where there is none; `AttachParameters` may be given by name."""
+        target = self.name if self._declaration["ephemeral"] else self.id  # what a restart of the daemon leaves
+        channel = await self._daemon.attach(target, label, **parameters)
         self._channels[label] = channel
         return channel
 

@@ -47,6 +47,8 @@ class Outbox:
     def __init__(self) -> None:
         self.last_given = 0
         """The highest number used, by this process or one before it."""
+        self.last_accepted = 0
+        """The highest number of this process that the daemon has accepted; 0 = none."""
         self.removed_known = 0
         self._first_own: int | None = None
         self._rejected_earlier: frozenset[int] = frozenset()
@@ -103,7 +105,8 @@ class Outbox:
     ) -> list[SendFrame]:
         """Attached, for the first time or again; what has to be sent again, with the numbers it had.
 
-        What the daemon decided while nobody listened is settled: rejected or else accepted.
+        What the daemon decided while nobody listened is settled: rejected or else accepted. Where it has forgotten what it
+        had accepted (its store was lost or in memory), what the peer had not acknowledged is lost.
         """
         first_time = self._first_own is None
         if self._first_own is None:
@@ -118,6 +121,8 @@ class Outbox:
         self.acknowledge(acknowledged)
         if not first_time:
             self._remove_unnumbered(max(0, removed - self.removed_known))
+        if last_seq < self.last_accepted:
+            self.remove(last_seq + 1, self.last_accepted, "lost")
         self.removed_known = removed
         return _pack(self._undecided.items())
 
@@ -125,6 +130,7 @@ class Outbox:
         while self._undecided and (seq := next(iter(self._undecided))) <= upto:
             entry = self._settle(seq)
             self._note_unacknowledged(seq)
+            self.last_accepted = seq
             if not entry.future.done():
                 entry.future.set_result(seq)
 

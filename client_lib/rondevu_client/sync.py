@@ -26,7 +26,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeAlias, TypeVar
+from typing import Any, ParamSpec, Self, TypeAlias, TypeVar, Unpack
 
 from rondevu_client import channel as aio_channel
 from rondevu_client import client as aio_client
@@ -340,8 +340,10 @@ class Connection(_Emitter):
         """Whether there is a link to the peer now."""
         return self._inner.is_connected
 
-    def create_channel(self, label: str, *, timeout: float | None = None, **parameters: Any) -> Channel:
-        """Attach to the channel of that label, made where there is none; parameters as of `Daemon.attach`."""
+    def create_channel(
+        self, label: str, *, timeout: float | None = None, **parameters: Unpack[aio_channel.AttachParameters]
+    ) -> Channel:
+        """Attach to the channel of that label, made where there is none; `AttachParameters` may be given by name."""
         inner = self._run(timeout, self._inner.create_channel, label, **parameters)
         channel = self._channels[label] = Channel(self._background, inner)
         return channel
@@ -572,15 +574,14 @@ class Daemon(_Emitter):
         fqn: str,
         *,
         name: str | None = None,
+        ephemeral: bool = False,
         options: dict[str, Any] | None = None,
         timeout: float | None = None,
         **more: Any,
     ) -> Connection:
-        """Declare a connection to a service; idempotent by name. Answers at once, whatever the peer does.
-
-        Options may be given as a map or by name. Raises `RequestRefused`: ``conflict``, or what is wrong with them.
-        """
-        made = self._run(timeout, self._inner.connect, username, fqn, name=name, options=options, **more)
+        """Declare a connection to a service; as `rondevu_client.Daemon.connect`."""
+        more |= {"name": name, "ephemeral": ephemeral, "options": options}
+        made = self._run(timeout, self._inner.connect, username, fqn, **more)
         return Connection(self._background, made)
 
     def connect_by_uuid(
@@ -588,12 +589,14 @@ class Daemon(_Emitter):
         uuid: str,
         *,
         name: str | None = None,
+        ephemeral: bool = False,
         options: dict[str, Any] | None = None,
         timeout: float | None = None,
         **more: Any,
     ) -> Connection:
         """The same by the service's UUID."""
-        made = self._run(timeout, self._inner.connect_by_uuid, uuid, name=name, options=options, **more)
+        more |= {"name": name, "ephemeral": ephemeral, "options": options}
+        made = self._run(timeout, self._inner.connect_by_uuid, uuid, **more)
         return Connection(self._background, made)
 
     def attach(
@@ -601,28 +604,11 @@ class Daemon(_Emitter):
         target: str,
         label: str,
         *,
-        mode: str = "exclusive",
-        takeover: bool = False,
-        producer: bytes | None = None,
-        credit: int = aio_client.CREDIT,
-        auto_ack: bool = True,
-        options: dict[str, Any] | None = None,
         timeout: float | None = None,
+        **parameters: Unpack[aio_channel.AttachParameters],
     ) -> Channel:
-        """Attach to a channel of a connection (name or id); parameters as of `rondevu_client.Daemon.attach`."""
-        inner = self._run(
-            timeout,
-            self._inner.attach,
-            target,
-            label,
-            mode=mode,
-            takeover=takeover,
-            producer=producer,
-            credit=credit,
-            auto_ack=auto_ack,
-            options=options,
-        )
-        return Channel(self._background, inner)
+        """Attach to a channel of a connection (name or id); `AttachParameters` says what can be given by name."""
+        return Channel(self._background, self._run(timeout, self._inner.attach, target, label, **parameters))
 
     def expose_service(
         self,
@@ -630,19 +616,16 @@ class Daemon(_Emitter):
         fqn: str,
         *,
         handler: Handler | None = None,
+        ephemeral: bool = False,
         options: dict[str, Any] | None = None,
         timeout: float | None = None,
         **more: Any,
     ) -> Service:
-        """Declare a service; idempotent. `handler(channel, connection_id)` runs for each of its channels, in a thread.
-
-        Options may be given as a map or by name (``pool_size=10, public=True``).
-        """
+        """Declare a service; as `rondevu_client.Daemon.expose_service`, with handlers that run in threads."""
         background = self._background
         run_handler = None if handler is None else _handler_in_thread(background, handler)
-        inner = self._run(
-            timeout, self._inner.expose_service, username, fqn, handler=run_handler, options=options, **more
-        )
+        more |= {"handler": run_handler, "ephemeral": ephemeral, "options": options}
+        inner = self._run(timeout, self._inner.expose_service, username, fqn, **more)
         return Service(background, inner)
 
     def subscribe(

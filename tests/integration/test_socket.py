@@ -22,7 +22,7 @@ from rondevu_client import (
 from rondevu_client import channel as channel_module
 from rondevud.errors import RequestError
 from rondevud.ipc.server import Server
-from tests.unit.ipc.house import MemoryHouse
+from tests.unit.ipc.house import Disk, MemoryHouse
 
 FQN = "com.example.chat@1.0.0"
 
@@ -45,6 +45,9 @@ class Place:
     async def restart(self):
         """Stop and start; what was attached is gone, what was stored is there."""
         await self.stop()
+        await self.restart_only()
+
+    async def restart_only(self):
         self.house = MemoryHouse(self.house.disk, instance=self.house.instance + "+")
         await self.start()
 
@@ -263,6 +266,37 @@ async def test_flush_to_a_peer_that_acknowledges_nothing_waits_until_the_queue_i
         await flushing
 
 
+async def test_what_has_left_for_a_peer_that_acknowledges_nothing_is_not_called_acknowledged(place, daemon):
+    """The daemon says `acknowledged` there of what has left its engine."""
+    place.channel().acknowledges = False
+    channel = await daemon.attach("alice-chat", "main")
+    await channel.flush()
+    await channel.send("a")
+    flushing = asyncio.create_task(channel.flush())
+    await daemon.status()
+    place.channel().producer.acknowledge(1)
+    with pytest.raises(NotAcknowledged):
+        await flushing
+    assert channel.queue_size == 0
+    with pytest.raises(NotAcknowledged):
+        await channel.flush()
+    await channel.send("b")
+    place.channel().producer.remove(2, 2, "expired")
+    with pytest.raises(MessagesRemoved):
+        await channel.flush()
+
+
+async def test_a_flush_ends_with_the_channel_when_the_peer_acknowledges_nothing(place, daemon):
+    place.channel().acknowledges = False
+    channel = await daemon.attach("alice-chat", "main")
+    await channel.send("a")
+    flushing = asyncio.create_task(channel.flush())
+    await daemon.status()
+    await channel.detach()
+    with pytest.raises(Detached):
+        await flushing
+
+
 async def test_a_first_contact_that_acknowledges_nothing_ends_a_flush(place, daemon):
     place.channel().acknowledges = None
     channel = await daemon.attach("alice-chat", "main")
@@ -363,6 +397,25 @@ async def test_a_sender_and_a_receiver_of_one_program_may_share_a_channel(place,
     sender = await daemon.attach("alice-chat", "main", mode="send")
     assert [await sender.send("a"), await receiver.send("b")] == [1, 1]
     assert stored(place.channel()) == ["a", "b"]
+
+
+async def test_options_of_a_channel_may_be_given_by_name(place, daemon, monkeypatch):
+    asked, channel = [], place.house.channel
+
+    async def hear(target, label, options, create):
+        asked.append(options)
+        return await channel(target, label, options, create)
+
+    monkeypatch.setattr(place.house, "channel", hear)
+    connection = await daemon.connect("bob", FQN)
+    await connection.create_channel("one", ordered=False, max_retransmits=0, options={"durability": "memory"})
+    await daemon.attach(connection.id, "two", max_packet_life_time=500)
+    await daemon.attach(connection.id, "three")
+    assert asked == [
+        {"ordered": False, "max_retransmits": 0, "durability": "memory"},
+        {"max_packet_life_time": 500},
+        None,
+    ]
 
 
 async def test_events_and_messages_of_a_channel_keep_their_order(place, daemon):
@@ -677,6 +730,39 @@ async def test_a_connection_is_declared_once_and_tells_its_events(place, daemon)
     place.house.events.publish("state", {"new": "connected", "previous": "x"}, connection_id=connection.id)
     await states.get()
     assert connection.state == "connected"
+
+
+async def test_what_is_ephemeral_is_declared_again_to_a_daemon_that_has_forgotten_it(place, daemon, monkeypatch):
+    """With other connection ids, and without what had been accepted."""
+    declared, connect, expose = [], MemoryHouse.connect, MemoryHouse.expose
+
+    async def hear_connect(house, **facts):
+        declared.append((facts["name"], facts["ephemeral"]))
+        return await connect(house, **facts)
+
+    async def hear_expose(house, *facts):
+        declared.append((facts[0], facts[3]))
+        return await expose(house, *facts)
+
+    monkeypatch.setattr(MemoryHouse, "connect", hear_connect)
+    monkeypatch.setattr(MemoryHouse, "expose", hear_expose)
+    connection = await daemon.connect("bob", FQN, ephemeral=True)
+    channel = await connection.create_channel("main")
+    await daemon.expose_service("carol", FQN, ephemeral=True)
+    assert await channel.send("forgotten") == 1
+    await place.stop()
+    place.house.disk = Disk()
+    place.house.disk.connections = {"conn-x": {"name": "x", "service": None, "state": "connected"}}
+    place.house.disk.connections["conn-y"] = dict(place.house.disk.connections["conn-x"], name="y")
+    await place.restart_only()
+    assert await channel.send("after") == 2
+    assert (connection.id, channel.connection_id) == (f"conn-{3:016x}", f"conn-{3:016x}")
+    assert channel.verdict == {"in": "new", "out": "new"}
+    place.house.get(channel.connection_id, "main").producer.acknowledge(2)
+    with pytest.raises(MessagesRemoved) as caught:
+        await channel.flush()
+    assert caught.value.ranges == [(1, 1, "lost")]
+    assert declared == [(None, True), ("carol", True)] * 2
 
 
 @pytest.mark.parametrize("by_another", [False, True])

@@ -47,6 +47,22 @@ async def test_what_the_daemon_decided_meanwhile_is_not_sent_again(outbox):
     assert not futures[3].done()
 
 
+async def test_what_a_daemon_has_forgotten_is_lost_unless_the_peer_has_it(outbox):
+    futures = [put(outbox, str(number)) for number in range(1, 7)]
+    outbox.take()
+    outbox.accept(5)
+    outbox.acknowledge(1)
+    assert outbox.begin(3, {}, 0, 2, 1024) == [(6, ["6"], None)]
+    assert not futures[5].done()
+    assert outbox.take_removed().ranges == [(4, 5, "lost")]
+    assert not outbox.is_acknowledged(3)
+    outbox.accept(6)
+    outbox.remove(6, 6, "expired")
+    outbox.begin(6, {}, 1, 3, 1024)
+    assert outbox.take_removed().ranges == [(6, 6, "expired")]
+    assert outbox.is_acknowledged(6)
+
+
 async def test_numbers_start_above_those_of_an_earlier_process(outbox):
     outbox = Outbox()
     outbox.begin(70, {}, 3, 60, 1024)

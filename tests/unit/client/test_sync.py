@@ -129,6 +129,29 @@ def test_messages_go_and_come_without_a_line_of_asyncio(place, daemon):
         channel.receive()
 
 
+def test_declarations_take_the_same_arguments(place, daemon, monkeypatch):
+    asked, connect, expose = [], place.house.connect, place.house.expose
+
+    async def hear_connect(**facts):
+        asked.append((facts["uuid"] or facts["fqn"], facts["name"], facts["ephemeral"], facts["options"]))
+        return await connect(**facts)
+
+    async def hear_expose(*facts):
+        asked.append((*facts[:2], facts[3], facts[2]))
+        return await expose(*facts)
+
+    monkeypatch.setattr(place.house, "connect", hear_connect)
+    monkeypatch.setattr(place.house, "expose", hear_expose)
+    daemon.connect("bob", FQN, name="b", ephemeral=True, options={"peer": "link"}, max_attempts=3)
+    daemon.connect_by_uuid("uuid-1", name="u", timeout=PATIENCE)
+    daemon.expose_service("alice", FQN, ephemeral=True, public=True)
+    assert asked == [
+        (FQN, "b", True, {"peer": "link", "max_attempts": 3}),
+        ("uuid-1", "u", False, {}),
+        ("alice", FQN, True, {"public": True}),
+    ]
+
+
 def test_a_wait_that_times_out_loses_nothing(place, channel):
     with pytest.raises(TimeoutError):
         channel.receive(timeout=0.01)
