@@ -28,6 +28,13 @@ def of_service(service: DurableService) -> Data:
         "connections": len(service.visits),
         "connected": sum(visit.session.connected for visit in service.visits.values()),
         "error": service.last_error,
+        "pool": {
+            "active_offers": service.pool.size,
+            "active_connections": sum(visit.session.connected for visit in service.visits.values()),
+            "total_connections_handled": service.counters["connections"],
+            "failed_offer_creations": service.counters["publish_errors"],
+        },
+        "counters": dict(service.counters),
     }
 
 

@@ -52,7 +52,7 @@ def connect(settings: Settings, user: str | None, fqn: str | None, uuid: str | N
 def close(settings: Settings, target: str, drain: float | None) -> None:
     """End a connection for good, on both sides.
 
-    JSON: one map.
+    JSON: {}.
     """
     show_record(run(settings, lambda daemon: daemon.close_connection(target, drain)), as_json=settings.json)
 
@@ -64,7 +64,7 @@ def close(settings: Settings, target: str, drain: float | None) -> None:
 def reconnect(settings: Settings, target: str) -> None:
     """Dial anew, now: drops the link a connection has, or tries again one that failed.
 
-    JSON: one map.
+    JSON: {state}.
     """
     show_record(ask(settings, "reconnect", target=target), as_json=settings.json)
 
@@ -78,7 +78,9 @@ def reconnect(settings: Settings, target: str) -> None:
 def wait(settings: Settings, target: str, what: str, timeout: float | None) -> None:
     """Wait until a connection is connected, or drained: the peer has everything that was sent.
 
-    JSON: one map.
+    Exit code 4 when it did not come about in time, 1 when it never will (failed, closed).
+
+    JSON: {connection_id}.
     """
     show_record(run(settings, lambda daemon: daemon.wait(target, what, timeout)), as_json=settings.json)
 

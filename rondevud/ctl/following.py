@@ -36,13 +36,14 @@ async def _until_unread(work: Awaitable[None]) -> None:
     if is_pipe(output):
         loop.add_reader(output, end)  # the write end of a pipe becomes readable only by its error
     working: asyncio.Future[Any] = asyncio.ensure_future(work)
-    await asyncio.wait([working, unread], return_when=asyncio.FIRST_COMPLETED)
-    if not working.done():
+    try:
+        await asyncio.wait([working, unread], return_when=asyncio.FIRST_COMPLETED)
+    finally:
         working.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await working
-    if is_pipe(output):
+        await asyncio.wait([working])
         loop.remove_reader(output)
+    with contextlib.suppress(asyncio.CancelledError):
+        working.result()
 
 
 class _ToStderr(logging.Handler):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -50,13 +51,14 @@ def show_record(data: Row, *, as_json: bool) -> None:
     if as_json:
         show_json(data)
         return
-    width = max((len(key) for key in data), default=0)
-    for key, value in data.items():
-        click.echo(f"{key:{width}}  {one_line(key, value)}")
+    show_pairs([(key, one_line(key, value)) for key, value in data.items()])
 
 
 def show_rows(rows: Sequence[Row], columns: Iterable[str], *, as_json: bool, none: str) -> None:
-    """Several: of the columns those that any row has. `none` is the message when there are no rows."""
+    """Several: of the columns those that any row has. `none` is the message when there are no rows.
+
+    On a terminal columns with nothing in them are left out, and rows that are too wide for it are shown as records.
+    """
     if as_json:
         show_json(rows)
         return
@@ -64,37 +66,44 @@ def show_rows(rows: Sequence[Row], columns: Iterable[str], *, as_json: bool, non
         click.echo(none, err=True)
         return
     chosen = [column for column in columns if any(column in row for row in rows)]
-    cells = [[one_line(column, row.get(column)) for column in chosen] for row in rows]
     if is_terminal():
-        _show_table(chosen, cells)
-    else:
-        _show_columns(chosen, cells)
-
-
-def _show_table(columns: list[str], cells: list[list[str]]) -> None:
-    # Only tables need it, and it takes longer to load than everything else.
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column.replace("_", " "), overflow="fold")
+        chosen = [column for column in chosen if any(not _is_nothing(row.get(column)) for row in rows)]
+    cells = [[one_line(column, row.get(column)) for column in chosen] for row in rows]
+    widths = [max(len(text) for text in texts) for texts in zip(chosen, *cells, strict=True)]
+    if is_terminal() and sum(widths) + 2 * len(widths) - 2 > shutil.get_terminal_size().columns:
+        _show_records(chosen, cells)
+        return
+    heading = _aligned([column.upper() for column in chosen], widths)
+    click.echo(click.style(heading, bold=True))  # plain where nobody looks
     for row in cells:
-        table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
+        click.echo(_aligned(row, widths))
 
 
-def _show_columns(columns: list[str], cells: list[list[str]]) -> None:
-    rows = [[column.upper() for column in columns], *cells]
-    widths = [max(len(row[index]) for row in rows) for index in range(len(columns))]
-    for row in rows:
-        click.echo("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+def _aligned(cells: list[str], widths: list[int]) -> str:
+    return "  ".join(f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip()
+
+
+def _show_records(columns: list[str], cells: list[list[str]]) -> None:
+    for number, row in enumerate(cells):
+        if number:
+            click.echo()
+        show_pairs(list(zip(columns, row, strict=True)))
+
+
+def show_pairs(pairs: Sequence[tuple[str, str]]) -> None:
+    """Names and texts, one to a line, the texts below each other."""
+    width = max((len(name) for name, _ in pairs), default=0)
+    for name, text in pairs:
+        click.echo(f"{name:{width}}  {text}")
+
+
+def _is_nothing(value: Any) -> bool:
+    return value is None or value in ("", [], {})
 
 
 def one_line(key: str, value: Any) -> str:
     """A value in one line; nothing is a dash. Keys ending in ``_at`` or ``_since`` are times."""
-    if value is None or value in ("", [], {}):
+    if _is_nothing(value):
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"

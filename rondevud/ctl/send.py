@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import click
 
@@ -46,12 +46,14 @@ def send(
         raise click.UsageError("--lines reads standard input: TEXT must be -")
     whole = None if lines else _encode(text) if text != "-" else sys.stdin.buffer.read()
 
+    from rondevud.ctl.framing import LINES  # noqa: PLC0415
     from rondevud.ctl.sending import Sending  # noqa: PLC0415 - loads asyncio
 
     async def work(daemon: Daemon) -> Sending:
         channel = await daemon.attach(target, label, mode="send")
         sending = Sending(channel, binary=binary, timeout=timeout)
-        await sending.send(_input() if whole is None else [whole], acknowledged=wait == "acknowledged")
+        messages = LINES.split(sys.stdin.buffer) if whole is None else [whole]
+        await sending.send(messages, acknowledged=wait == "acknowledged")
         return sending
 
     sending = run(settings, work, reconnect=True)
@@ -61,10 +63,6 @@ def send(
 def _encode(text: str) -> bytes:
     """The bytes that stood on the command line."""
     return text.encode("utf-8", "surrogateescape")
-
-
-def _input() -> BinaryIO:
-    return sys.stdin.buffer
 
 
 COMMANDS = (send,)

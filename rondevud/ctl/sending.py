@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import CancelledError
-from typing import Any, BinaryIO
+from typing import Any
 
 import click
 
@@ -29,8 +29,10 @@ class Sending:
         self.messages = 0
         self.size = 0
 
-    async def send(self, messages: list[bytes] | BinaryIO, *, acknowledged: bool) -> None:
-        """Send each message, or each line; returns when all are stored (or `acknowledged` by the peer).
+    async def send(self, messages: Iterable[bytes], *, acknowledged: bool) -> None:
+        """Send each message as it comes; returns when all are stored (or `acknowledged` by the peer).
+
+        Getting them may block: it is done in a thread.
 
         Raises `MessageRejected`, `MessagesRemoved`, `TimeoutError`, `click.UsageError` for text that is none.
         """
@@ -49,13 +51,9 @@ class Sending:
                 task.cancel()
             await asyncio.gather(*self._undecided, return_exceptions=True)
 
-    async def _send_all(self, messages: list[bytes] | BinaryIO) -> None:
-        if isinstance(messages, list):
-            for message in messages:
-                await self._begin(message)
-        else:
-            async for line in read_lines(messages):
-                await self._begin(line.removesuffix(b"\n"))
+    async def _send_all(self, messages: Iterable[bytes]) -> None:
+        async for message in _in_thread(messages):
+            await self._begin(message)
         while self._undecided:
             await self._undecided.popleft()
 
@@ -85,29 +83,29 @@ def _decode(message: bytes) -> str:
         raise click.UsageError(f"this is not UTF-8 text (byte {error.start}); --binary sends bytes") from error
 
 
-async def read_lines(stream: Iterable[bytes]) -> AsyncIterator[bytes]:
-    """The lines of `stream`, read in a thread that nobody has to wait for: it may block in a terminal for ever.
+async def _in_thread(messages: Iterable[bytes]) -> AsyncIterator[bytes]:
+    """`messages`, got in a thread that nobody has to wait for: it may block in a terminal for ever.
 
-    Raises the `OSError` that reading ended with.
+    Raises the `OSError` or `click.UsageError` that it ended with.
     """
     loop = asyncio.get_running_loop()
-    lines: asyncio.Queue[bytes | OSError | None] = asyncio.Queue(UNDECIDED)
+    queue: asyncio.Queue[bytes | Exception | None] = asyncio.Queue(UNDECIDED)
 
-    def put(item: bytes | OSError | None) -> None:
-        asyncio.run_coroutine_threadsafe(lines.put(item), loop).result()
+    def put(item: bytes | Exception | None) -> None:
+        asyncio.run_coroutine_threadsafe(queue.put(item), loop).result()
 
-    def read() -> None:
-        end: OSError | None = None
-        with contextlib.suppress(RuntimeError, CancelledError):  # the loop has ended without reading on
+    def get() -> None:
+        end: Exception | None = None
+        with contextlib.suppress(RuntimeError, CancelledError):  # the loop has ended without taking more
             try:
-                for line in stream:
-                    put(line)
-            except OSError as error:
+                for message in messages:
+                    put(message)
+            except (OSError, click.UsageError) as error:
                 end = error
             put(end)
 
-    threading.Thread(target=read, name="standard input", daemon=True).start()
-    while (item := await lines.get()) is not None:
-        if isinstance(item, OSError):
+    threading.Thread(target=get, name="standard input", daemon=True).start()
+    while (item := await queue.get()) is not None:
+        if isinstance(item, Exception):
             raise item
         yield item

@@ -20,7 +20,8 @@ def services(settings: Settings) -> None:
     """List the services of this daemon.
 
     JSON: a list of {service, username, fqn, published, service_id, uuid, expires_at, offers, pool_size, connections,
-    connected, error}.
+    connected, error, pool, counters}; pool is {active_offers, active_connections, total_connections_handled,
+    failed_offer_creations}, the latter two since the daemon started.
     """
     show_rows(ask(settings, "services"), COLUMNS, as_json=settings.json, none="no services")
 
@@ -70,7 +71,7 @@ def expose(
 def withdraw(settings: Settings, user: str, fqn: str, drain: float | None, keep_connections: bool) -> None:
     """Remove a service, its offers and its connections.
 
-    JSON: one map.
+    JSON: {}.
     """
     answer = run(settings, lambda daemon: daemon.withdraw(user, fqn, drain=drain, keep_connections=keep_connections))
     show_record(answer, as_json=settings.json)

@@ -14,7 +14,7 @@ from rondevud.ctl.common import Settings, json_option, label_argument, pass_sett
 from rondevud.ctl.output import is_terminal, printable, show_json_line
 
 if TYPE_CHECKING:
-    from rondevu_client.channel import Message
+    from rondevu_client.channel import Channel, Message
     from rondevu_client.client import Daemon
 
 
@@ -38,18 +38,12 @@ def tail(settings: Settings, target: str, label: str) -> None:
     from rondevud.ctl.following import follow  # noqa: PLC0415 - loads asyncio
 
     lines = _Lines(with_connection=target.startswith("service:"))
-    show: Callable[[Message], None] = partial(_show_json, label) if settings.json else lines.show
+    show: Callable[[Message], None] = partial(show_message, label) if settings.json else lines.show
 
     async def work(daemon: Daemon) -> None:
         channel = await daemon.attach(target, label, mode="observe")
 
-        def tell_gap(gap: dict[str, Any]) -> None:
-            if settings.json:
-                show_json_line({"connection_id": channel.connection_id, "label": label, "gap": gap})
-            else:
-                say(f"{gap.get('count', '?')} messages will not come ({gap.get('reason', '?')})")
-
-        channel.on("gap", tell_gap)
+        channel.on("gap", lambda gap: show_gap(channel, gap, as_json=settings.json))
         channel.on("overrun", lambda data: say(f"{data.get('count', '?')} messages or events were not shown: too fast"))
         async for message in channel:
             show(message)
@@ -57,7 +51,17 @@ def tail(settings: Settings, target: str, label: str) -> None:
     follow(settings, work)
 
 
-def _show_json(label: str, message: Message) -> None:
+def show_gap(channel: Channel, gap: dict[str, Any], *, as_json: bool) -> None:
+    """Messages that will not come: with JSON in their place among the others, else a word on stderr."""
+    if as_json:
+        connection_id = gap.pop("connection_id", channel.connection_id)
+        show_json_line({"connection_id": connection_id, "label": channel.label, "gap": gap})
+    else:
+        say(f"{gap.get('count') or '?'} messages will not come ({gap.get('reason', '?')})")
+
+
+def show_message(label: str, message: Message) -> None:
+    """A message in one line of JSON."""
     row: dict[str, Any] = {
         "connection_id": message.connection_id,
         "label": label,

@@ -701,6 +701,7 @@ class DurableService:
             self._enter(visit, ConnectionState.CONNECTED)
             session.event("connected", {"resumed": effect.resumed})
         if not effect.resumed:
+            self.counters["connections"] += 1
             facts = {"peer_name": session.record.peer_name, "kind": str(session.record.kind)}
             self._publish("connection", facts, session.connection_id)
         self._changed.set()

@@ -45,12 +45,36 @@ def test_control_characters_are_escaped_but_lines_and_tabs():
     assert printable("a\tb\nc\x1b[0m\u202e\x85") == "a\tb\nc\\x1b[0m\\u202e\\x85"
 
 
-def test_on_a_terminal_rows_are_a_table_and_nothing_in_them_is_obeyed():
+WIDE = """
+from rondevud.ctl.output import show_rows
+rows = [{"name": f"name-{n}", "state": "connected", "error": "x" * 50, "kind": None} for n in (1, 2)]
+show_rows(rows, ["name", "state", "kind", "error"], as_json=False, none="none")
+"""
+
+
+def shown_on_terminal(program, columns):
     ours, theirs = pty.openpty()
-    subprocess.run([sys.executable, "-c", SHOW], stdout=theirs, check=True, env={**os.environ, "TERM": "xterm"})
+    env = {**os.environ, "TERM": "xterm", "COLUMNS": str(columns)}
+    subprocess.run([sys.executable, "-c", program], stdout=theirs, check=True, env=env)
     os.close(theirs)
     shown = os.read(ours, 65536).decode()
     os.close(ours)
+    return shown.replace("\r\n", "\n")
+
+
+def test_rows_that_fit_are_a_table_without_empty_columns():
+    lines = shown_on_terminal(WIDE, 80).splitlines()
+    assert len(lines) == 3
+    assert "NAME    STATE      ERROR" in lines[0]
+
+
+def test_rows_that_do_not_fit_are_records():
+    text = "name   name-1\nstate  connected\nerror  " + "x" * 50 + "\n"
+    assert shown_on_terminal(WIDE, 68) == text + "\n" + text.replace("name-1", "name-2")
+
+
+def test_on_a_terminal_rows_are_a_table_and_nothing_in_them_is_obeyed():
+    shown = shown_on_terminal(SHOW, 80)
     assert "[bold]x" in shown
     assert "a\\x1b[1mb" in shown
     assert "other" not in shown
