@@ -20,7 +20,7 @@ def services(settings: Settings) -> None:
     """List the services of this daemon.
 
     JSON: a list of {service, username, fqn, published, service_id, uuid, expires_at, offers, pool_size, connections,
-    connected, error, pool, counters}; pool is {active_offers, active_connections, total_connections_handled,
+    connected, ephemeral, error, pool, counters}; pool is {active_offers, active_connections, total_connections_handled,
     failed_offer_creations}, the latter two since the daemon started.
     """
     show_rows(ask(settings, "services"), COLUMNS, as_json=settings.json, none="no services")
