@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple
 
@@ -50,3 +51,8 @@ def _split_lengths(stream: BinaryIO) -> Iterator[bytes]:
 LINES = Framing(_split_lines, lambda message: message + b"\n", binary=False)
 NULL = Framing(_split_null, lambda message: message + b"\0", binary=False)
 BINARY = Framing(_split_lengths, lambda message: len(message).to_bytes(LENGTH, "big") + message, binary=True)
+
+
+def standard_input() -> BinaryIO:
+    """A reader of its own: at the end of the process the interpreter would wait for a thread that reads `sys.stdin`."""
+    return open(sys.stdin.fileno(), "rb", closefd=False)  # noqa: PTH123 - a descriptor, not a path

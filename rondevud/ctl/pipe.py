@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -42,14 +41,14 @@ def pipe(settings: Settings, target: str, label: str, null: bool, binary: bool, 
         raise click.UsageError("--null and --binary are two ways to tell where a message ends: choose one")
 
     from rondevud.ctl.following import follow  # noqa: PLC0415 - loads asyncio
-    from rondevud.ctl.framing import BINARY, LINES, NULL  # noqa: PLC0415
+    from rondevud.ctl.framing import BINARY, LINES, NULL, standard_input  # noqa: PLC0415
     from rondevud.ctl.piping import Piping  # noqa: PLC0415
 
     framing = BINARY if binary else NULL if null else LINES
 
     async def work(daemon: Daemon) -> None:
         channel = await daemon.attach(target, label, auto_ack=False)
-        await Piping(channel, framing, as_json=settings.json).run(sys.stdin.buffer, linger)
+        await Piping(channel, framing, as_json=settings.json).run(standard_input(), linger)
 
     follow(settings, work)
 

@@ -46,13 +46,13 @@ def send(
         raise click.UsageError("--lines reads standard input: TEXT must be -")
     whole = None if lines else _encode(text) if text != "-" else sys.stdin.buffer.read()
 
-    from rondevud.ctl.framing import LINES  # noqa: PLC0415
+    from rondevud.ctl.framing import LINES, standard_input  # noqa: PLC0415
     from rondevud.ctl.sending import Sending  # noqa: PLC0415 - loads asyncio
 
     async def work(daemon: Daemon) -> Sending:
         channel = await daemon.attach(target, label, mode="send")
         sending = Sending(channel, binary=binary, timeout=timeout)
-        messages = LINES.split(sys.stdin.buffer) if whole is None else [whole]
+        messages = LINES.split(standard_input()) if whole is None else [whole]
         await sending.send(messages, acknowledged=wait == "acknowledged")
         return sending
 
