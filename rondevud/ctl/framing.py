@@ -55,4 +55,4 @@ BINARY = Framing(_split_lengths, lambda message: len(message).to_bytes(LENGTH, "
 
 def standard_input() -> BinaryIO:
     """A reader of its own: at the end of the process the interpreter would wait for a thread that reads `sys.stdin`."""
-    return open(sys.stdin.fileno(), "rb", closefd=False)  # noqa: PTH123 - a descriptor, not a path
+    return open(sys.stdin.fileno(), "rb", closefd=False)
