@@ -719,8 +719,12 @@ class Foreigners:
 
     async def consume_offer(self, uuid: str) -> str:
         """Somebody else answers the offer that is handed out now, and is never heard of again. The offer's id."""
+        offer_id = (await self.api().discover(uuid))["offerId"]
+        await self.answer_in_vain(offer_id)
+        return offer_id
+
+    async def answer_in_vain(self, offer_id: str) -> None:
+        """Somebody answers, and is never heard of again."""
         thief = self.api()
         await thief.register()
-        offer = await thief.discover(uuid)
-        await thief.answer(offer["offerId"], made_up_answer())
-        return offer["offerId"]
+        await thief.answer(offer_id, made_up_answer())
