@@ -11,7 +11,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from rondevud import __version__, clock, logs, systemd
+from rondevud import __version__, clock, logs, open_files, systemd
 from rondevud.config import Config
 from rondevud.durable.session import Environment
 from rondevud.errors import ConfigError
@@ -60,6 +60,7 @@ async def run(
     `config_path` is where `config` came from, for messages; `ready` is called when the socket answers. Raises
     `ConfigError`, `StateDirectoryError`, `StoreError` or `ListenError` when it cannot start.
     """
+    open_files.raise_limit()
     unhandled = logs.UnhandledExceptions()
     unhandled.install(asyncio.get_running_loop())
     stopping = asyncio.Event()

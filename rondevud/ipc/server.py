@@ -61,6 +61,8 @@ class Server:
         self._all_gone = asyncio.Event()
         self.refused = 0
         """Sockets closed because there were `MAX_CLIENTS`."""
+        self._warned = False
+        """Whether it has been told that clients are kept out."""
 
     async def start(self) -> None:
         """Listen and accept. Raises `ConfigError`."""
@@ -119,7 +121,7 @@ class Server:
             try:
                 sock, _ = await loop.sock_accept(listener)
             except OSError as error:
-                logger.warning("Cannot accept a client: %s", error)
+                self._tell_once(f"Cannot accept a client: {error}")
                 await asyncio.sleep(ACCEPT_RETRY)
                 continue
             try:
@@ -131,12 +133,9 @@ class Server:
     async def _welcome(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
         peer = identify_peer(sock)
         if len(self._sessions) >= MAX_CLIENTS:
-            self.refused += 1
-            logger.warning("Refusing pid %d: %d clients are connected", peer.pid, MAX_CLIENTS)
-            with contextlib.suppress(OSError):
-                sock.send(encode_error(None, "too_many_clients", f"{MAX_CLIENTS} clients are connected"))
-            sock.close()
+            self._refuse(sock, peer)
             return
+        self._warned = False
         session = Session(
             self._house,
             TABLE,
@@ -152,6 +151,21 @@ class Server:
         except BaseException:
             del self._sessions[session]
             raise
+
+    def _refuse(self, sock: socket.socket, peer: Peer) -> None:
+        self.refused += 1
+        self._tell_once(f"{MAX_CLIENTS} clients are connected: others are refused, the first being pid {peer.pid}")
+        with contextlib.suppress(OSError):
+            sock.send(
+                encode_error(None, "too_many_clients", f"{MAX_CLIENTS} clients are connected, which is the limit")
+            )
+        sock.close()
+
+    def _tell_once(self, problem: str) -> None:
+        """Warn of what keeps clients out, once until somebody was let in."""
+        if not self._warned:
+            logger.warning("%s", problem)
+            self._warned = True
 
     def _forget(self, session: Session) -> None:
         self._sessions.pop(session, None)

@@ -181,7 +181,7 @@ class Session(asyncio.Protocol):
     # --- frames ------------------------------------------------------------------------------------------------
 
     def _take(self, frame: Frame | BadMessage) -> None:
-        if self._closing:
+        if self._closing or self.writer.hopeless:
             return
         if isinstance(frame, Request):
             self._take_request(frame)

@@ -30,8 +30,10 @@ class Writer:
 
     def __init__(self, transport: asyncio.Transport, on_hopeless: Callable[[], None]) -> None:
         self.congested = False
+        self.hopeless = False
+        """Whether the client has been given up; its socket is closed before the loop's next turn."""
         self._transport = transport
-        self._on_hopeless: Callable[[], None] | None = on_hopeless
+        self._on_hopeless = on_hopeless
         self._loop = asyncio.get_running_loop()
         self._gathered: list[bytes] = []
         self._gathered_bytes = 0
@@ -79,6 +81,6 @@ class Writer:
         self._overdue += size
         if self._overdue > STOP_READING and self._transport.is_reading():
             self._transport.pause_reading()
-        if self._overdue > HOPELESS and self._on_hopeless is not None:
+        if self._overdue > HOPELESS and not self.hopeless:
+            self.hopeless = True
             self._loop.call_soon(self._on_hopeless)
-            self._on_hopeless = None

@@ -299,6 +299,19 @@ async def test_a_client_that_asks_and_never_reads_is_not_read_any_more(server, p
         assert session.writer.unsent < writer.HOPELESS
 
 
+async def test_a_client_that_asks_for_too_much_at_once_is_given_up_before_it_is_all_answered(server, path, house):
+    house.connections = lambda: [{"name": "x" * 60_000}]
+    async with raw_client(path) as client:
+        client.reader._transport.pause_reading()
+        (session,) = server._sessions
+        answered, write = [], session.writer.write
+        session.writer.write = lambda frame: (answered.append(len(frame)), write(frame))
+        session.data_received(b"".join(encode_request(msgid, "connections", {}) for msgid in range(5_000)))
+        assert sum(answered) < 2 * writer.HOPELESS
+        await server._wait_until_alone()
+        client.writer.transport.abort()
+
+
 async def test_nothing_overtakes_the_answer_to_an_attach(client, channel, monkeypatch):
     open_receiver = channel.open_receiver
     listeners = []
