@@ -51,6 +51,8 @@ class Channels(Mapping[str, DurableChannel]):
         self._channels: dict[str, DurableChannel] = {}
         self._by_id: dict[int, DurableChannel] = {}
         self._creating: dict[str, asyncio.Task[DurableChannel]] = {}
+        self._announcing: set[str] = set()
+        """Labels of the peer that are being made, to be offered to programs then."""
         self._retries: dict[str, asyncio.TimerHandle] = {}
         """Labels of the peer that are to be made again, until the link on which it announced them is gone."""
         self._reopening: dict[int, list[asyncio.Future[None]]] = {}
@@ -148,17 +150,19 @@ class Channels(Mapping[str, DurableChannel]):
     def peer_opened(self, label: str, options: ChannelOptions = RELIABLE) -> bool:
         """The peer uses a label that may be new here: make it. False = that is refused."""
         self._retries.pop(label, None)
-        if label in self._channels:
+        if label in self._channels or label in self._announcing:
             return True
         try:
             task = self._create(label, None if options == RELIABLE else _reliability(options))
         except RequestError as error:
             logger.warning("%s: the peer's channel %r is refused: %s", self._host.connection_id, label, error)
             return False
+        self._announcing.add(label)
         task.add_done_callback(lambda task: self._announce(label, options, task))
         return True
 
     def _announce(self, label: str, options: ChannelOptions, task: asyncio.Task[DurableChannel]) -> None:
+        self._announcing.discard(label)
         if task.cancelled():
             return
         if task.exception() is None:

@@ -314,7 +314,7 @@ class PlainLink:
 
     def _to_open(self, label: str, lane: Lane) -> bool:
         """Whether nobody carries the label; once closed by the peer, or on the dialled side, only for something to send."""
-        if lane.closed or lane.drawing or (label in self._carries and self._carries[label].carried):
+        if lane.out.close_confirmed or lane.drawing or (label in self._carries and self._carries[label].carried):
             return False
         return (self._dialled and label not in self._carries) or self._host.unsent(label)
 
