@@ -395,15 +395,20 @@ class DurableChannel:
 
     def _end_if_done(self) -> None:
         """End receiving handles with the last message; not before their own messages are out (they may wait for that)."""
-        if (self._ended or (self._lane.incoming.closed and self._lane.closed)) and not self.inbox.count:
+        if (self._ended or (self._peer_closed and self._lane.closed)) and not self.inbox.count:
             self.inbox.detach_all("closed")
+
+    @property
+    def _peer_closed(self) -> bool:
+        """Whether nothing more will come. Without frames nobody says so: there the end of this side is the end of both."""
+        return self._lane.closed if self.plain else self._lane.incoming.closed
 
     def _inbox_taken(self, count: int, size: int) -> None:
         self._session.inbox_taken(self.label, count, size)
         self._end_if_done()
 
     def _announce_waiting(self) -> None:
-        if self.waiting or not (self._ended or self._lane.incoming.closed):
+        if self.waiting or not (self._ended or self._peer_closed):
             self.event("channel", {"waiting": self.waiting})
 
     # --- host of the queues ----------------------------------------------------------------------------------------

@@ -119,8 +119,12 @@ class Lanes(Mapping[str, Lane]):
         """The peer, a plain one so far, is on a link now: it knows none of the numbers that were given to what it got."""
         self.plain = False
         for lane in self._lanes.values():
-            lane.out.forget_plain()
-            self._draw_epoch(lane, reopen=False)
+            self._number_anew(lane)
+
+    def _number_anew(self, lane: Lane) -> None:
+        """Numbers that the peer is told from now on must not look like ones that it had and lost."""
+        lane.out.forget_plain()
+        self._draw_epoch(lane, reopen=False)
 
     def detach(self) -> None:
         """No link carries the session."""
@@ -251,6 +255,8 @@ class Lanes(Mapping[str, Lane]):
     def _take_options(self, lane: Lane, options: ChannelOptions) -> None:
         lane.options = options
         lane.out.link_lost()
+        if not lane.unreliable:
+            self._number_anew(lane)
         self._emit(OptionsTaken(lane.label, options))
 
     def _on_new_label(self, frame: frames.Channel) -> None:

@@ -83,6 +83,8 @@ class Carry:
         self._paused = False
         self._closing = False
         """Whether this side closes the data channels that there are."""
+        self.over = False
+        """Whether the peer has closed the label for good: this side's closing message needs no data channel any more."""
         self._early: deque[Message] = deque()
         self._moved: deque[int] = deque(maxlen=MOVED_KEPT)
         """Bytes of the messages given to the engine last."""
@@ -95,6 +97,7 @@ class Carry:
 
     def add(self, channel: DataChannel) -> None:
         """Another data channel of this label, open or about to be."""
+        self.over = False
         self.channels.append(channel)
         channel.on_message = lambda message: self._receive(channel, message)
         channel.on_close = lambda: self._closed(channel)
@@ -194,12 +197,23 @@ class Carry:
         if lane is None or lane.drawing:
             return
         self._take_early()
+        if self.over:
+            self._finish(lane)
+            return
         self._choose(lane)
         if self._current is not None:
             self._pass()
             self._send(lane, self._current)
             self._pass()
             self._current.buffered_amount_low_threshold = self._next_mark(self._current.buffered_amount)
+
+    def _finish(self, lane: Lane) -> None:
+        """Let go of what is left in the outbox."""
+        if not lane.out.flowing:
+            lane.out.flow_plain(self._connection.max_message_size)
+        while lane.out.message() is not None:
+            pass
+        lane.out.passed(0)
 
     def _choose(self, lane: Lane) -> None:
         """The data channel that a message last came in on, else the newest; it changes when nothing is in the buffers."""

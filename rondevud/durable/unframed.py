@@ -153,6 +153,8 @@ class Unframed:
         channel = self._session.channels[label]
         await channel.remove_all(Reason.PURGED)
         channel.close()
+        if label in self._carries:
+            self._carries[label].over = True
 
     def in_doubt(self, label: str, count: int) -> None:
         self._session.channels[label].in_doubt(count)

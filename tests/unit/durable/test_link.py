@@ -15,6 +15,8 @@ from rondevud.durable.effects import (
     LabelRefused,
     LinkDown,
     LinkUp,
+    OpenDataChannel,
+    OptionsTaken,
     Recovered,
     SessionFailed,
     Suspect,
@@ -36,6 +38,7 @@ from rondevud.records import (
     Trim,
 )
 from rondevud.store.memory import MemoryTables
+from rondevud.transport.base import RELIABLE, ChannelOptions
 from tests.unit.durable.world import Disk, World, other
 
 MIB = 1024 * 1024
@@ -634,6 +637,84 @@ class TestLabels:
         for side in "cs":
             assert len(events(world, side, ChannelOpened)) == 1
             assert {v.kind for v in verdicts(world, side)} == {VerdictKind.NEW}
+
+
+class TestUnreliableLabels:
+    FAST = ChannelOptions(ordered=False, max_retransmits=0)
+    FRESH = ChannelOptions(max_packet_life_time=100)
+
+    def both(self, connecting: ChannelOptions, service: ChannelOptions) -> World:
+        """Both sides make the label while there is no link, then there is one."""
+        world = joined()
+        world.cut(max(world.wires), 0)
+        world.run()
+        for side, options in (("c", connecting), ("s", service)):
+            world.nodes[side].create(world.nodes[side].session(), "fast", options)
+            world.run()
+            send(world, side, f"from {side}", label="fast")
+        world.run()
+        redial(world)
+        return world
+
+    def options(self, world: World) -> list[ChannelOptions]:
+        return [world.nodes[side].session().lanes["fast"].options for side in "cs"]
+
+    def test_one_side_makes_it_and_the_other_makes_it_with_its_options(self):
+        world = joined()
+        world.nodes["s"].create(world.nodes["s"].session(), "fast", self.FAST)
+        world.run()
+        assert self.options(world) == [self.FAST, self.FAST]
+        assert [len(events(world, side, OpenDataChannel)) for side in "cs"] == [1, 0]
+
+    def test_its_messages_are_in_no_frame(self):
+        world = self.both(self.FAST, self.FAST)
+        assert [inbox(world, side, "fast") for side in "cs"] == [[], []]
+        assert not any(world.nodes[side].session().lanes["fast"].out.flowing for side in "cs")
+        send(world, "c", "reliable ones do")
+        world.run()
+        assert inbox(world, "s") == ["reliable ones do"]
+
+    def test_of_two_options_the_connecting_sides_win(self):
+        world = self.both(self.FAST, self.FRESH)
+        assert self.options(world) == [self.FAST, self.FAST]
+        assert events(world, "s", OptionsTaken) == [OptionsTaken("fast", self.FAST)]
+        assert events(world, "c", OptionsTaken) == []
+        assert [len(events(world, side, OpenDataChannel)) for side in "cs"] == [1, 0]
+
+    @pytest.mark.parametrize("unreliable", ["c", "s"])
+    def test_reliable_wins_and_the_queue_moves(self, unreliable):
+        options = {side: self.FAST if side == unreliable else RELIABLE for side in "cs"}
+        world = self.both(options["c"], options["s"])
+        assert self.options(world) == [RELIABLE, RELIABLE]
+        assert events(world, unreliable, OptionsTaken) == [OptionsTaken("fast", RELIABLE)]
+        assert [inbox(world, side, "fast") for side in "cs"] == [["from s"], ["from c"]]
+
+    def test_a_label_that_becomes_reliable_calls_nothing_lost_that_went_without_numbers(self):
+        world = joined()
+        session = world.nodes["c"].session()
+        world.nodes["c"].create(session, "fast", self.FAST)
+        world.run()
+        out = session.lanes["fast"].out
+        out.flow_plain(1_000)
+        send(world, "c", "gone", label="fast")
+        world.run()
+        assert out.message().payload == "gone"
+        out.passed(0)
+        world.nodes["c"].carry_out(session)
+        world.run()
+        assert outbox_count(world, "c", "fast") == 0
+        world.nodes["s"].session().lanes["fast"].options = RELIABLE
+        redial(world)
+        send(world, "c", "numbered", label="fast")
+        world.run()
+        assert inbox(world, "s", "fast") == ["numbered"]
+        assert VerdictKind.GAP not in {verdict.kind for side in "cs" for verdict in verdicts(world, side)}
+
+    def test_data_on_it_ends_the_link(self):
+        world = self.both(self.FAST, self.FAST)
+        forget_events(world)
+        tell(world, "s", Data("fast", 1, ["x"]))
+        assert [event.code for event in events(world, "s", LinkDown)] == ["protocol"]
 
 
 class TestClosing:

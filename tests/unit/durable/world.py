@@ -56,7 +56,7 @@ from rondevud.records import (
 )
 from rondevud.store.base import Limits
 from rondevud.store.memory import MemoryTables
-from rondevud.transport.base import RELIABLE
+from rondevud.transport.base import RELIABLE, ChannelOptions
 
 PRINTS = Fingerprints(b"o" * 32, b"a" * 32)
 LABELS = ("alpha", "beta")
@@ -316,7 +316,7 @@ class Node:
                 case CloseLink():
                     self.world.close_end(self.side, effect.link)
                 case CreateLabel():
-                    self.create(session, effect.label)
+                    self.create(session, effect.label, effect.options)
                 case SessionFailed():
                     self.failed.append(effect)
                 case ChannelResumed():
@@ -341,7 +341,7 @@ class Node:
         if operation is not None:
             self.submit(operation, done)
 
-    def create(self, session: Session, label: str) -> None:
+    def create(self, session: Session, label: str, options: ChannelOptions = RELIABLE) -> None:
         key = (session.record.connection_id, label)
         if key in self.creating or label in session.lanes:
             return
@@ -360,9 +360,9 @@ class Node:
             if session not in self.sessions.values():
                 return
             if isinstance(outcome, StoreError):
-                self.create(session, label)
+                self.create(session, label, options)
                 return
-            session.lanes.add(outcome, self.world.limits)
+            session.lanes.add(outcome, self.world.limits, options)
             self.carry_out(session)
 
         self.submit(SaveSession(session.record), saved)
