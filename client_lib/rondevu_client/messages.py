@@ -20,6 +20,7 @@ CREDIT = "credit"
 ACCEPTED = "accepted"
 REJECTED = "rejected"
 REMOVED = "removed"
+SENT = "sent"
 ACKNOWLEDGED = "acknowledged"
 MESSAGE = "message"
 GAP = "gap"
@@ -46,6 +47,7 @@ _FROM_DAEMON: dict[str, tuple[tuple[str, type], ...]] = {
     ACCEPTED: (("handle", int), ("upto_seq", int)),
     REJECTED: (("handle", int), ("seq", int), ("code", str), ("message", str)),
     REMOVED: (("handle", int), ("from_seq", int), ("upto_seq", int), ("reason", str)),
+    SENT: (("handle", int), ("upto_seq", int)),
     ACKNOWLEDGED: (("handle", int), ("upto_seq", int)),
     MESSAGE: (("handle", int), ("tag", int), ("rows", list)),
     GAP: (("handle", int), ("tag", int), ("gap", dict)),

@@ -197,7 +197,9 @@ class DurableChannel:
             self._unsaved[record.id] = unsaved
             if len(self._unsaved) > UNSAVED_KEPT:
                 del self._unsaved[next(iter(self._unsaved))]
-        producer = Producer(record, listener, self.outbox.submit, self._producer_closed, unsaved)
+        out = self._lane.out
+        unsent_below = out.next if self.outbox.count and out.handed < out.next else 0
+        producer = Producer(record, listener, self.outbox.submit, self._producer_closed, unsaved, unsent_below)
         self.outbox.producers[record.id] = producer
         if not self.outbox.count:
             producer.acknowledged_seq = producer.last_seq
@@ -370,6 +372,10 @@ class DurableChannel:
         self.event("close", {})
         self._detach_producers()
         self._end_if_done()
+
+    def flushed(self) -> None:
+        """What could go out by now has been handed over."""
+        self.outbox.handed_over(self._lane.out.handed)
 
     def link_lost(self) -> None:
         """There is no link now: the policy decides about what is parked."""

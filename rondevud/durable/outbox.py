@@ -78,6 +78,7 @@ class Outbox:
         self.producers: dict[int, Producer] = {}
         self._id = record.id
         self._host = host
+        self._handed = 0
         self._storing_count = 0
         self._storing_size = 0
         self._parked: deque[Submission] = deque()
@@ -217,7 +218,7 @@ class Outbox:
                 return
             self._host.count("accepted", count)
             self._added(count, size, max_age)
-            producer.accept(submission)
+            producer.accept(submission, outcome.next)
 
         self._host.execute(operation, stored)
 
@@ -244,6 +245,13 @@ class Outbox:
     def progressed(self) -> None:
         """The link came up, or something was acknowledged."""
         self._progress_at = self._host.now()
+
+    def handed_over(self, below: int) -> None:
+        """Everything numbered below has been handed to a data channel, or has left the outbox."""
+        if below > self._handed:
+            self._handed = below
+            for producer in self.producers.values():
+                producer.tell_sent(below)
 
     def acknowledged(self, result: Acknowledged) -> None:
         """The peer's store has what `result` says."""

@@ -99,6 +99,8 @@ class Outgoing:
         self.closed = record.out_closed
         self.sent_high = record.next if record.acked or record.peer_epoch else 0
         """Numbers below may have been handed to a link; after a start: all of them, if there was one."""
+        self.handed = record.acked
+        """Numbers below have been handed to a data channel, whole, or are acknowledged; after a start: the latter."""
         self.needs_epoch = False
         """Whether a new epoch has to be drawn and stored (`new_epoch`) before anything is sent."""
         self._passed = 0
@@ -426,6 +428,8 @@ class Outgoing:
         self._in_flight_messages += messages
         self.in_flight_bytes += size
         self.sent_high = max(self.sent_high, next_seq)
+        if self._large is None:
+            self.handed = max(self.handed, next_seq)
 
     def _skip(self, head: Removal) -> bytes:
         self._loaded.popleft()
@@ -472,4 +476,5 @@ class Outgoing:
         self._offset += len(chunk)
         if self._offset == len(large.data):
             self._large = None
+            self.handed = max(self.handed, large.seq + 1)
         return frames.encode(frames.Piece(self.label, large.seq, offset, len(large.data), large.text, chunk))

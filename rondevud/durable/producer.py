@@ -23,9 +23,15 @@ class ProducerListener(Protocol):
 
     def removed(self, from_seq: int, upto_seq: int, reason: str) -> None: ...
 
+    def sent(self, upto_seq: int) -> None: ...
+
     def acknowledged(self, upto_seq: int) -> None: ...
 
     def detached(self, reason: str) -> None: ...
+
+
+UNSENT_KEPT = 1_024
+"""Submissions at most whose hand-over is told one by one; beyond, the last of them are told together."""
 
 
 class Submission:
@@ -86,7 +92,9 @@ class Producer:
         submit: Callable[[Submission], None],
         closed: Callable[[Producer], None],
         unsaved: Unsaved,
+        unsent_below: int = 0,
     ) -> None:
+        """`unsent_below`: what waits in the outbox from before is handed over when the numbers below it are; 0 = it is."""
         self.id = record.id
         self.name = record.name
         self.last_seq = max(record.last_seq, unsaved.last_seq)
@@ -105,6 +113,10 @@ class Producer:
         """Whether everything stored before this handle is known to have left the outbox."""
         if self._before_done:
             self.acknowledged_seq = max(self.acknowledged_seq, self.last_seq)
+        self._unsent_below = unsent_below
+        self._unsent: deque[tuple[int, int]] | None = None
+        """For each submission in the outbox that was not handed over the store's number behind it, and its last own one."""
+        self._sent_seq = 0
         self._unconfirmed = 0
         """Messages stored through this handle that are neither acknowledged nor removed."""
         self._listener: ProducerListener | None = listener
@@ -165,6 +177,14 @@ class Producer:
         if listener is not None:
             listener.detached(reason)
 
+    def confirm_sent(self) -> None:
+        """Tell the listener from now on what has been `sent`. To be called before the first `send`."""
+        self._unsent = deque()
+        if self._unsent_below and not self._before_done:
+            self._unsent.append((self._unsent_below, self.last_seq))
+            self._tell_sent(self.acknowledged_seq)
+        self._pass_sent()
+
     def _answer_again(self, first: int, last: int) -> None:
         for seq, code in self._rejected:
             if first <= seq <= last and self._listener is not None:
@@ -185,9 +205,13 @@ class Producer:
     def was_split(self, rest: Submission, head: Submission) -> None:
         self._undecided.insert(self._undecided.index(rest), head)
 
-    def accept(self, submission: Submission) -> None:
-        """The messages are stored."""
+    def accept(self, submission: Submission, behind: int) -> None:
+        """The messages are stored; `behind` is the number behind the last of them in the store."""
         self._unconfirmed += len(submission.payloads)
+        if self._unsent is not None:
+            if len(self._unsent) >= UNSENT_KEPT:
+                self._unsent.pop()
+            self._unsent.append((behind, submission.last_seq))
         self._decide(submission)
 
     def refuse(self, submission: Submission, code: str, message: str) -> None:
@@ -213,6 +237,7 @@ class Producer:
         self._unsaved.last_seq = max(self._unsaved.last_seq, self.last_seq)
         if self.last_seq > before and self._listener is not None:
             self._listener.accepted(self.last_seq)
+        self._pass_sent()
         self._pass()
 
     def tell_removed(self, gone: ProducerRange, reason: str) -> None:
@@ -230,9 +255,31 @@ class Producer:
         self._acknowledge(done.last)
         self._pass()
 
+    def tell_sent(self, below: int) -> None:
+        """Messages with the store's numbers below have been handed to a data channel."""
+        if self._unsent is None:
+            return
+        upto = 0
+        while self._unsent and self._unsent[0][0] <= below:
+            upto = self._unsent.popleft()[1]
+        self._tell_sent(upto if self._unsent else self.last_seq)
+
+    def _pass_sent(self) -> None:
+        """With everything stored handed over, what was rejected behind it is passed, too."""
+        if self._unsent is not None and not self._unsent:
+            self._tell_sent(self.last_seq)
+
+    def _tell_sent(self, upto: int) -> None:
+        if upto > self._sent_seq and self._listener is not None:
+            self._sent_seq = upto
+            self._listener.sent(upto)
+
     def tell_empty(self) -> None:
         """Nothing is left in the outbox."""
         self._before_done = True
+        if self._unsent is not None:
+            self._unsent.clear()
+            self._pass_sent()
         self._pass()
 
     def _left(self, gone: ProducerRange) -> None:
@@ -248,5 +295,9 @@ class Producer:
     def _acknowledge(self, upto: int) -> None:
         if upto > self.acknowledged_seq:
             self.acknowledged_seq = upto
+            if self._unsent is not None:
+                while self._unsent and self._unsent[0][1] <= upto:
+                    self._unsent.popleft()
+                self._tell_sent(upto)
             if self._listener is not None:
                 self._listener.acknowledged(upto)

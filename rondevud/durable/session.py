@@ -382,6 +382,8 @@ class DurableSession:
                 self._carry_out(effect)
             except Exception:
                 logger.exception("%s: %s failed", self.connection_id, type(effect).__name__)
+        for channel in self.channels.values():
+            channel.flushed()
         self._set_timer()
 
     def _set_timer(self) -> None:

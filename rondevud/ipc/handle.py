@@ -72,6 +72,7 @@ class Handle:
         self._unconfirmed: dict[int, int] = {}
         self._unconfirmed_bytes = 0
         self._accepted = self._accepted_told = 0
+        self._sent = self._sent_told = 0
         self._acknowledged = self._acknowledged_told = 0
         self._last_tag = 0
 
@@ -171,6 +172,11 @@ class Handle:
         self._tell_marks()
         self._notify(messages.REMOVED, from_seq, upto_seq, reason)
 
+    def sent(self, upto_seq: int) -> None:
+        self._sent = max(upto_seq, self._sent)
+        if not self._writer.congested:
+            self._tell_marks()
+
     def acknowledged(self, upto_seq: int) -> None:
         self._acknowledged = max(upto_seq, self._acknowledged)
         if not self._writer.congested:
@@ -235,6 +241,9 @@ class Handle:
         if self._accepted > self._accepted_told:
             self._accepted_told = self._accepted
             self._notify(messages.ACCEPTED, self._accepted)
+        if self._sent > self._sent_told:
+            self._sent_told = self._sent
+            self._notify(messages.SENT, self._sent)
         if self._wants_acknowledged and self._acknowledged > self._acknowledged_told:
             self._acknowledged_told = self._acknowledged
             self._notify(messages.ACKNOWLEDGED, self._acknowledged)

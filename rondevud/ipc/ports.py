@@ -39,6 +39,9 @@ class ProducerListener(Protocol):
     def removed(self, from_seq: int, upto_seq: int, reason: str) -> None:
         """Accepted, but will not reach the peer; before the `acknowledged` that passes it."""
 
+    def sent(self, upto_seq: int) -> None:
+        """Everything up to `upto_seq` was handed to a data channel, what was rejected or removed aside; if asked for."""
+
     def acknowledged(self, upto_seq: int) -> None:
         """The peer's store has everything up to `upto_seq`, what was removed aside."""
 
@@ -71,6 +74,9 @@ class Producer(Protocol):
         same way and not stored again. Payloads are within `Channel.max_message`, `max_age` is positive seconds or None;
         the listener may be called from within. The window is the socket's business, not the producer's.
         """
+
+    def confirm_sent(self) -> None:
+        """From now on the listener hears `sent`, at once when there is something to say; before the first `send`."""
 
     def reject(self, first_seq: int, count: int, code: str, message: str) -> None:
         """The socket refuses these numbers (beyond the window, a bad option, too large): they are spent.

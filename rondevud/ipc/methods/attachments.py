@@ -37,6 +37,8 @@ async def _open(session: Session, handle: Handle, channel: Channel, params: dict
         handle.receiver = await channel.open_receiver(mode, handle, takeover)
     if mode != "observe":
         handle.producer = await channel.open_producer(params["producer"], handle, takeover)
+        if params["confirm_sent"]:
+            handle.producer.confirm_sent()
     if handle.dead:
         raise RequestError("detached", "the channel was taken away while it was being attached")
     scope = session.house.resolve(params["target"])
@@ -84,6 +86,7 @@ def register(table: Table) -> None:
         producer=binary(1, 64),
         credit=integer(0, MAX_CREDIT, default=0),
         acknowledged=flag(),
+        confirm_sent=flag(),
         options=mapping(),
     )(attach)
     table.method("detach", "Let go of a handle.", handle=integer(1, 2**63 - 1, required=True))(detach)

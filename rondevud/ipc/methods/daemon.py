@@ -9,7 +9,7 @@ from rondevud.errors import RequestError
 from rondevud.ipc.session import Session
 from rondevud.ipc.table import Table, integers, text
 
-FEATURES: list[str] = []
+FEATURES = ["shared", "sent"]
 """What this daemon has beyond version 1 of the protocol."""
 
 

@@ -113,6 +113,9 @@ class Program:
     def removed(self, from_seq, upto_seq, reason) -> None:
         self._add(("removed", from_seq, upto_seq, reason))
 
+    def sent(self, upto_seq) -> None:
+        self._add(("sent", upto_seq))
+
     def acknowledged(self, upto_seq) -> None:
         self._add(("acknowledged", upto_seq))
 
@@ -409,6 +412,99 @@ async def test_a_message_over_the_limit_is_refused_without_its_neighbours(store)
         ("rejected", 5, "queue_full"),
     ]
     assert channel.outbox.count == 3
+    channel.stop()
+
+
+# --- what was sent ---------------------------------------------------------------------------------------------------
+
+
+async def confirming(channel, name=b"p") -> tuple:
+    producer, program = await sender(channel, name)
+    producer.confirm_sent()
+    return producer, program
+
+
+async def numbers(store, channel) -> list[int]:
+    """The store's numbers behind the messages that wait."""
+    return [
+        item.seq + 1 for item in (await store.execute(ReadOut(channel.id, 0))).items if isinstance(item, OutMessage)
+    ]
+
+
+def sent(program) -> list[int]:
+    return [answer[1] for answer in program.answers if answer[0] == "sent"]
+
+
+async def test_what_was_handed_over_is_told_to_who_asked_in_the_producer_s_own_numbers(store):
+    _, channel = await open_channel(store)
+    producer, program = await confirming(channel)
+    quiet, other = await sender(channel, b"quiet")
+    producer.send(10, ["a", "b"], None)
+    quiet.send(1, ["c"], None)
+    producer.send(20, ["d"], None)
+    await program.until(lambda: ("accepted", 20) in program.answers)
+    behind = await numbers(store, channel)
+    channel.outbox.handed_over(behind[0])
+    assert sent(program) == []
+    channel.outbox.handed_over(behind[1])
+    assert sent(program) == [11]
+    channel.outbox.handed_over(behind[2])
+    channel.outbox.handed_over(behind[3])
+    assert sent(program) == [11, 20]
+    assert sent(other) == []
+    channel.stop()
+
+
+async def test_a_rejected_number_is_passed_with_what_was_handed_over_before_it(store):
+    _, channel = await open_channel(store)
+    producer, program = await confirming(channel)
+    producer.send(1, ["a"], None)
+    producer.reject(2, 1, "too_large", "too large")
+    await program.until(lambda: ("accepted", 2) in program.answers)
+    assert sent(program) == []
+    channel.outbox.handed_over((await numbers(store, channel))[0])
+    assert sent(program) == [2]
+    producer.reject(3, 1, "too_large", "too large")
+    assert program.answers[-2:] == [("accepted", 3), ("sent", 3)]
+    channel.stop()
+
+
+async def test_what_is_purged_counts_as_sent_when_nothing_is_left(store):
+    _, channel = await open_channel(store)
+    producer, program = await confirming(channel)
+    producer.send(1, ["a", "b"], None)
+    await program.until(lambda: ("accepted", 2) in program.answers)
+    await channel.purge("out")
+    assert program.answers.index(("removed", 1, 2, "purged")) < program.answers.index(("sent", 2))
+    channel.stop()
+
+
+async def test_a_new_handle_hears_when_what_waits_from_before_has_been_handed_over(store):
+    _, channel = await open_channel(store)
+    first, program = await sender(channel, b"p")
+    first.send(1, ["a", "b"], None)
+    await program.until(lambda: ("accepted", 2) in program.answers)
+    behind = await numbers(store, channel)
+    producer, program = await confirming(channel)
+    producer.send(3, ["c"], None)
+    await program.until(lambda: ("accepted", 3) in program.answers)
+    channel.outbox.handed_over(behind[0])
+    assert sent(program) == []
+    channel.outbox.handed_over(behind[1])
+    assert sent(program) == [2]
+    channel.stop()
+
+
+async def test_more_submissions_than_are_remembered_are_told_together(store, monkeypatch):
+    monkeypatch.setattr("rondevud.durable.producer.UNSENT_KEPT", 2)
+    _, channel = await open_channel(store)
+    producer, program = await confirming(channel)
+    for number in range(1, 6):
+        producer.send(number, ["x"], None)
+    await program.until(lambda: ("accepted", 5) in program.answers)
+    for behind in await numbers(store, channel):
+        channel.outbox.handed_over(behind)
+    assert sent(program) == [1, 5]
     channel.stop()
 
 

@@ -56,6 +56,7 @@ class MemoryProducer:
         self.books = channel.stored.producers.setdefault(name, Books()) if name else Books()
         self.parked = []
         self.frames = 0
+        self.confirms_sent = False
 
     last_seq = property(lambda self: self.books.last_seq)
     rejected = property(lambda self: self.books.rejected)
@@ -101,6 +102,13 @@ class MemoryProducer:
         self.parked.clear()
         if upto and not self.channel.mute:
             self.listener.accepted(upto)
+
+    def confirm_sent(self):
+        self.confirms_sent = True
+
+    def hand_over(self, upto):
+        if self.confirms_sent and not self.closed:
+            self.listener.sent(upto)
 
     def acknowledge(self, upto):
         self.books.acknowledged_seq = upto

@@ -204,6 +204,21 @@ async def test_acknowledged_and_removed_come_to_who_asked(client, channel):
     assert client.frames == []
 
 
+async def test_sent_comes_to_who_asked_and_never_behind_what_acknowledges_more(client, channel):
+    await attach(client, mode="send", producer=b"quiet", acknowledged=True)
+    asked = (await attach(client, mode="send", producer=b"asked", acknowledged=True, confirm_sent=True))["handle"]
+    for producer in list(channel.producers.values()):
+        producer.hand_over(2)
+        producer.hand_over(3)
+        producer.acknowledge(3)
+    assert await client.notification("acknowledged") == [1, 3]
+    assert await client.notification("sent") == [asked, 2]
+    assert await client.notification("sent") == [asked, 3]
+    assert await client.notification("acknowledged") == [asked, 3]
+    await client.result("ping")
+    assert client.frames == []
+
+
 async def test_a_handle_hears_its_channel_and_connection_and_no_other(client, house, channel):
     house.add_connection("conn-b", "bob")
     handle = (await attach(client))["handle"]
