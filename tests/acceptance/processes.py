@@ -70,14 +70,16 @@ class Process:
         self._reader = asyncio.create_task(self._read(), name=f"output of {name}")
 
     @classmethod
-    async def start(cls, name: str, arguments: list[str], log: Path, env: Mapping[str, str] | None = None) -> Self:
+    async def start(
+        cls, name: str, arguments: list[str], log: Path, env: Mapping[str, str] | None = None, cwd: Path = ROOT
+    ) -> Self:
         with log.open("ab") as file:
             process = await asyncio.create_subprocess_exec(
                 *arguments,
-                stdin=asyncio.subprocess.DEVNULL,
+                stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=file,
-                cwd=ROOT,
+                cwd=cwd,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
             )
         return cls(name, process, log)
@@ -94,6 +96,15 @@ class Process:
     def count(self, word: str) -> int:
         """How many of its lines begin with that word."""
         return self._counts.get(word, 0)
+
+    def type(self, line: str) -> None:
+        """A line for its standard input."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{line}\n".encode())
+
+    def end_input(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
 
     def send(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
@@ -327,8 +338,10 @@ class Stage:
     def on_exit(self, action: Callable[[], None]) -> None:
         self._exits.callback(action)
 
-    async def start(self, name: str, arguments: list[str], env: Mapping[str, str] | None = None) -> Process:
-        process = await Process.start(name, arguments, self.path / f"{name}.err", env)
+    async def start(
+        self, name: str, arguments: list[str], env: Mapping[str, str] | None = None, cwd: Path = ROOT
+    ) -> Process:
+        process = await Process.start(name, arguments, self.path / f"{name}.err", env, cwd)
         self._processes.append(process)
         return process
 
