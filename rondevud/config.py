@@ -202,6 +202,11 @@ class ConnectionConfig(ConnectionOptions):
     fqn: Fqn | None = None
     uuid: Uuid | None = None
 
+    @property
+    def target(self) -> str:
+        """What is connected to: ``USER/FQN`` or ``uuid/UUID``."""
+        return f"uuid/{self.uuid}" if self.uuid else f"{self.username}/{self.fqn}"
+
     @model_validator(mode="before")
     @classmethod
     def _name_unnamed(cls, data: Any) -> Any:

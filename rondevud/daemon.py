@@ -14,7 +14,7 @@ from pathlib import Path
 from rondevud import __version__, clock, logs, open_files, systemd
 from rondevud.config import Config
 from rondevud.durable.session import Environment
-from rondevud.errors import ConfigError
+from rondevud.errors import ConfigError, RequestError
 from rondevud.events import EventBus
 from rondevud.house import House
 from rondevud.ipc.server import Server
@@ -57,16 +57,19 @@ async def run(
 ) -> int:
     """Run until SIGTERM or SIGINT; a second one ends the process at once. Returns the exit code.
 
-    `config_path` is where `config` came from, for messages; `ready` is called when the socket answers. Raises
+    `config_path` is where `config` came from, and is read again at SIGHUP; `ready` is called when the socket answers. Raises
     `ConfigError`, `StateDirectoryError`, `StoreError` or `ListenError` when it cannot start.
     """
     open_files.raise_limit()
     unhandled = logs.UnhandledExceptions()
     unhandled.install(asyncio.get_running_loop())
     stopping = asyncio.Event()
-    _handle_signals(stopping, config_path)
+    reload_wanted = asyncio.Event()
+    _handle_signals(stopping, reload_wanted)
     async with contextlib.AsyncExitStack() as stack:
-        await start(stack, config, state_dir, socket)
+        house = await start(stack, config, state_dir, socket, config_path)
+        reloads = asyncio.get_running_loop().create_task(_reload_loop(house, reload_wanted), name="reloads")
+        stack.callback(reloads.cancel)
         systemd.ready(f"listening on {socket}")
         logger.info("rondevud %s is ready: socket %s, state %s", __version__, socket, state_dir)
         if ready is not None:
@@ -83,7 +86,9 @@ async def run(
     return 0
 
 
-async def start(stack: contextlib.AsyncExitStack, config: Config, state_dir: Path, socket: Path) -> House:
+async def start(
+    stack: contextlib.AsyncExitStack, config: Config, state_dir: Path, socket: Path, config_path: Path | None = None
+) -> House:
     """Everything in its order, up to a socket that answers; `stack` gets how each part is stopped.
 
     Does without signal handlers, so that several daemons fit into one loop. Raises what `run` raises; close `stack` then.
@@ -104,7 +109,7 @@ async def start(stack: contextlib.AsyncExitStack, config: Config, state_dir: Pat
     engine = _make_engine(config)
     stack.push_async_callback(engine.close)
     _absorb_library_errors(loop, engine)
-    house = House(config, environment, signalling, engine, events, identities)
+    house = House(config, environment, signalling, engine, events, identities, config_path)
     house.signalling_url = url
     await house.load()
     descriptors = systemd.take_listen_fds()
@@ -192,7 +197,7 @@ def _absorb_library_errors(loop: asyncio.AbstractEventLoop, engine: AiortcEngine
     loop.set_exception_handler(handle)
 
 
-def _handle_signals(stopping: asyncio.Event, config_path: Path | None) -> None:
+def _handle_signals(stopping: asyncio.Event, reload_wanted: asyncio.Event) -> None:
     def stop(number: int) -> None:
         if stopping.is_set():
             os._exit(128 + number)
@@ -201,9 +206,18 @@ def _handle_signals(stopping: asyncio.Event, config_path: Path | None) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)
-    loop.add_signal_handler(
-        signal.SIGHUP, lambda: logger.warning("SIGHUP: reloading %s is not in this version", config_path)
-    )
+    loop.add_signal_handler(signal.SIGHUP, reload_wanted.set)
+
+
+async def _reload_loop(house: House, wanted: asyncio.Event) -> None:
+    """Reload as often as it is wanted; what comes of it stands in the log and is an event."""
+    while True:
+        await wanted.wait()
+        wanted.clear()
+        try:
+            await house.reload()
+        except RequestError as error:
+            logger.debug("the reload came to nothing: %s", error.code)
 
 
 async def _housekeeping(house: House, *stores: SqliteStore | MemoryStore) -> None:

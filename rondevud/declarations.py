@@ -115,7 +115,12 @@ def service_settings(config: Config, declared: ServiceConfig) -> ServiceSettings
 
 
 def connection_from(
-    name: str | None, username: str | None, fqn: str | None, uuid: str | None, options: dict[str, Any]
+    name: str | None,
+    options: dict[str, Any],
+    *,
+    username: str | None = None,
+    fqn: str | None = None,
+    uuid: str | None = None,
 ) -> ConnectionConfig:
     """The declaration in a request. Raises `RequestError` ``bad_params``."""
     said = {"name": name, "username": username, "fqn": fqn, "uuid": uuid}

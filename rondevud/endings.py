@@ -53,6 +53,14 @@ class Endings:
         what = f"withdraw {name} {keep_connections}"
         await self._see_through(what, lambda: self._withdraw(name, seconds, keep_connections=keep_connections))
 
+    async def end(self, key: Key) -> None:
+        """End what is declared now, without draining; the caller holds the lock of `key`. Raises `StoreError`."""
+        kind, name = key
+        if kind is DeclarationKind.SERVICE:
+            await self._end_service(self._holdings.services[name], 0.0, keep_connections=False)
+        else:
+            await self._close_connection(self._holdings.by_name[name], 0.0)
+
     async def finish(self) -> None:
         """The daemon stops: nothing ends by itself any more; wait a while for what is under way."""
         self._holdings.owners.stop()
@@ -116,10 +124,7 @@ class Endings:
             if key not in self._holdings.declared or self._holdings.owners.owned(key):
                 return  # ended by somebody, or declared again
             logger.info("%s is ephemeral, and its last owner is gone: ending it", name)
-            if kind is DeclarationKind.SERVICE:
-                await self._end_service(self._holdings.services[name], 0.0, keep_connections=False)
-            else:
-                await self._close_connection(self._holdings.by_name[name], 0.0)
+            await self.end(key)
 
 
 async def _close_visit(service: DurableService, visit: Visit, drain: float) -> None:

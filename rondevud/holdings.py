@@ -11,7 +11,13 @@ from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 from rondevud.config import ChannelOptions, Config, ConnectionConfig, ServiceConfig
-from rondevud.declarations import channel_configurer, connection_settings, service_from, service_settings
+from rondevud.declarations import (
+    channel_configurer,
+    connection_from,
+    connection_settings,
+    service_from,
+    service_settings,
+)
 from rondevud.durable.connection import DurableConnection
 from rondevud.durable.ports import Configure
 from rondevud.durable.service import DurableService, Visit
@@ -26,9 +32,6 @@ from rondevud.signalling.base import Signalling
 from rondevud.transport.base import Engine
 
 Options = ConnectionConfig | ServiceConfig
-
-NOWHERE = "00000000-0000-0000-0000-000000000000"
-"""UUID that a connection which is only held has as its target."""
 
 
 class Origin(StrEnum):
@@ -92,7 +95,8 @@ class Holdings:
 
     async def new_connection(self, options: ConnectionConfig, origin: Origin) -> DurableConnection:
         """A declared connection with a new session. Raises `StoreError`."""
-        record = SessionRecord(f"conn-{secrets.token_hex(8)}", Role.CONNECTING, options.name, b"", b"")
+        connection_id = f"conn-{secrets.token_hex(8)}"
+        record = SessionRecord(connection_id, Role.CONNECTING, options.name, b"", b"", target=options.target)
         await self._environment_of(origin).disk.execute(SaveSession(record))
         return self.add_connection(options, origin, record, [])
 
@@ -106,16 +110,33 @@ class Holdings:
 
     def hold_connection(self, record: SessionRecord, channels: list[ChannelRecord]) -> DurableConnection:
         """The session of a connection that is not declared any more: it can be read and purged."""
-        options = ConnectionConfig(name=record.declaration, uuid=NOWHERE)
+        head, _, tail = record.target.partition("/")
+        target = {"username": head, "fqn": tail} if "@" in tail else {"uuid": tail}
+        options = connection_from(record.declaration, target)
         connection = self._make_connection(options, Origin.SOCKET, record, channels)
         self.by_id[record.connection_id] = connection
         return connection
 
+    def hold_declared(self, connection: DurableConnection) -> None:
+        """It is not declared any more; what waits in it is kept, and goes on when it is declared again."""
+        name = connection.settings.name
+        del self.by_name[name]
+        self._undeclare(DeclarationKind.CONNECTION, name)
+        give_up_undeclared(connection)
+
+    def reconfigure_connection(self, options: ConnectionConfig, origin: Origin) -> DurableConnection:
+        """Other options of a declared connection with the same target."""
+        connection = self.by_name[options.name]
+        connection.reconfigure(*self._settings_of(options, origin))
+        self._enlist(options, origin, connection)
+        return connection
+
     def take_over_connection(self, options: ConnectionConfig, origin: Origin) -> DurableConnection | None:
-        """The held connection of that name, which is declared again: it goes on when it is started."""
+        """The held connection of that name and target, which is declared again: it goes on when it is started."""
         for connection in self.by_id.values():
-            held = self.by_name.get(options.name) is not connection
-            if held and connection.settings.name == options.name and connection.state is not ConnectionState.CLOSED:
+            has = connection.settings
+            held = self.by_name.get(has.name) is not connection and connection.state is not ConnectionState.CLOSED
+            if held and (has.name, has.target) == (options.name, options.target):
                 connection.reconfigure(*self._settings_of(options, origin))
                 self._enlist(options, origin, connection)
                 return connection
@@ -159,11 +180,21 @@ class Holdings:
         else:
             self.undeclared.remove(service)
             service.release()
-            configure = channel_configurer(self.config, options.queue, {})
-            service.reconfigure(service_settings(self.config, options), configure)
+            self._reconfigure(service, options, origin)
         self.services[options.name] = service
         self.declared[DeclarationKind.SERVICE, options.name] = Declaration(options, origin)
         return service
+
+    def reconfigure_service(self, options: ServiceConfig, origin: Origin) -> None:
+        """Other options of a declared service."""
+        self._reconfigure(self.services[options.name], options, origin)
+        self.declared[DeclarationKind.SERVICE, options.name] = Declaration(options, origin)
+
+    def _reconfigure(self, service: DurableService, options: ServiceConfig, origin: Origin) -> None:
+        service.reconfigure(service_settings(self.config, options), self._channels_of(options, origin))
+
+    def _channels_of(self, options: ServiceConfig, origin: Origin) -> Configure:
+        return channel_configurer(self.config, options.queue, {}, ephemeral=origin is Origin.EPHEMERAL)
 
     def _held_service(self, name: str) -> DurableService | None:
         return next((held for held in self.undeclared if held.name == name and not held.ephemeral), None)
@@ -185,7 +216,7 @@ class Holdings:
             environment=self._environment_of(origin),
             signalling=self.signalling,
             engine=self._engine,
-            configure=channel_configurer(self.config, options.queue, {}, ephemeral=origin is Origin.EPHEMERAL),
+            configure=self._channels_of(options, origin),
         )
 
     def all_services(self) -> list[DurableService]:
@@ -251,7 +282,7 @@ class Holdings:
                 self.environment.disk.submit(DeleteDeclaration(DeclarationKind.CONNECTION, name))
 
     def forget_service(self, service: DurableService) -> None:
-        """It has been withdrawn: what waits in its connections can be read."""
+        """It is not declared any more; its sessions stay, as far as something waits in them or they are held."""
         del self.services[service.name]
         self._undeclare(DeclarationKind.SERVICE, service.name)
         self.undeclared.append(service)
@@ -273,6 +304,13 @@ class Holdings:
         for service in [service for service in self.undeclared if not service.visits]:
             self.undeclared.remove(service)
             service.release()
+
+
+def give_up_undeclared(connection: DurableConnection) -> None:
+    """Nobody dials for it: what waits can be read and purged, and goes on when it is declared again."""
+    unsent = sum(channel.outbox.count for channel in connection.session.channels.values())
+    message = f"it is not declared any more, with {unsent} messages to be sent; declaring it again lets it go on"
+    connection.give_up("undeclared", message)
 
 
 def over(session: DurableSession) -> bool:

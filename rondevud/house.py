@@ -8,6 +8,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 from rondevud import rows
@@ -21,6 +22,7 @@ from rondevud.errors import RequestError, SignallingError, SignallingRejected
 from rondevud.events import Event, EventBus, Scope
 from rondevud.holdings import Holdings, over
 from rondevud.keys import Keys, key_errors
+from rondevud.reloading import Reloading
 from rondevud.restoring import restore
 from rondevud.service_channel import ServiceChannel
 from rondevud.signalling.base import Signalling
@@ -43,6 +45,7 @@ class House:
         engine: Engine,
         events: EventBus,
         identities: Identities,
+        config_path: Path | None = None,
     ) -> None:
         self.events = events
         self.instance = secrets.token_hex(8)
@@ -53,6 +56,7 @@ class House:
         self.keys = Keys(identities, self.holdings.services_of)
         self.endings = Endings(self.holdings)
         self._declaring = Declaring(self.holdings)
+        self._reloading = Reloading(self.holdings, self.endings, config_path)
         self._environment = environment
         self._engine = engine
         self._started = time.monotonic()
@@ -77,6 +81,7 @@ class House:
 
     async def stop(self) -> None:
         """Tell peers to come back, and let go. Declarations stay. What fails at one of them is logged."""
+        await self._reloading.stop()
         await self.endings.finish()
         outcomes = await asyncio.gather(
             *(connection.stop() for connection in self.holdings.by_id.values()),
@@ -104,7 +109,7 @@ class House:
         owner: object,
     ) -> Data:
         return await self._declaring.connect(
-            connection_from(name, username, fqn, uuid, options), owner if ephemeral else None
+            connection_from(name, options, username=username, fqn=fqn, uuid=uuid), owner if ephemeral else None
         )
 
     async def expose(self, username: str, fqn: str, options: Data, ephemeral: bool, owner: object) -> Data:
@@ -113,6 +118,9 @@ class House:
     def owner_gone(self, owner: object) -> None:
         """The socket that made declarations is closed; all but the ephemeral ones outlive it."""
         self.holdings.owners.gone(owner)
+
+    async def reload(self) -> Data:
+        return await self._reloading.reload()
 
     async def withdraw(self, username: str, fqn: str, drain: float | None, keep_connections: bool) -> Data:
         await self.endings.withdraw(f"{username}/{fqn}", drain, keep_connections=keep_connections)

@@ -168,6 +168,8 @@ class SessionRecord:
     kind: PeerKind = PeerKind.UNKNOWN
     answerer: str = ""
     """Service side, plain peer: the answerer id under which the signalling server knows it. The server's word, no proof."""
+    target: str = ""
+    """Connecting side: what is dialled, ``USER/FQN`` or ``uuid/UUID``; what waits here is for nobody else."""
 
 
 @dataclass(frozen=True, slots=True)

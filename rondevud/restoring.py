@@ -9,7 +9,7 @@ import msgpack
 from rondevud.config import ConnectionConfig, ServiceConfig
 from rondevud.declarations import connection_from, service_from
 from rondevud.errors import RequestError
-from rondevud.holdings import Holdings, Options, Origin
+from rondevud.holdings import Holdings, Options, Origin, give_up_undeclared
 from rondevud.records import (
     ChannelRecord,
     Declaration,
@@ -63,13 +63,14 @@ class _Restoring:
     async def _declarations(
         self,
     ) -> tuple[list[tuple[ServiceConfig, Origin]], list[tuple[ConnectionConfig, Origin]]]:
-        """What the file declares, then what was declared over the socket and does not stand in the file."""
+        """What the file declares, then what was declared over the socket; what stands in both is the file's from now on."""
         services = [(service, Origin.FILE) for service in self._holdings.config.services]
         connections = [(connection, Origin.FILE) for connection in self._holdings.config.connections]
         names = {(DeclarationKind.SERVICE, service.name) for service, _ in services}
         names |= {(DeclarationKind.CONNECTION, connection.name) for connection, _ in connections}
         for declaration in await self._store.execute(LoadDeclarations()):
             if (declaration.kind, declaration.name) in names:
+                self._store.submit(DeleteDeclaration(declaration.kind, declaration.name))
                 continue
             try:
                 declared = _declared(declaration)
@@ -87,10 +88,10 @@ class _Restoring:
         self, connections: list[tuple[ConnectionConfig, Origin]], sessions: list[SessionRecord]
     ) -> None:
         made = [record for record in sessions if record.role is Role.CONNECTING]
-        living = {record.declaration: record for record in made if not record.closed}
+        living = {(record.declaration, record.target): record for record in made if not record.closed}
         closed = {record.declaration for record in made if record.closed}
         for connection, origin in connections:
-            record = living.get(connection.name)
+            record = living.get((connection.name, connection.target))
             if record is not None:
                 self._holdings.add_connection(connection, origin, record, self._of(record))
             elif connection.name in closed and origin is not Origin.FILE:  # closed by the peer
@@ -112,16 +113,11 @@ class _Restoring:
         elif record.role is Role.SERVICE:
             self._holdings.undeclared_service(record.declaration).restore(record, channels)
         else:
-            self._hold_connection(record, channels, unsent)
-
-    def _hold_connection(self, record: SessionRecord, channels: list[ChannelRecord], unsent: int) -> None:
-        """Nobody dials for it: what waits can be read and purged, and goes on when its name is declared again."""
-        connection = self._holdings.hold_connection(record, channels)
-        if record.closed:
-            connection.session.end()
-        else:
-            connection.give_up("undeclared", "it is not declared any more; declaring it again lets it go on")
-            logger.warning("%s is not declared any more: %d messages wait to be sent", record.declaration, unsent)
+            connection = self._holdings.hold_connection(record, channels)
+            if record.closed:
+                connection.session.end()
+            else:
+                give_up_undeclared(connection)
 
 
 def _kind(role: Role) -> DeclarationKind:
@@ -133,5 +129,4 @@ def _declared(declaration: Declaration) -> Options:
     said = msgpack.unpackb(declaration.options)
     if declaration.kind is DeclarationKind.SERVICE:
         return service_from(said.pop("username"), said.pop("fqn"), said)
-    username, fqn, uuid = (said.pop(key, None) for key in ("username", "fqn", "uuid"))
-    return connection_from(declaration.name, username, fqn, uuid, said)
+    return connection_from(declaration.name, said)

@@ -54,6 +54,7 @@ CODES = {
     "detached": "the handle was taken away while it was being made",
     "not_found": "the signalling server knows no such thing",
     "signalling": "the signalling server could not be asked or refused",
+    "bad_config": "the configuration file cannot be used; nothing has been changed",
     "timeout": "it did not come about in time",
     # of rejected messages
     "window": "more than send_window messages or bytes were unconfirmed",

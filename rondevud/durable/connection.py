@@ -156,7 +156,7 @@ class DurableConnection:
         if self.state is ConnectionState.FAILED:
             self.reconnect()
         self._wanted.set()
-        await self._make_channels()
+        await self.make_channels()
 
     def reconfigure(self, settings: ConnectionSettings, configure: Configure) -> None:
         """Take other settings over, of the same name; `start` makes the channels that they add.
@@ -167,7 +167,8 @@ class DurableConnection:
         self._delays = self._new_delays()
         self.session.reconfigure(self._link_settings(), configure)
 
-    async def _make_channels(self) -> None:
+    async def make_channels(self) -> None:
+        """The channels of the settings; one that cannot be made is logged and stands in `last_error`."""
         for label in self.settings.channels:
             try:
                 await self.session.channel(label, None)
@@ -261,8 +262,11 @@ class DurableConnection:
             await asyncio.wait(tasks, timeout=5.0)
 
     def give_up(self, code: str, message: str) -> None:
-        """Do not dial: the state is `failed`, with that reason, and what is held stays."""
+        """Do not dial, and leave the link there is: the state is `failed`, with that reason, and what is held stays."""
+        if self.state is ConnectionState.FAILED:
+            self.last_error = message
         self._fail(code, message, permanent=True)
+        self.session.say_goodbye(GoodbyeCode.RESTARTING, "given up for now")
 
     def reconnect(self) -> None:
         """Try now: dial again after `failed`; otherwise cut the link that is there and dial anew."""

@@ -200,7 +200,7 @@ class Outbox:
             self._host.event("queue_overflow", {"count": count, "policy": "drop_oldest"})
 
     def _store(self, submission: Submission) -> None:
-        if not self.count and not self._storing_count:
+        if not self.busy:
             self.progressed()  # there was nothing to acknowledge until now
         count, size, producer = len(submission.payloads), submission.size, submission.producer
         max_age = min((age for age in (submission.max_age, self.limits.max_age) if age is not None), default=None)
@@ -285,9 +285,14 @@ class Outbox:
         self.settle()
         self._tell_drained()
 
+    @property
+    def busy(self) -> bool:
+        """Whether something stored, or being stored, has not been acknowledged or removed."""
+        return bool(self.count or self._storing_count)
+
     async def drained(self) -> None:
         """Wait until everything stored has been acknowledged or removed."""
-        if self.count or self._storing_count:
+        if self.busy:
             waiter = asyncio.get_running_loop().create_future()
             self._drained.append(waiter)
             try:
@@ -297,7 +302,7 @@ class Outbox:
                     self._drained.remove(waiter)
 
     def _tell_drained(self) -> None:
-        if not self.count and not self._storing_count:
+        if not self.busy:
             for producer in list(self.producers.values()):
                 producer.tell_empty()
             waiting, self._drained = self._drained, []

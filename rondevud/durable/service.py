@@ -192,6 +192,17 @@ class DurableService:
             name = f"service {self.name} held"
             self._holding = asyncio.get_running_loop().create_task(self._absence_loop(), name=name)
 
+    async def retire(self) -> None:
+        """It is not declared any more: take it off the server, send its peers away for now, and `hold` their sessions."""
+        await self._end_loops()
+        self.published.clear()
+        await self._withdraw_offers()
+        self.pool.forget()
+        for visit in self.visits.values():
+            visit.session.say_goodbye(GoodbyeCode.RESTARTING, "the service is given up for now")
+        self._publish("closed", {})
+        self.hold()
+
     def release(self) -> None:
         """The sessions are not held any more: the service is declared again, or nothing is left. Idempotent."""
         task, self._holding = self._holding, None

@@ -228,6 +228,12 @@ class House(Protocol):
     async def expose(self, username: str, fqn: str, options: Data, ephemeral: bool, owner: object) -> Data:
         """``{service_id, uuid, expires_at, created}``; idempotent by user and FQN, else ``conflict``."""
 
+    async def reload(self) -> Data:
+        """Take the configuration file over: ``{added, changed, removed, restart_needed}``, names and keys.
+
+        Raises ``bad_config`` when the file cannot be used; nothing is changed then.
+        """
+
     async def withdraw(self, username: str, fqn: str, drain: float | None, keep_connections: bool) -> Data:
         """`drain` in seconds, None = the default (10)."""
 

@@ -10,7 +10,7 @@ CREATE TABLE sessions (
     connection_id TEXT PRIMARY KEY, role TEXT NOT NULL, declaration TEXT NOT NULL, session BLOB NOT NULL,
     token BLOB NOT NULL, link INTEGER NOT NULL, welcomed INTEGER NOT NULL, contacted INTEGER NOT NULL,
     peer_name TEXT NOT NULL, closed INTEGER NOT NULL, absent REAL NOT NULL, kind TEXT NOT NULL, answerer TEXT NOT NULL,
-    crc INTEGER NOT NULL
+    target TEXT NOT NULL, crc INTEGER NOT NULL
 ) WITHOUT ROWID;
 
 CREATE TABLE declarations (

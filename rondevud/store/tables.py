@@ -58,13 +58,14 @@ def _session_row(session: SessionRecord) -> tuple[Any, ...]:
             float(session.absent),
             str(session.kind),
             session.answerer,
+            session.target,
         )
     )
 
 
 def _session_of_row(row: Sequence[Any]) -> SessionRecord:
     connection_id, role, declaration, session, token, link, welcomed, contacted, peer_name, closed, absent = row[:11]
-    kind, answerer, _ = row[11:]
+    kind, answerer, target, _ = row[11:]
     return SessionRecord(
         connection_id,
         Role(role),
@@ -79,6 +80,7 @@ def _session_of_row(row: Sequence[Any]) -> SessionRecord:
         absent,
         PeerKind(kind),
         answerer,
+        target,
     )
 
 
@@ -154,7 +156,7 @@ class SqlTables:
 
     def _save_session(self, operation: records.SaveSession) -> None:
         self._connection.execute(
-            "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             _session_row(operation.session),
         )
 

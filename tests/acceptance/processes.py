@@ -205,6 +205,15 @@ class Daemon:
         self.process: Process | None = None
         self.lives = 0
 
+    def reconfigure(self, extra: str) -> None:
+        """Another configuration file: what all daemons have, and `extra`."""
+        self._config.write_text(CONFIG.format(url=self._stage.rendezvous.url) + extra)
+
+    async def until_told(self, assignment: str) -> None:
+        """Wait until it tells systemd that."""
+        assert self.process is not None
+        await self._notify.wait_for(assignment, self.process)
+
     async def begin(self, **other: Path) -> Process:
         """Start the process, without waiting until it is ready; `other` can name another socket or state directory."""
         self.lives += 1
@@ -241,8 +250,7 @@ class Daemon:
 
     async def until_stopping(self) -> None:
         """Wait until it says that it stops."""
-        assert self.process is not None
-        await self._notify.wait_for("STOPPING=1", self.process)
+        await self.until_told("STOPPING=1")
 
     @contextlib.asynccontextmanager
     async def client(self) -> AsyncIterator[Client]:

@@ -53,6 +53,8 @@ class Place:
         self.state_dir = directory / name
         self.socket = directory / f"{name}.sock"
         self.config = parse(config, name)
+        self.config_path: Path | None = None
+        """What a reload reads."""
         self.house: House | None = None
         self._stack: contextlib.AsyncExitStack | None = None
         self._clients = contextlib.AsyncExitStack()
@@ -61,7 +63,9 @@ class Place:
         stack = contextlib.AsyncExitStack()
         try:
             async with asyncio.timeout(PATIENCE):
-                self.house = await daemon_module.start(stack, self.config, self.state_dir, self.socket)
+                self.house = await daemon_module.start(
+                    stack, self.config, self.state_dir, self.socket, self.config_path
+                )
         except BaseException:
             await stack.aclose()
             raise

@@ -18,9 +18,16 @@ MEETING = {
     "rondevud.daemon": ("rondevud.main",),
     "rondevud.house": ("rondevud.main", "rondevud.daemon"),
     "rondevud.restoring": ("rondevud.house",),
+    "rondevud.reloading": ("rondevud.house",),
     "rondevud.declaring": ("rondevud.house",),
-    "rondevud.endings": ("rondevud.house",),
-    "rondevud.holdings": ("rondevud.house", "rondevud.restoring", "rondevud.declaring", "rondevud.endings"),
+    "rondevud.endings": ("rondevud.house", "rondevud.reloading"),
+    "rondevud.holdings": (
+        "rondevud.house",
+        "rondevud.restoring",
+        "rondevud.declaring",
+        "rondevud.endings",
+        "rondevud.reloading",
+    ),
     "rondevud.declarations": (
         "rondevud.house",
         "rondevud.restoring",

@@ -35,6 +35,10 @@ async def status(session: Session, _params: dict[str, Any]) -> dict[str, Any]:
     return await session.house.status()
 
 
+async def reload(session: Session, _params: dict[str, Any]) -> dict[str, Any]:
+    return await session.house.reload()
+
+
 def clients(session: Session, _params: dict[str, Any]) -> list[dict[str, Any]]:
     return session.clients()
 
@@ -45,4 +49,5 @@ def register(table: Table) -> None:
     )
     table.method("ping", "Answer.")(ping)
     table.method("status", "What the daemon does and how it is.")(status)
+    table.method("reload", "Take the changed configuration file over.")(reload)
     table.method("clients", "The programs on this socket.")(clients)
