@@ -55,6 +55,8 @@ class AttachParameters(TypedDict, total=False):
     """1 to 64 bytes under which the numbers of what is sent are kept, for a program with an outbox of its own."""
     credit: int
     """Messages to receive ahead of the program; 256."""
+    confirm_sent: bool
+    """Whether the daemon is to say what it has handed to a data channel, for `Channel.wait_sent`; false."""
     auto_ack: bool
     """Whether asking for the next message acknowledges the one before it; true."""
     ordered: bool | None
@@ -174,10 +176,7 @@ class Channel(Emitter):
         Raises `MessagesRemoved` when some of it was removed, `NotAcknowledged` (when everything has left the daemon) for
         a peer that acknowledges nothing, `Detached` or `ConnectionLost` when nobody can tell any more.
         """
-        undecided = self._outbox.futures()
-        if undecided:
-            await asyncio.wait(undecided)
-        upto = self._outbox.last_given
+        upto = await self._all_decided()
         while self.acknowledges is not False and not self._outbox.is_acknowledged(upto):
             self._check_usable()
             await self._change()
@@ -188,6 +187,28 @@ class Channel(Emitter):
             raise removed
         if self.acknowledges is False and self._outbox.last_accepted:
             raise NotAcknowledged(f"the peer of {self.label!r} acknowledges nothing; everything was sent")
+
+    async def wait_sent(self) -> None:
+        """Wait until everything sent so far through this object has been handed to a data channel.
+
+        Raises `MessagesRemoved`, `Detached`, `ConnectionLost`; `ValueError` when it was attached without `confirm_sent`.
+        """
+        if not self._request["confirm_sent"]:
+            raise ValueError("attach with confirm_sent=True to wait until messages are sent")
+        upto = await self._all_decided()
+        while not self._outbox.is_sent(upto):
+            self._check_usable()
+            await self._change()
+        removed = self._outbox.take_removed()
+        if removed is not None:
+            raise removed
+
+    async def _all_decided(self) -> int:
+        """Wait until the daemon has accepted or rejected everything sent so far; its highest number."""
+        undecided = self._outbox.futures()
+        if undecided:
+            await asyncio.wait(undecided)
+        return self._outbox.last_given
 
     @property
     def ready_state(self) -> str:
@@ -372,6 +393,8 @@ class Channel(Emitter):
             self._schedule()
         elif method == messages.REJECTED:
             self._outbox.reject(params[1], params[2], params[3])
+        elif method == messages.SENT:
+            self._outbox.sent_upto = max(params[1], self._outbox.sent_upto)
         elif method == messages.ACKNOWLEDGED:
             self._outbox.acknowledge(params[1])
         elif method == messages.REMOVED:

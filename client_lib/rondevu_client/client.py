@@ -488,7 +488,12 @@ def _attach_request(parameters: AttachParameters) -> tuple[dict[str, Any], int]:
         "max_packet_life_time": parameters.get("max_packet_life_time"),
     }
     options |= {key: value for key, value in reliability.items() if value is not None}
-    request = {"mode": mode, "acknowledged": mode != "observe", "options": options or None}
+    request = {
+        "mode": mode,
+        "acknowledged": mode != "observe",
+        "confirm_sent": parameters.get("confirm_sent") or None,
+        "options": options or None,
+    }
     return request, credit if mode != "send" else 0
 
 

@@ -49,6 +49,8 @@ class Outbox:
         """The highest number used, by this process or one before it."""
         self.last_accepted = 0
         """The highest number of this process that the daemon has accepted; 0 = none."""
+        self.sent_upto = 0
+        """The highest number up to which the daemon has handed everything to a data channel, as far as it was asked."""
         self.removed_known = 0
         self._first_own: int | None = None
         self._rejected_earlier: frozenset[int] = frozenset()
@@ -174,6 +176,10 @@ class Outbox:
     def is_acknowledged(self, upto: int) -> bool:
         """Whether every accepted message up to that number is acknowledged or removed."""
         return not self._unacknowledged or self._unacknowledged[0][0] > upto
+
+    def is_sent(self, upto: int) -> bool:
+        """Whether every accepted message up to that number was handed to a data channel, acknowledged or removed."""
+        return not any(max(low, self.sent_upto + 1) <= min(high, upto) for low, high in self._unacknowledged)
 
     def take_removed(self) -> MessagesRemoved | None:
         """What was removed since this was last asked."""

@@ -195,6 +195,13 @@ class Channel(_Emitter):
         """
         self._run(timeout, self._inner.flush)
 
+    def wait_sent(self, timeout: float | None = None) -> None:
+        """Wait until everything sent so far through this object has been handed to a data channel.
+
+        Raises `MessagesRemoved`, `Detached`, `ConnectionLost`; `ValueError` when it was attached without `confirm_sent`.
+        """
+        self._run(timeout, self._inner.wait_sent)
+
     # --- receiving ---------------------------------------------------------------------------------------------
 
     def receive(self, timeout: float | None = None) -> Message:

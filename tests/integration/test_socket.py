@@ -254,6 +254,32 @@ async def test_flush_counts_what_was_removed_while_the_socket_was_broken(place, 
     assert (caught.value.ranges, caught.value.unnumbered) == ([], 2)
 
 
+async def test_what_was_handed_to_a_data_channel_can_be_waited_for(place, daemon):
+    channel = await daemon.attach("alice-chat", "main", confirm_sent=True)
+    for text in "abc":
+        await channel.send(text)
+    waiting = asyncio.create_task(channel.wait_sent())
+    producer = place.channel().producer
+    producer.hand_over(2)
+    await daemon.status()
+    assert not waiting.done()
+    producer.hand_over(3)
+    await waiting
+    await channel.send("d")
+    producer.acknowledge(4)
+    await channel.wait_sent()
+    await channel.send("e")
+    producer.remove(5, 5, "expired")
+    with pytest.raises(MessagesRemoved):
+        await channel.wait_sent()
+
+
+async def test_waiting_until_sent_has_to_be_asked_for_at_attach(place, daemon):
+    channel = await daemon.attach("alice-chat", "main")
+    with pytest.raises(ValueError, match="confirm_sent"):
+        await channel.wait_sent()
+
+
 async def test_flush_to_a_peer_that_acknowledges_nothing_waits_until_the_queue_is_empty(place, daemon):
     place.channel().acknowledges = False
     channel = await daemon.attach("alice-chat", "main")

@@ -107,11 +107,15 @@ def in_thread(function, *args):
 
 def test_messages_go_and_come_without_a_line_of_asyncio(place, daemon):
     connection = daemon.connect("bob", FQN, name="bob-chat")
-    channel = connection.create_channel("main")
+    channel = connection.create_channel("main", confirm_sent=True)
     assert (connection.get_channel("main"), connection.get_channel("other")) == (channel, None)
     assert connection.is_connected
     assert (channel.label, channel.connection_id, channel.ready_state) == ("main", connection.id, "open")
     assert [channel.send("one"), channel.send(b"two")] == [1, 2]
+    place.do(lambda: place.house.get(connection.id, "main").producer.hand_over(2))
+    channel.wait_sent(PATIENCE)
+    with pytest.raises(TimeoutError):
+        channel.flush(0.01)
     place.do(lambda: place.house.get(connection.id, "main").producer.acknowledge(2))
     channel.flush(PATIENCE)
     assert (channel.queue_size, channel.buffered_amount) == (0, 0)
