@@ -385,10 +385,21 @@ class Channel(Emitter):
 
     def _take(self, method: str, params: list[Any]) -> None:
         if method == messages.MESSAGE:
-            tag = params[1]
-            for index, row in enumerate(params[2]):
-                self._inbox.append((tag + index, Message(self, self.generation, tag + index, row)))
-        elif method == messages.ACCEPTED:
+            for tag, row in enumerate(params[2], params[1]):
+                self._inbox.append((tag, Message(self, self.generation, tag, row)))
+        elif method == messages.GAP:
+            self._inbox.append((params[1], params[2]))
+        elif method == messages.DETACHED:
+            self._end(params[1])
+        elif method == messages.EVENT:
+            self._take_event(params[2], params[3])
+        else:
+            self._take_outcome(method, params)
+        self._wake()
+
+    def _take_outcome(self, method: str, params: list[Any]) -> None:
+        """What became of messages that were sent."""
+        if method == messages.ACCEPTED:
             self._outbox.accept(params[1])
             self._schedule()
         elif method == messages.REJECTED:
@@ -399,13 +410,6 @@ class Channel(Emitter):
             self._outbox.acknowledge(params[1])
         elif method == messages.REMOVED:
             self._outbox.remove(params[1], params[2], params[3])
-        elif method == messages.GAP:
-            self._inbox.append((params[1], params[2]))
-        elif method == messages.DETACHED:
-            self._end(params[1])
-        elif method == messages.EVENT:
-            self._take_event(params[2], params[3])
-        self._wake()
 
     def _take_event(self, name: str, data: dict[str, Any]) -> None:
         if name == "open":
