@@ -24,7 +24,7 @@ import itertools
 import secrets
 import time
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Self
 from urllib.parse import quote
 
@@ -187,15 +187,22 @@ async def add_candidate(pc: RTCPeerConnection, entry: Any) -> None:
         await pc.addIceCandidate(candidate)
 
 
-def mute(pc: RTCPeerConnection) -> None:
-    """The page is gone without a word: nothing leaves its sockets any more."""
+def mute(pc: RTCPeerConnection) -> Callable[[], None]:
+    """Nothing leaves its sockets any more, and no end of it knows. Answers what ends the silence."""
 
     async def swallow(*_arguments: Any) -> None:
         pass
 
-    for protocol in pc.sctp.transport.transport._connection._protocols:
+    protocols = list(pc.sctp.transport.transport._connection._protocols)
+    for protocol in protocols:
         protocol.send_data = swallow
         protocol.send_stun = lambda *_arguments: None
+
+    def unmute() -> None:
+        for protocol in protocols:
+            del protocol.send_data, protocol.send_stun
+
+    return unmute
 
 
 async def end(pc: RTCPeerConnection) -> None:
