@@ -7,6 +7,7 @@ is about with up to three words, its service (``USER/FQN``), its connection id a
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ class Event(NamedTuple):
     name: str
     data: dict[str, Any]
     """With ``service``, ``connection_id`` and ``label`` where they apply. Shared by all listeners: not to be changed."""
+    at: float
+    """When it was published, seconds since 1970."""
 
 
 Callback: TypeAlias = Callable[[Event], None]
@@ -111,7 +114,7 @@ class EventBus:
         """
         subject = {"service": service, "connection_id": connection_id, "label": label}
         about = {key: value for key, value in subject.items() if value is not None}
-        event = Event(self.next, name, {**(data or {}), **about})
+        event = Event(self.next, name, {**(data or {}), **about}, time.time())
         self.next += 1
         self._history.append(event)
         self._undelivered.append(event)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from rondevud import rows
+from rondevud import rows, why
 from rondevud.config import Config
 from rondevud.declarations import connection_from, service_from
 from rondevud.declaring import Declaring
@@ -239,13 +239,15 @@ class House:
         ]
 
     async def why(self, target: str) -> Data:
+        signalling = self.holdings.signalling if self.holdings.can_reach_out else None
+        servers = [url for server in self.holdings.config.transport.ice_servers for url in server.urls]
+        around = why.Surroundings(self.events, self.signalling_url, signalling, servers)
         if target.startswith("service:"):
-            return rows.of_service(self.holdings.service(target[8:]))
-        session = self.holdings.session(target)
-        row = next((row for row in self.connections() if row["connection_id"] == session.connection_id), None)
-        if row is None:
-            raise RequestError("unknown_target", f"{target} is closed")
-        return row | {"counters": dict(session.machine.counters), "channels": self.channels(session.connection_id)}
+            return why.of_service(self.holdings.service(target[8:]), self._environment.clock.monotonic(), around)
+        found = self.holdings.visit(target)
+        if found is not None:
+            return why.of_visit(*found, around)
+        return why.of_connection(self.holdings.connection(target), around)
 
     async def wait(self, target: str, what: Literal["connected", "drained"], timeout: float | None) -> Data:
         session = self.holdings.session(target)

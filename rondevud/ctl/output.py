@@ -26,6 +26,11 @@ def is_terminal() -> bool:
     return sys.stdout.isatty()
 
 
+def terminal_width() -> int:
+    """Columns of the terminal; 80 where there is none, unless ``COLUMNS`` says otherwise."""
+    return shutil.get_terminal_size().columns
+
+
 def printable(text: str) -> str:
     """`text` with its control characters escaped."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
@@ -70,7 +75,7 @@ def show_rows(rows: Sequence[Row], columns: Iterable[str], *, as_json: bool, non
         chosen = [column for column in chosen if any(not _is_nothing(row.get(column)) for row in rows)]
     cells = [[one_line(column, row.get(column)) for column in chosen] for row in rows]
     widths = [max(len(text) for text in texts) for texts in zip(chosen, *cells, strict=True)]
-    if is_terminal() and sum(widths) + 2 * len(widths) - 2 > shutil.get_terminal_size().columns:
+    if is_terminal() and sum(widths) + 2 * len(widths) - 2 > terminal_width():
         _show_records(chosen, cells)
         return
     heading = _aligned([column.upper() for column in chosen], widths)

@@ -96,6 +96,8 @@ class DurableChannel:
         self.counters: Counter[str] = Counter()
         self.link_verdicts: dict[Direction, Verdict] = {}
         self.peer_durability: Durability | None = None
+        self.acknowledged_at: float | None = None
+        """When the peer last acknowledged something, in the time of `now`."""
         self._lane = lane
         self._session = session
         self._ended = False
@@ -302,6 +304,7 @@ class DurableChannel:
                         self._report_gap_in(item)
                 self._end_if_done()
             case Acknowledge():
+                self.acknowledged_at = self.now()
                 self.outbox.acknowledged(outcome)
             case Remove() | Expire() | Trim():
                 if not isinstance(operation, Remove) or operation.reason is Reason.TOO_LARGE:

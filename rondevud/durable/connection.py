@@ -98,6 +98,11 @@ class DurableConnection:
         self.settings = settings
         self.attempt = 0
         self.last_error: str | None = None
+        self.offer: DiscoveredOffer | None = None
+        """The one that was dialled last."""
+        self.dialled_at: float | None = None
+        """When the last dial began, and below when the next one will, in the time of the clock."""
+        self.retry_at: float | None = None
         self.ephemeral = environment.ephemeral
         self.state = ConnectionState.CONNECTING
         self._signalling = signalling
@@ -294,6 +299,11 @@ class DurableConnection:
                 if delay is not None:
                     await self._pause(delay)
 
+    @property
+    def dialling(self) -> bool:
+        """Whether an attempt is under way."""
+        return self._dialling is not None
+
     def _needs_link(self) -> bool:
         return not self.session.connected or self.session.suspect
 
@@ -331,7 +341,7 @@ class DurableConnection:
         early = self._lost_at is not None and self._now() - self._lost_at < FIRST_MINUTE
         if error.counts and not early and not self.session.connected:
             self.attempt += 1
-        limit = self._max_attempts
+        limit = self.max_attempts
         if limit is not None and self.attempt >= limit:
             self._fail(error.code, f"given up after {self.attempt} attempts: {error}", permanent=True)
             return None
@@ -341,15 +351,17 @@ class DurableConnection:
         delay = max(delay, error.retry_after or 0.0)
         level = logging.INFO if news else logging.DEBUG
         logger.log(level, "%s: %s; trying again in %.1f s", self.settings.name, error, delay)
-        self._tell_reconnecting(delay)
+        self._tell_reconnecting(delay, error.code)
         return delay
 
-    def _tell_reconnecting(self, delay: float) -> None:
-        facts = {"attempt": self.attempt, "max_attempts": self._max_attempts, "next_retry_in": round(delay, 3)}
-        self.session.event("reconnecting", {**facts, "error": self.last_error})
+    def _tell_reconnecting(self, delay: float, code: str) -> None:
+        self.retry_at = self._now() + delay
+        facts = {"attempt": self.attempt, "max_attempts": self.max_attempts, "next_retry_in": round(delay, 3)}
+        self.session.event("reconnecting", {**facts, "code": str(code), "error": self.last_error})
 
     @property
-    def _max_attempts(self) -> int | None:
+    def max_attempts(self) -> int | None:
+        """Failed attempts after which it gives up; None = never."""
         reconnect = self.settings.reconnect
         return reconnect.attempts if self.session.record.contacted else reconnect.attempts_until_contact
 
@@ -367,7 +379,8 @@ class DurableConnection:
             self._soon = False
         again = self.session.record.kind is PeerKind.LINK
         async with asyncio.timeout(ATTEMPT if again else self.settings.reconnect.connection_timeout):
-            offer = await self._discover()
+            self.dialled_at, self.offer = self._now(), None
+            offer = self.offer = await self._discover()
             plain = self._is_plain(offer)
             connection = self._engine.create_peer_connection()
             try:
@@ -481,7 +494,7 @@ class DurableConnection:
         if self._lost_at is None:
             self._lost_at = self._now()
         delay = self._loss_delay(effect, young=young is not None)
-        self._tell_reconnecting(delay)
+        self._tell_reconnecting(delay, effect.code)
         self._dial_in(delay)
 
     def _loss_delay(self, effect: LinkDown, *, young: bool) -> float:

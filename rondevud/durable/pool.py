@@ -43,6 +43,8 @@ class PendingOffer:
     """The one that every offer has."""
     sdp: str
     offer_id: str = ""
+    published: float = 0.0
+    """When it was, in the time of the clock."""
     fresh_until: float = 0.0
     """When it stops counting, in the time of the clock: before the server lets it expire."""
     expires: float = 0.0
@@ -74,6 +76,10 @@ class OfferPool:
         """Offers that a client can be given now."""
         now = self._now()
         return sum(offer.fresh_until > now for offer in self._offers.values())
+
+    def offers(self) -> list[PendingOffer]:
+        """Those that wait for an answer, the oldest first."""
+        return sorted(self._offers.values(), key=lambda offer: offer.published)
 
     def wanted(self, missed: int) -> int:
         """Offers to have while `missed` sessions are without a link."""
@@ -166,6 +172,7 @@ class OfferPool:
 
     def _keep(self, offer: PendingOffer, offer_id: str, ttl: float) -> None:
         offer.offer_id = offer_id
+        offer.published = self._now()
         offer.expires = self._now() + ttl
         offer.fresh_until = self._now() + ttl * (1 - self._settings.ttl_refresh_margin)
         self._offers[offer_id] = offer

@@ -174,6 +174,12 @@ class DurableSession:
         return self.machine.current is not None or self._unframed.connection is not None
 
     @property
+    def peer_connection(self) -> PeerConnection | None:
+        """The WebRTC connection that carries the session now."""
+        link = self._links.get(self.machine.current)  # type: ignore[call-overload]
+        return link.connection if link is not None else self._unframed.connection
+
+    @property
     def suspect(self) -> bool:
         """Whether nothing has been heard on the current link for too long."""
         return self.machine.suspect

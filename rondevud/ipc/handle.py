@@ -33,7 +33,7 @@ class EventFeed:
             self.drop(1, event.number)
             return
         self.tell_overrun()
-        self._emit(encode_notification(messages.EVENT, [self._number, *event]))
+        self._emit(encode_notification(messages.EVENT, [self._number, event.number, event.name, event.data]))
 
     def drop(self, count: int, number: int) -> None:
         """`count` events, the last of them with that number, do not reach the client."""

@@ -7,6 +7,7 @@ Times are seconds since 1970 by the *server's* clock unless said otherwise, dura
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -61,6 +62,41 @@ class Candidate:
     sdp_m_line_index: int | None = None
 
 
+class Health:
+    """How the last requests to a signalling server went."""
+
+    def __init__(self, steady: Callable[[], float]) -> None:
+        """`steady` gives seconds of a clock that never jumps."""
+        self._steady = steady
+        self._answered: float | None = None
+        self._failed: float | None = None
+        self.error: str | None = None
+        """Of the last request that failed."""
+
+    def answered(self) -> None:
+        self._answered = self._steady()
+
+    def failed(self, error: Exception) -> None:
+        self._failed, self.error = self._steady(), str(error)
+
+    @property
+    def reachable(self) -> bool | None:
+        """Whether the last request was answered; None before the first."""
+        if self._failed is None:
+            return None if self._answered is None else True
+        return self._answered is not None and self._answered > self._failed
+
+    @property
+    def answered_ago(self) -> float | None:
+        """Seconds."""
+        return None if self._answered is None else self._steady() - self._answered
+
+    @property
+    def failed_ago(self) -> float | None:
+        """Seconds."""
+        return None if self._failed is None else self._steady() - self._failed
+
+
 class ServicePublisher(Protocol):
     """One service at the signalling server, under peer credentials of its own (services that share credentials share
     their pool). Registers by itself, again when the server has forgotten it."""
@@ -88,6 +124,9 @@ class ServicePublisher(Protocol):
 
 class Signalling(Protocol):
     """A signalling server as seen by one daemon."""
+
+    @property
+    def health(self) -> Health: ...
 
     async def claim(self, username: str) -> float:
         """Claim, or renew, a user name with this daemon's key for it (made when there is none).

@@ -22,6 +22,7 @@ import aiohttp
 from yarl import URL
 
 from rondevud.errors import ConfigError, SignallingError, SignallingGarbled, SignallingUnreachable
+from rondevud.signalling.base import Health
 from rondevud.signalling.clock import ServerClock
 
 logger = logging.getLogger(__name__)
@@ -96,6 +97,7 @@ class HttpClient:
         self._timeout = timeout
         self._user_agent = user_agent
         self._closed = False
+        self.health = Health(clock.steady)
         self.retries = 0
         """Tries that followed another one."""
 
@@ -129,17 +131,22 @@ class HttpClient:
         for attempt in range(1, TRIES + 1):
             try:
                 reply = await self._try(what, method, url, body, authorization, limit, deadline, repeated=arrived)
+            except SignallingGarbled as garbage:
+                self.health.failed(garbage)
+                raise
             except _Failed as failure:
                 arrived = arrived or failure.arrived
                 error, repeatable = SignallingUnreachable(str(failure)), harmless or not failure.arrived
             else:
                 if reply.status not in {429, *range(500, 600)} or reply.status in accept:
+                    self.health.answered()
                     return reply
                 arrived = arrived or reply.status not in {429, 503}
                 error = unreachable(reply)
                 repeatable = harmless or reply.status in {429, 503}
             pause = max(random.uniform(0.5, 1.0) * BACKOFF * 2 ** (attempt - 1), error.retry_after or 0.0)  # noqa: S311
             if not repeatable or attempt == TRIES or self._clock.steady() + pause >= deadline:
+                self.health.failed(error)
                 raise error
             logger.debug("%s; trying again in %.1f s", error, pause)
             self.retries += 1

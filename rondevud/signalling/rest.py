@@ -22,7 +22,7 @@ from typing import Any
 import aiohttp
 
 from rondevud.errors import SignallingRejected
-from rondevud.signalling.base import Candidate, DiscoveredOffer
+from rondevud.signalling.base import Candidate, DiscoveredOffer, Health
 from rondevud.signalling.clock import ServerClock
 from rondevud.signalling.http import HttpClient, Reply, garbled, unreachable
 from rondevud.signalling.identity import Identities
@@ -52,6 +52,10 @@ class RestSignalling:
         self._identities = identities
         self._peer = Peer(self._http)
         self._candidates = TrickledCandidates(self._peer)
+
+    @property
+    def health(self) -> Health:
+        return self._http.health
 
     async def close(self) -> None:
         await self._http.close()

@@ -18,6 +18,7 @@ from rondevud.transport.base import (
     ChannelOptions,
     ConnectionState,
     DataChannel,
+    IceCandidates,
     IceServers,
 )
 from rondevud.transport.sdp import MAX_CANDIDATES, Candidate, Kind, check_description, parse_candidate
@@ -83,6 +84,10 @@ class AiortcPeerConnection:
     @property
     def selected_pair(self) -> CandidatePair | None:
         return ice.selected_pair(self._pc)
+
+    @property
+    def ice_candidates(self) -> IceCandidates:
+        return ice.candidates(self._pc)
 
     @property
     def max_message_size(self) -> int:

@@ -68,6 +68,14 @@ class CandidatePair:
 
 
 @dataclass(frozen=True, slots=True)
+class IceCandidates:
+    """What both ends can be reached at, as far as it is known here: ``address:port type`` each."""
+
+    local: tuple[str, ...] = ()
+    remote: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class IceServer:
     """A STUN or TURN server (W3C RTCIceServer)."""
 
@@ -117,6 +125,9 @@ class PeerConnection(Protocol):
 
     @property
     def selected_pair(self) -> CandidatePair | None: ...
+
+    @property
+    def ice_candidates(self) -> IceCandidates: ...
 
     @property
     def max_message_size(self) -> int:

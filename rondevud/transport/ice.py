@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rondevud.errors import TransportError
-from rondevud.transport.base import CandidatePair, IceServers
+from rondevud.transport.base import CandidatePair, IceCandidates, IceServers
 
 if TYPE_CHECKING:
     from aioice import Candidate, Connection
@@ -78,6 +78,17 @@ def selected_pair(pc: RTCPeerConnection) -> CandidatePair | None:
         return None
     local, remote = pair.local_candidate, pair.remote_candidate
     return CandidatePair(_address(local), local.type, _address(remote), remote.type)
+
+
+def candidates(pc: RTCPeerConnection) -> IceCandidates:
+    connection = ice_connection(pc)
+    if connection is None:
+        return IceCandidates()
+    local, remote = (
+        tuple(f"{_address(candidate)} {candidate.type}" for candidate in side)
+        for side in (connection.local_candidates, connection.remote_candidates)
+    )
+    return IceCandidates(local, remote)
 
 
 def _address(candidate: Candidate) -> str:

@@ -36,7 +36,8 @@ MEETING = {
     ),
     "rondevud.service_channel": ("rondevud.house",),
     "rondevud.keys": ("rondevud.house", "rondevud.declaring"),
-    "rondevud.rows": ("rondevud.house",),
+    "rondevud.rows": ("rondevud.house", "rondevud.why"),
+    "rondevud.why": ("rondevud.house",),
 }
 """The modules in which the parts meet, and who may import each: nobody below them."""
 

@@ -20,9 +20,7 @@ def test_numbers_rise_by_one_whoever_listens(bus):
     subscription = bus.subscribe(Scope(), heard.append)
     assert (bus.next, subscription.first) == (2, 2)
     assert bus.publish("b", {"x": 1}, service="u/f", connection_id="c", label="l") == 2
-    assert [tuple(event) for event in heard] == [
-        (2, "b", {"x": 1, "service": "u/f", "connection_id": "c", "label": "l"})
-    ]
+    assert [event[:3] for event in heard] == [(2, "b", {"x": 1, "service": "u/f", "connection_id": "c", "label": "l"})]
 
 
 @pytest.mark.parametrize(
