@@ -28,6 +28,7 @@ class Connection(Emitter):
         self._daemon = daemon
         self._declaration = declaration
         self._wire: Wire | None = None
+        self._subscription = 0
         self.id = ""
         self.name = ""
         self.state = ""
@@ -84,8 +85,8 @@ class Connection(Emitter):
             self._end(error.code)
 
     def _begin(self, wire: Wire, answer: dict[str, Any]) -> None:
-        self._wire = wire
-        wire.sinks[answer["subscription"]] = self._take
+        self._wire, self._subscription = wire, answer["subscription"]
+        wire.sinks[self._subscription] = self._take
         self._take_rows(answer["connections"])
 
     def _away(self) -> None:
@@ -104,7 +105,15 @@ class Connection(Emitter):
     def _take_rows(self, rows: list[dict[str, Any]]) -> None:
         self.state = next((row["state"] for row in rows if row["connection_id"] == self.id), "closed")
         if self.state == "closed":
-            self._daemon._forget(self)
+            self._leave()
+
+    def _leave(self) -> None:
+        """The connection is closed: there is nothing more to hear of it."""
+        self._daemon._forget(self)
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.sinks.pop(self._subscription, None)
+            wire.send_unsubscribe(self._subscription)
 
     def _take(self, method: str, params: list[Any]) -> None:
         if method != EVENT:
@@ -116,5 +125,5 @@ class Connection(Emitter):
             self._daemon._spawn(self._look_again(self._wire), f"events of {self.name}")
         elif name == "closed" and data.get("connection_id") == self.id:
             self.state = "closed"
-            self._daemon._forget(self)
+            self._leave()
         self._emit(name, data)

@@ -496,6 +496,14 @@ class DurableService:
         except BaseException:
             self.discard(offer.connection)
             raise
+        await self._delete_answered(answer.offer_id)
+
+    async def _delete_answered(self, offer_id: str) -> None:
+        """Servers repeat an answer with every poll until its offer is gone; nobody needs it once the connection is up."""
+        try:
+            await self._publisher.delete_offer(offer_id)
+        except SignallingError as error:
+            logger.debug("%s: an answered offer stays at the server until its TTL ends: %s", self.name, error)
 
     def _is_plain(self, answer: Answer) -> bool:
         """Whether to take the answer as a plain peer's. Raises `PeerError` where only a link will do."""

@@ -69,6 +69,23 @@ async def test_a_pool_of_five_takes_twenty_one_after_another_and_five_at_once(wo
     assert len({row["peer_name"] for row in rows}) == 25
 
 
+async def test_answers_that_were_taken_are_not_repeated_with_every_poll(world):
+    home, away = await world.daemon("home"), await world.daemon("away")
+    program, visitor = await home.client(), await away.client()
+    await program.expose_service("alice", FQN, handler=echo, pool_size=2, **SERVICE)
+    for number in range(4):
+        await connect_and_hear_the_echo(visitor, f"visitor-{number}")
+    (service,) = home.house.holdings.all_services()
+
+    async def answered() -> set[str]:
+        mine = await service._publisher._request("GET", "/offers/mine")
+        return {offer["id"] for offer in mine.body["offers"] if offer["answered"]}
+
+    async with asyncio.timeout(PATIENCE):
+        while not await answered() <= {service.pool.publication.offer_id}:
+            pass
+
+
 async def test_refreshing_the_ttl_is_noticed_by_no_connection_and_leaves_no_moment_without_the_service(world):
     pair = await open_pair(world, ttl=TTL, pool_size=2)
     uuid = pair.service.uuid

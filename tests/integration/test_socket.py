@@ -741,6 +741,17 @@ async def test_a_cancelled_attach_holds_nothing(place, daemon):
 # --- connections, events, services -----------------------------------------------------------------------------------
 
 
+async def test_a_connection_that_is_closed_leaves_no_subscription(place, daemon):
+    connection = await daemon.connect("alice", "com.example.chat@1.0.0", name="short")
+    assert (await daemon.clients())[0]["subscriptions"] == 1
+    closed = asyncio.Event()
+    connection.on("closed", lambda _data: closed.set())
+    await connection.close()
+    await asyncio.wait_for(closed.wait(), 10)
+    assert (await daemon.clients())[0]["subscriptions"] == 0
+    assert daemon._wire.sinks == {}
+
+
 async def test_a_connection_is_declared_once_and_tells_its_events(place, daemon):
     connection = await daemon.connect("bob", FQN, name="bob-chat")
     assert (connection.name, connection.created) == ("bob-chat", True)
