@@ -24,7 +24,7 @@ from rondevud.rendezvous.storage import open_storage
 from rondevud.signalling.base import Signalling
 from rondevud.signalling.identity import Identities
 from rondevud.signalling.opening import open_signalling
-from rondevud.statedir import StateDirectory
+from rondevud.statedir import DATABASE, StateDirectory
 from rondevud.store.memory import MemoryStore
 from rondevud.store.sqlite import SqliteStore
 from rondevud.transport.aiortc import AiortcEngine
@@ -32,7 +32,6 @@ from rondevud.transport.base import IceServer
 
 logger = logging.getLogger(__name__)
 
-DATABASE = "rondevud.sqlite3"
 NO_GROUP = 2**32 - 1
 """Not a gid: chown(2) takes it for "leave it as it is"."""
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from rondevud import __version__
-from rondevud.errors import RondevuError, StateDirectoryError
+from rondevud.errors import RondevuError, StateDirectoryError, StoreFailed
 
 if TYPE_CHECKING:
     from rondevud.config import Config
@@ -87,16 +87,21 @@ def run(context: click.Context, config_path: Path | None, socket: Path | None, s
 
 @main.command("check-config")
 @click.argument("file", type=PATH, required=False)
-def check_config(file: Path | None) -> None:
+@click.option("--state-dir", type=PATH, metavar="DIR", help="As of `rondevud run`; is only looked into.")
+def check_config(file: Path | None, state_dir: Path | None) -> None:
     """Check a configuration file; without FILE the one that `rondevud run` would read.
 
-    Says what is wrong on stderr, with file, line and key (exit code 1), or what the daemon would do.
+    Says what is wrong on stderr, with file, line and key (exit code 1), or what the daemon would do. Warns on stderr of
+    messages that wait to be sent for what does not stand in the file any more.
     """
     path, config = _load(file)
-    socket, state_dir = _places(config)
+    socket, found_state = _places(config)
+    state_dir = state_dir or found_state
     click.echo(f"{path}: correct" if path else "no configuration file, which is fine: these are the defaults")
     for name, value in _summary(config, socket, state_dir):
         click.echo(f"  {name:<12}{value}")
+    for warning in _left_behind(config, state_dir):
+        click.echo(f"rondevud: warning: {warning}", err=True)
 
 
 @main.command()
@@ -195,6 +200,29 @@ def _summary(config: Config, socket: Path, state_dir: Path) -> list[tuple[str, s
         ("services", ", ".join(service.name for service in config.services) or "none in the file"),
         ("connections", ", ".join(connection.name for connection in config.connections) or "none in the file"),
         ("log level", config.daemon.log_level),
+    ]
+
+
+def _left_behind(config: Config, state_dir: Path) -> list[str]:
+    """What waits to be sent and would be held with that configuration: a line for each session."""
+    from rondevud.records import Role  # noqa: PLC0415
+    from rondevud.statedir import DATABASE  # noqa: PLC0415
+    from rondevud.store.unsent import read_unsent  # noqa: PLC0415
+
+    if _if_there(state_dir / DATABASE) is None:
+        return []
+    try:
+        found = read_unsent(state_dir / DATABASE)
+    except StoreFailed as error:
+        return [str(error)]
+    declared = {(Role.CONNECTING, connection.name, connection.target) for connection in config.connections}
+    declared |= {(Role.SERVICE, service.name, "") for service in config.services}
+    return [
+        f"{unsent.messages} messages wait to be sent for {unsent.declaration}"
+        + (f" (to {unsent.target})" if unsent.target else " (from the service)")
+        + ", which is not declared: they will be held until it is declared again, or purged"
+        for unsent in found
+        if (unsent.role, unsent.declaration, unsent.target) not in declared
     ]
 
 

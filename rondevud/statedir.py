@@ -16,6 +16,7 @@ from typing import Self
 from rondevud.errors import StateDirectoryError
 
 LOCK_NAME = "lock"
+DATABASE = "rondevud.sqlite3"
 
 
 class StateDirectory:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 
 import pytest
 
@@ -77,3 +78,56 @@ async def test_hangups_in_a_row_end_in_what_the_file_says_last(stage):
     async with asyncio.timeout(PATIENCE):
         while await names(daemon) != ["last"]:
             pass
+
+
+async def check_config(stage: Stage, daemon: Daemon, extra: str) -> str:
+    """What `check-config` says on stderr of another file, with the state directory of that daemon."""
+    daemon.reconfigure(extra)
+    stage.checks = getattr(stage, "checks", 0) + 1
+    process = await stage.start(
+        f"check-{stage.checks}",
+        [
+            sys.executable,
+            "-m",
+            "rondevud",
+            "check-config",
+            f"{stage.path}/alice.toml",
+            "--state-dir",
+            str(daemon.state),
+        ],
+    )
+    assert await process.exited() == 0
+    return process.log.read_text()
+
+
+async def test_check_config_warns_of_what_waits_for_a_connection_that_is_not_in_the_file_any_more(stage):
+    daemon = stage.daemon("alice", connection("one"))
+    assert await check_config(stage, daemon, connection("one")) == ""
+    await daemon.start()
+    async with daemon.client() as client:
+        await client.connect("alice", FQN, name="own")
+        for target in ("one", "own"):
+            channel = await client.attach(target, "main")
+            await channel.send("waits")
+    await assert_warned(stage, daemon)
+    await daemon.kill()
+    await assert_warned(stage, daemon)
+    await daemon.start()
+    await daemon.stop()
+    await assert_warned(stage, daemon)
+    assert not [path for path in daemon.state.iterdir() if path.name.endswith(("-wal", "-shm"))]
+
+
+async def assert_warned(stage: Stage, daemon: Daemon) -> None:
+    for text in ("", connection("one", username="bobby")):
+        said = await check_config(stage, daemon, text)
+        assert said.startswith(f"rondevud: warning: 1 messages wait to be sent for one (to alice/{FQN})")
+        assert len(said.splitlines()) == 1
+    assert await check_config(stage, daemon, connection("one")) == ""
+
+
+async def test_check_config_says_which_database_it_cannot_read(stage):
+    daemon = stage.daemon("alice")
+    daemon.state.mkdir()
+    (daemon.state / "rondevud.sqlite3").write_text("no database, but long enough to be looked at by SQLite" * 9)
+    assert "rondevud.sqlite3: cannot be read: file is not a database" in await check_config(stage, daemon, "")

@@ -10,8 +10,8 @@ import pytest
 
 from rondevu_client import RequestRefused
 from rondevud import owners as owners_module
-from rondevud.daemon import DATABASE
 from rondevud.records import DeclarationKind
+from rondevud.statedir import DATABASE
 from tests.integration.daemons import FQN, PATIENCE, SCALE, SERVICE, Place, World, exchange_few, open_world, take, watch
 
 pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(120 * SCALE)]

@@ -11,6 +11,7 @@ from rondevud import clock, daemon
 from rondevud.config import parse
 from rondevud.house import House
 from rondevud.records import LoadSessions, OutMessage, Reason, Receive, ReceiveResult, Removal
+from rondevud.statedir import DATABASE
 from rondevud.store.sqlite import SqliteStore
 from tests.unit.ipc.raw import RawClient, raw_client
 
@@ -88,7 +89,7 @@ async def test_what_was_removed_since_a_producer_was_attached_is_told_it_once(pl
 
 
 async def put_into_inbox(directory, *items, behind):
-    store = await SqliteStore.open(directory / "state" / daemon.DATABASE)
+    store = await SqliteStore.open(directory / "state" / DATABASE)
     (channel,) = (await store.execute(LoadSessions())).channels
     await store.execute(Receive(channel.id, b"", 0, b"the peer", behind, items, clock.stamp()))
     await store.close()
@@ -139,7 +140,7 @@ async def test_a_message_found_damaged_is_a_gap_from_then_on(place):
     await place.detach(await place.attach())
     await place.stop()
     await put_into_inbox(place.directory, OutMessage(1, "a"), OutMessage(2, "b"), behind=3)
-    with contextlib.closing(sqlite3.connect(place.directory / "state" / daemon.DATABASE)) as database, database:
+    with contextlib.closing(sqlite3.connect(place.directory / "state" / DATABASE)) as database, database:
         database.execute("UPDATE inbox SET payload = x'63' WHERE seq = 2")
     await place.start()
     attached = await place.attach(credit=2)
