@@ -8,7 +8,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from rondevud.durable.connection import DurableConnection
-from rondevud.durable.service import DurableService, Visit
+from rondevud.durable.service import DurableService
+from rondevud.durable.visits import Visit
 from rondevud.errors import RequestError, StoreError
 from rondevud.holdings import Holdings, store_errors
 from rondevud.owners import Key

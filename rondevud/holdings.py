@@ -20,10 +20,11 @@ from rondevud.declarations import (
 )
 from rondevud.durable.connection import DurableConnection
 from rondevud.durable.ports import Configure
-from rondevud.durable.service import DurableService, Visit
+from rondevud.durable.service import DurableService
 from rondevud.durable.session import DurableSession, Environment
 from rondevud.durable.settings import ConnectionSettings
 from rondevud.durable.states import ConnectionState
+from rondevud.durable.visits import Visit
 from rondevud.errors import RequestError, StoreError
 from rondevud.events import EventBus, Scope
 from rondevud.owners import Key, Owners

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from rondevud.durable.connection import DurableConnection
-from rondevud.durable.service import DurableService, Visit
+from rondevud.durable.service import DurableService
 from rondevud.durable.session import DurableSession
+from rondevud.durable.visits import Visit
 
 Data = dict[str, Any]
 

@@ -29,6 +29,7 @@ from rondevud.durable.ports import Configure
 from rondevud.durable.session import DurableSession, Environment
 from rondevud.durable.settings import ConnectionSettings, PeerChoice
 from rondevud.durable.states import CONNECTION_TRANSITIONS, ConnectionState, check
+from rondevud.durable.tasks import Tasks
 from rondevud.errors import (
     RequestError,
     RondevuError,
@@ -119,7 +120,7 @@ class DurableConnection:
         self._dialling: asyncio.Task[None] | None = None
         self._outcomes: dict[int, asyncio.Future[LinkUp | LinkDown]] = {}
         self._task: asyncio.Task[None] | None = None
-        self._discards: set[asyncio.Task[None]] = set()
+        self._discards = Tasks(settings.name)
         self._ending: asyncio.Task[None] | None = None
         self._draining: asyncio.Timeout | None = None
         self.session = DurableSession(
@@ -253,8 +254,7 @@ class DurableConnection:
             async with asyncio.timeout(2.0):
                 await self.session.goodbyes_said()
         self.session.stop()
-        if self._discards:
-            await asyncio.wait(self._discards, timeout=5.0)
+        await self._discards.finished(5.0)
 
     async def _end_tasks(self) -> None:
         for timer in (self._stood, self._redial):
@@ -548,12 +548,7 @@ class DurableConnection:
         return None
 
     def discard(self, connection: PeerConnection) -> None:
-        self._spawn(connection.close(), f"close a connection of {self.settings.name}")
-
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.get_running_loop().create_task(work, name=name)
-        self._discards.add(task)
-        task.add_done_callback(self._discards.discard)
+        self._discards.spawn(connection.close(), f"close a connection of {self.settings.name}")
 
     # --- states ----------------------------------------------------------------------------------------------------
 

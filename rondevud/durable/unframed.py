@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
-from typing import Any, Protocol
+from typing import Protocol
 
 from rondevud.durable.channels import Channels
 from rondevud.durable.lanes import Lanes
 from rondevud.durable.link import GOODBYE_TIMEOUT
 from rondevud.durable.plain import Carry, PlainLink
 from rondevud.durable.pool import SERVICE_LABEL
-from rondevud.errors import RequestError, TransportError
+from rondevud.durable.tasks import Tasks
+from rondevud.errors import TransportError
 from rondevud.records import Reason
 from rondevud.transport.base import ConnectionState, DataChannel, Message, PeerConnection
 
@@ -48,7 +48,7 @@ class Unframed:
         """Ends a plain connection whose data channels do not close by themselves."""
         self._carries: dict[str, Carry] = {}
         """The unreliable labels of the current link."""
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(session.connection_id)
 
     @property
     def lanes(self) -> Lanes:
@@ -146,7 +146,7 @@ class Unframed:
         channel.event("close", {})
         channel.outbox.settle()
         if self._plain is None:  # on a link that is the end of it: daemons close no data channel by accident
-            self._spawn(self._end_label(label), f"end {self._session.connection_id} {label}")
+            self._tasks.spawn(self._end_label(label), f"end label {label}")
 
     async def _end_label(self, label: str) -> None:
         """The peer closed an unreliable label: nobody is left who could take what is queued."""
@@ -169,25 +169,8 @@ class Unframed:
     def refuses(self, label: str, message: Message) -> bool:
         return False
 
-    # --- tasks -----------------------------------------------------------------------------------------------------
-
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.get_running_loop().create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._spawned_done)
-
-    def _spawned_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if task.cancelled() or task.exception() is None:
-            return
-        if isinstance(task.exception(), RequestError):
-            logger.warning("%s: %s", task.get_name(), task.exception())
-        else:
-            logger.error("%s failed", task.get_name(), exc_info=task.exception())
-
     def stop(self) -> None:
         """No more tasks and connections. Idempotent."""
-        for task in self._tasks:
-            task.cancel()
+        self._tasks.cancel()
         self.link_ended()
         self.drop()

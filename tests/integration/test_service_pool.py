@@ -200,9 +200,11 @@ async def stranger(world, tmp_path):
     await signalling.close()
 
 
-async def test_an_answer_without_the_link_line_is_refused_and_disturbs_nobody(world, stranger):
+async def test_an_answer_without_the_link_line_is_refused_where_only_links_are_wanted_and_disturbs_nobody(
+    world, stranger
+):
     signalling, engine = stranger
-    pair = await open_pair(world, pool_size=2)
+    pair = await open_pair(world, pool_size=2, peer="link")
     ear = Ear(pair.service, "error", "disconnected", "disconnection")
     exchange = Exchange(pair.near, pair.far, 1_000)
 
@@ -218,7 +220,7 @@ async def test_an_answer_without_the_link_line_is_refused_and_disturbs_nobody(wo
     assert len(await pair.program.connections()) == 1
 
 
-async def test_an_offer_without_the_link_line_is_not_taken(world, stranger):
+async def test_an_offer_without_the_link_line_is_not_taken_where_only_links_are_wanted(world, stranger):
     signalling, engine = stranger
     away = await world.daemon("away", "max_attempts = 2\n")
     await signalling.claim("bob")
@@ -230,6 +232,6 @@ async def test_an_offer_without_the_link_line_is_not_taken(world, stranger):
     await publisher.publish(offer, ttl=60, public=False, metadata=None)
     visitor = await away.client()
     events = await watch(visitor)
-    await visitor.connect("bob", FQN, name="plain")
+    await visitor.connect("bob", FQN, name="plain", peer="link")
     assert (await events.next("failed"))["code"] == "not_a_link"
     assert await publisher.answers() == []

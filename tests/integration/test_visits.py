@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 
 from rondevu_client import Detached
-from rondevud.durable import frames, greeting, sdp, service
-from rondevud.durable.service import ABSENCE_STEP, KEPT_LONGER
+from rondevud.durable import frames, greeting, sdp, service, visits
+from rondevud.durable.visits import ABSENCE_STEP, KEPT_LONGER
 from rondevud.errors import RequestError, StateDirectoryError, StoreFailed
 from rondevud.records import LoadSessions, SaveSession
 from rondevud.signalling.base import Answer
@@ -198,7 +198,7 @@ async def test_what_is_queued_after_the_expiry_expires_too_and_is_reported(world
     absent_for(visit, 600 - ABSENCE_STEP)
     for text in ("before", "after"):
         await pair.far.send(text)
-        await home._count_absence(visit)
+        await home.visits._add_absence(visit)
         assert (await events.next("message_expired"))["count"] == 1
     assert events.counts["disconnection"] == 1
 
@@ -210,10 +210,10 @@ async def test_a_session_with_something_queued_is_not_forgotten_in_silence(world
     await pair.far.send("held")
     absent_for(visit, 600 + KEPT_LONGER)
     events = await watch(pair.program)
-    await home._count_absence(visit)
+    await home.visits._add_absence(visit)
     await events.next("message_expired")
     assert visit.session.connection_id in home.visits
-    await home._count_absence(visit)
+    await home.visits._add_absence(visit)
     assert not home.visits
 
 
@@ -222,7 +222,7 @@ async def test_absence_counts_without_an_expiry_too(world):
     home, visit = await visit_of(pair)
     await lose_the_peer(pair)
     for _ in range(3):
-        await home._count_absence(visit)
+        await home.visits._add_absence(visit)
     assert visit.session.record.absent == 3 * ABSENCE_STEP
 
 
@@ -375,8 +375,8 @@ async def test_a_key_that_cannot_be_read_ends_no_withdrawal(world, monkeypatch):
 
 
 async def test_counting_absence_goes_on_after_an_error_that_nobody_expected(world, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("rondevud.durable.service"), "propagate", False)
-    monkeypatch.setattr(service, "ABSENCE_STEP", 0.01)
+    monkeypatch.setattr(logging.getLogger("rondevud.durable.visits"), "propagate", False)
+    monkeypatch.setattr(visits, "ABSENCE_STEP", 0.01)
     pair = await open_pair(world)
     home = service_of(pair.home)
     again, calls = asyncio.Event(), []
@@ -387,10 +387,10 @@ async def test_counting_absence_goes_on_after_an_error_that_nobody_expected(worl
             again.set()
         raise ValueError("a bug in counting")
 
-    monkeypatch.setattr(home, "_count_absence", fail)
+    monkeypatch.setattr(home.visits, "_add_absence", fail)
     await lose_the_peer(pair)
     home._loops[2].cancel()
-    loop = asyncio.ensure_future(home._absence_loop())
+    loop = asyncio.ensure_future(home.visits.count_absence())
     await asyncio.wait_for(again.wait(), PATIENCE)
     assert home.last_error == "a bug in counting"
     loop.cancel()
@@ -398,13 +398,13 @@ async def test_counting_absence_goes_on_after_an_error_that_nobody_expected(worl
 
 
 async def test_a_connection_whose_greeting_fails_unexpectedly_is_closed(world, stranger, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("rondevud.durable.service"), "propagate", False)
+    monkeypatch.setattr(logging.getLogger("rondevud.durable.tasks"), "propagate", False)
     pair = await open_pair(world)
     home = service_of(pair.home)
 
     async def fail(*_args):
         raise ValueError("a bug in admitting")
 
-    monkeypatch.setattr(home, "_admit", fail)
+    monkeypatch.setattr(home._reception, "_admit", fail)
     hello = frames.Hello(b"s" * 16, 1, b"t" * 32, None, "stranger", "test", 1000, 1.0)
     assert await knock(stranger, frames.encode(hello)) == []
