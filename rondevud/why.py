@@ -10,9 +10,10 @@ from typing import Any
 from rondevud import rows
 from rondevud.durable.channel import DurableChannel
 from rondevud.durable.connection import DurableConnection
-from rondevud.durable.service import DurableService, Visit
+from rondevud.durable.service import DurableService
 from rondevud.durable.session import DurableSession
 from rondevud.durable.states import ConnectionState
+from rondevud.durable.visits import Visit
 from rondevud.events import EventBus, Scope
 from rondevud.signalling.base import Signalling
 

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from rondevu_client import MessagesRemoved
-from rondevud.durable.service import ABSENCE_STEP
+from rondevud.durable.visits import ABSENCE_STEP
 from rondevud.rendezvous.rules import Limits
 from tests.integration.daemons import (
     FQN,
@@ -137,7 +137,7 @@ async def test_5_a_peer_that_goes_is_noticed_finds_its_queue_when_it_is_back_and
     service = host.place.house.holdings.services[f"alice/{FQN}"]
     (held,) = service.visits.values()
     held.session.machine.record = replace(held.session.record, absent=600 - ABSENCE_STEP)
-    await service._count_absence(held)
+    await service.visits._add_absence(held)
     assert (await host.events.next("disconnection"))["reason"] == "expired"
     assert await host.program.connections() == []
 
