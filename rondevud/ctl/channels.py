@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import click
 
-from rondevud.ctl.common import Settings, ask, json_option, label_argument, pass_settings, target_argument
+from rondevud.ctl.common import (
+    Settings,
+    ask,
+    connection_argument,
+    json_option,
+    label_argument,
+    pass_settings,
+    target_argument,
+)
 from rondevud.ctl.output import show_record, show_rows
 
 COLUMNS = (
@@ -27,7 +35,7 @@ def channels(settings: Settings, target: str) -> None:
 
 
 @click.command()
-@target_argument
+@connection_argument
 @label_argument
 @click.option("--purge", is_flag=True, help="Remove what is queued. Nobody gets those messages any more.")
 @click.option(

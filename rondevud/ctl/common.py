@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from rondevu_client.errors import ConnectionLost, DaemonUnavailable, MessageRejected, RequestRefused, RondevuClientError
+from rondevud.ctl.completing import complete_connection, complete_label, complete_target
 
 if TYPE_CHECKING:
     from rondevu_client.client import Daemon
@@ -55,8 +56,10 @@ json_option = click.option(
 )
 """``--json`` behind the command, too."""
 
-target_argument = click.argument("target")
-label_argument = click.argument("label")
+connection_argument = click.argument("target", shell_complete=complete_connection)
+target_argument = click.argument("target", shell_complete=complete_target)
+"""A connection or ``service:USER/FQN``."""
+label_argument = click.argument("label", shell_complete=complete_label)
 
 
 def say(message: str) -> None:

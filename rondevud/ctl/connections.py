@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from rondevud.ctl.common import Settings, ask, json_option, pass_settings, run, target_argument
+from rondevud.ctl.common import Settings, ask, connection_argument, json_option, pass_settings, run
 from rondevud.ctl.output import show_record, show_rows
 
 COLUMNS = (
@@ -45,7 +45,7 @@ def connect(settings: Settings, user: str | None, fqn: str | None, uuid: str | N
 
 
 @click.command()
-@target_argument
+@connection_argument
 @click.option("--drain", type=click.FloatRange(0), metavar="S", help="Seconds for what is queued; 10.")
 @json_option
 @pass_settings
@@ -58,7 +58,7 @@ def close(settings: Settings, target: str, drain: float | None) -> None:
 
 
 @click.command()
-@target_argument
+@connection_argument
 @json_option
 @pass_settings
 def reconnect(settings: Settings, target: str) -> None:
@@ -70,7 +70,7 @@ def reconnect(settings: Settings, target: str) -> None:
 
 
 @click.command()
-@target_argument
+@connection_argument
 @click.argument("what", type=click.Choice(["connected", "drained"]))
 @click.option("--timeout", type=click.FloatRange(0), metavar="S", help="Seconds to wait at most; without end.")
 @json_option

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rondevud.ctl.common import Settings, json_option, pass_settings
+from rondevud.ctl.completing import complete_target
 from rondevud.ctl.output import one_line, show_json_line
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ SUBJECT = ("service", "connection_id", "label")
 
 
 @click.command()
-@click.argument("target", required=False)
+@click.argument("target", required=False, shell_complete=complete_target)
 @click.option("--since", type=click.IntRange(0), metavar="N", help="Begin with event number N, as far as it is kept.")
 @json_option
 @pass_settings

@@ -5,7 +5,21 @@ from __future__ import annotations
 import click
 
 from rondevu_client import __version__
-from rondevud.ctl import channels, clients, connections, events, keys, pipe, send, services, status, tail, users, why
+from rondevud.ctl import (
+    channels,
+    clients,
+    completion,
+    connections,
+    events,
+    keys,
+    pipe,
+    send,
+    services,
+    status,
+    tail,
+    users,
+    why,
+)
 from rondevud.ctl.common import EXIT_CODES, Cli, Settings
 
 
@@ -28,7 +42,21 @@ def main(context: click.Context, socket: str | None, as_json: bool) -> None:
     context.obj = Settings(socket, as_json)
 
 
-for _module in (status, users, keys, services, connections, channels, clients, why, send, tail, pipe, events):
+for _module in (
+    status,
+    users,
+    keys,
+    services,
+    connections,
+    channels,
+    clients,
+    why,
+    send,
+    tail,
+    pipe,
+    events,
+    completion,
+):
     for _command in _module.COMMANDS:
         main.add_command(_command)
 

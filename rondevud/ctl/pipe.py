@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rondevud.ctl.common import Settings, json_option, label_argument, pass_settings, target_argument
+from rondevud.ctl.common import Settings, connection_argument, json_option, label_argument, pass_settings
 
 if TYPE_CHECKING:
     from rondevu_client.client import Daemon
 
 
 @click.command()
-@target_argument
+@connection_argument
 @label_argument
 @click.option("--null", "-0", is_flag=True, help="Messages end with a null byte instead of a line feed.")
 @click.option("--binary", is_flag=True, help="Messages are bytes, each behind its length in 4 bytes, big endian.")

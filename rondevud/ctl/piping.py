@@ -47,7 +47,7 @@ class Piping:
     async def _send(self, stream: BinaryIO, linger: float) -> None:
         sending = Sending(self._channel, binary=self._framing.binary, timeout=None)
         with contextlib.suppress(NotAcknowledged):  # but everything has been handed over
-            await sending.send(self._framing.split(stream), acknowledged=True)
+            await sending.send(self._framing.split(stream), "acknowledged")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(linger):
                 await asyncio.Event().wait()

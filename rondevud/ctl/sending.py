@@ -8,11 +8,14 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import CancelledError
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import click
 
 from rondevu_client.channel import Channel
+
+Until: TypeAlias = Literal["accepted", "sent", "acknowledged"]
+"""How far messages have come: our daemon has stored them, has handed them to a data channel, the peer's has stored them."""
 
 UNDECIDED = 256
 """Messages on their way to the daemon's store at once."""
@@ -29,8 +32,8 @@ class Sending:
         self.messages = 0
         self.size = 0
 
-    async def send(self, messages: Iterable[bytes], *, acknowledged: bool) -> None:
-        """Send each message as it comes; returns when all are stored (or `acknowledged` by the peer).
+    async def send(self, messages: Iterable[bytes], until: Until) -> None:
+        """Send each message as it comes; returns when all are `until`. For ``sent`` the channel has `confirm_sent`.
 
         Getting them may block: it is done in a thread.
 
@@ -39,12 +42,13 @@ class Sending:
         try:
             async with asyncio.timeout(self._timeout):
                 await self._send_all(messages)
-                if acknowledged:
+                if until == "acknowledged":
                     await self._channel.flush()
+                elif until == "sent":
+                    await self._channel.wait_sent()
         except TimeoutError as error:
             raise TimeoutError(
-                f"not {'acknowledged' if acknowledged else 'accepted'} in {self._timeout:g} s:"
-                f" {self._channel.queue_size} of {self.messages} messages"
+                f"not {until} in {self._timeout:g} s: {self._left(until)} of {self.messages} messages"
             ) from error
         finally:
             for task in self._undecided:
@@ -57,6 +61,10 @@ class Sending:
         while self._undecided:
             await self._undecided.popleft()
 
+    def _left(self, until: Until) -> str:
+        """How many are not, as far as that is known here."""
+        return "some" if until == "sent" else str(self._channel.queue_size)
+
     async def _begin(self, message: bytes) -> None:
         """Hand one over; waits while too many are undecided."""
         data = message if self._binary else _decode(message)
@@ -66,7 +74,7 @@ class Sending:
         while self._undecided and (len(self._undecided) > UNDECIDED or self._undecided[0].done()):
             await self._undecided.popleft()
 
-    def result(self, state: str) -> dict[str, Any]:
+    def result(self, state: Until) -> dict[str, Any]:
         return {
             "connection_id": self._channel.connection_id,
             "label": self._channel.label,

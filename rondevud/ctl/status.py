@@ -19,4 +19,17 @@ def status(settings: Settings) -> None:
     show_record(ask(settings, "status"), as_json=settings.json)
 
 
-COMMANDS = (status,)
+@click.command()
+@json_option
+@pass_settings
+def reload(settings: Settings) -> None:
+    """Take over what was changed in the daemon's configuration file, as SIGHUP does, and say what that was.
+
+    A file with a mistake changes nothing. What stands in restart_needed holds when the daemon is started again.
+
+    JSON: {added, changed, removed, restart_needed}, lists of names and of keys of the configuration.
+    """
+    show_record(ask(settings, "reload"), as_json=settings.json)
+
+
+COMMANDS = (status, reload)

@@ -58,6 +58,9 @@ class CtlHouse(MemoryHouse):
             self.channels_by_key[key] = ToldChannel(self, connection_id, label, stored)
         return self.channels_by_key[key]
 
+    async def reload(self):
+        return {"added": ["alice/a.b@1.0.0"], "changed": [], "removed": [], "restart_needed": ["daemon.socket"]}
+
     async def wait(self, target, what, timeout):
         try:
             return await super().wait(target, what, timeout)

@@ -80,6 +80,15 @@ async def test_waiting_for_acknowledged_ends_when_the_peer_has_it(begin, house, 
     assert (process.returncode, json.loads(out)["state"]) == (0, "acknowledged")
 
 
+async def test_waiting_for_sent_ends_when_it_has_been_handed_over(begin, house, channel):
+    process = await begin("--json", "send", "alice-chat", "main", "hello", "--wait", "sent")
+    await house.until(lambda: sent(channel))
+    assert process.returncode is None
+    channel.producer.hand_over(1)
+    out, _ = await process.communicate()
+    assert (process.returncode, json.loads(out)["state"]) == (0, "sent")
+
+
 async def test_a_time_out_is_exit_code_4_and_says_how_much_is_missing(ctl, channel):
     done = await ctl("send", "alice-chat", "main", "hello", "--wait", "acknowledged", "--timeout", "0.05")
     assert (done.code, done.out) == (4, "")

@@ -165,3 +165,9 @@ async def test_help_of_a_command_describes_its_json(command):
     done = await run(None, command, "--help")
     assert done.code == 0
     assert "JSON" in done.out
+
+
+async def test_a_reload_says_what_it_changed(ctl):
+    done = await ctl("reload")
+    assert done.out.splitlines()[0].split() == ["added", "alice/a.b@1.0.0"]
+    assert json.loads((await ctl("reload", "--json")).out)["restart_needed"] == ["daemon.socket"]

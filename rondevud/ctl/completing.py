@@ -1,0 +1,56 @@
+"""What the shell can complete from the daemon that runs. Without one there is nothing to complete, and no word about it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+PATIENCE = 2.0
+"""Seconds that the daemon has to answer: somebody is typing."""
+
+
+def complete_connection(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Connections by name; by id those that have none, or when an id is being typed."""
+    by_id = incomplete.startswith("conn-")
+    found = []
+    for row in _ask(context, "connections"):
+        name = row["connection_id"] if by_id or not row["name"] else row["name"]
+        found.append(CompletionItem(name, help=f"{row['state']}, {row['service'] or row['target']}"))
+    return _beginning(found, incomplete)
+
+
+def complete_target(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The same, and services."""
+    services = [CompletionItem(f"service:{row['service']}", help="service") for row in _ask(context, "services")]
+    return complete_connection(context, parameter, incomplete) + _beginning(services, incomplete)
+
+
+def complete_label(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Labels of the target that stands before."""
+    target = context.params.get("target")
+    rows = _ask(context, "channels", target=target) if target else []
+    labels = {row["label"]: CompletionItem(row["label"], help=row["state"]) for row in rows}
+    return _beginning(list(labels.values()), incomplete)
+
+
+def _beginning(items: list[CompletionItem], incomplete: str) -> list[CompletionItem]:
+    return [item for item in items if item.value.startswith(incomplete)]
+
+
+def _ask(context: click.Context, method: str, **params: Any) -> list[dict[str, Any]]:
+    import asyncio  # noqa: PLC0415
+
+    from rondevu_client.client import Daemon  # noqa: PLC0415
+    from rondevu_client.errors import RondevuClientError  # noqa: PLC0415
+
+    async def ask() -> Any:
+        async with asyncio.timeout(PATIENCE), Daemon(context.find_root().params.get("socket"), False) as daemon:
+            return await daemon.call(method, params)
+
+    try:
+        rows: list[dict[str, Any]] = asyncio.run(ask())
+    except (RondevuClientError, OSError):  # a time-out is one of the latter
+        return []
+    return rows
