@@ -23,8 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from rondevu_client.channel import Channel, Message
+from rondevu_client.channel import Channel
 from rondevu_client.client import Daemon
+from rondevu_client.inbox import Message
 
 USER = "alice"
 FQN = "demo.echo@1.0.0"

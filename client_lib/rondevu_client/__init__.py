@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rondevu_client.channel import AttachParameters, Channel, Message
+    from rondevu_client.attaching import AttachParameters
+    from rondevu_client.channel import Channel
     from rondevu_client.client import Daemon
     from rondevu_client.connection import Connection
     from rondevu_client.errors import (
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
         RequestRefused,
         RondevuClientError,
     )
+    from rondevu_client.inbox import Message
     from rondevu_client.service import Service, ServiceInfo
 
 __version__ = "0.1.0"
@@ -42,11 +44,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AttachParameters": "channel",
+    "AttachParameters": "attaching",
     "Channel": "channel",
     "Connection": "connection",
     "Daemon": "client",
-    "Message": "channel",
+    "Message": "inbox",
     "Service": "service",
     "ServiceInfo": "service",
 }

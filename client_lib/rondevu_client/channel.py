@@ -9,13 +9,13 @@ import asyncio
 import contextlib
 import inspect
 import logging
-from collections import deque
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from rondevu_client import messages
 from rondevu_client.emitter import Emitter, Listener
 from rondevu_client.errors import ConnectionLost, Detached, MessageRejected, NotAcknowledged, RequestRefused
+from rondevu_client.inbox import Inbox, Message
 from rondevu_client.outbox import Entry, Outbox, Payload, SendFrame
 from rondevu_client.wire import Wire
 
@@ -41,65 +41,6 @@ STOLEN_TRIES = 20
 """How often attaching again is tried while the daemon still sees the old socket's handle."""
 
 STOLEN_PAUSE = 0.1
-
-
-class AttachParameters(TypedDict, total=False):
-    """What `Daemon.attach` takes beside target and label."""
-
-    mode: str
-    """``exclusive`` (receive alone; the default), ``shared`` (each message to one of several), ``observe`` (see a copy) or
-    ``send``."""
-    takeover: bool
-    """Take it from who has it; else `RequestRefused` with ``in_use`` or ``producer_in_use``."""
-    producer: bytes | None
-    """1 to 64 bytes under which the numbers of what is sent are kept, for a program with an outbox of its own."""
-    credit: int
-    """Messages to receive ahead of the program; 256."""
-    confirm_sent: bool
-    """Whether the daemon is to say what it has handed to a data channel, for `Channel.wait_sent`; false."""
-    auto_ack: bool
-    """Whether asking for the next message acknowledges the one before it; true."""
-    ordered: bool | None
-    """Whether messages keep their order. This and the next two make the channel unreliable: sent as the network takes
-    it, never acknowledged; they and `options` count where this makes the channel, else ``options_differ``."""
-    max_retransmits: int | None
-    """How often a message is sent again before it is given up."""
-    max_packet_life_time: int | None
-    """Milliseconds for which a message is sent again before it is given up."""
-    options: dict[str, Any] | None
-    """Further options of the channel, such as ``durability`` and the limits of its queue."""
-
-
-class Message:
-    """One message received."""
-
-    __slots__ = ("_channel", "_generation", "attempt", "connection_id", "data", "enqueued_at", "id", "tag")
-
-    def __init__(self, channel: Channel, generation: int, tag: int, row: list[Any]) -> None:
-        self._channel = channel
-        self._generation = generation
-        self.tag = tag
-        self.data: Payload = row[0]
-        """`str` for text, `bytes` for binary."""
-        self.id: str = row[1]
-        """The same in every redelivery."""
-        self.enqueued_at: float = row[2]
-        """When the daemon stored it, seconds since 1970."""
-        self.attempt: int = row[3]
-        """1 for the first delivery."""
-        self.connection_id: str = row[4] if len(row) > 4 else channel.connection_id
-
-    def __repr__(self) -> str:
-        return f"<Message {self.id} of {self.connection_id}, attempt {self.attempt}, {len(self.data)} long>"
-
-    @property
-    def redelivered(self) -> bool:
-        """Whether it may have been delivered before."""
-        return self.attempt > 1
-
-    async def ack(self) -> None:
-        """Done with this message and all before it on its channel. Nothing happens if the socket broke since."""
-        self._channel._acknowledge(self._generation, self.tag)
 
 
 class Channel(Emitter):
@@ -139,14 +80,7 @@ class Channel(Emitter):
         """As the daemon last said."""
         self._looking = False
         """Whether the daemon is being asked for the state, because events were missed or did not say it."""
-        self._inbox: deque[tuple[int, Message | dict[str, Any]]] = deque()
-        self._held: dict[object, int] = {}
-        """Tag of the message that each consumer has and is not done with."""
-        self._taken = 0
-        """The last tag taken out of the inbox."""
-        self._consumed = 0
-        self._ack_due = 0
-        self._acked = 0
+        self._inbox = Inbox(credit, self._schedule)
         self._scheduled = False
         self._waiters: set[asyncio.Future[None]] = set()
         self._pump: asyncio.Task[None] | None = None
@@ -331,7 +265,7 @@ class Channel(Emitter):
         if self.end_reason is not None:
             wire.send_detach(answer["handle"])
             return
-        self._forget_received()
+        self._inbox = Inbox(self._credit, self._schedule)
         self.generation += 1
         self._wire, self._handle = wire, answer["handle"]
         wire.sinks[self._handle] = self._take
@@ -346,7 +280,7 @@ class Channel(Emitter):
     def _away(self) -> None:
         """The socket is gone; what was received and not acknowledged will come again."""
         self._wire = None
-        self._forget_received()
+        self._inbox.clear()
         self._wake()
 
     def _end(self, reason: str, error: Exception | None = None) -> None:
@@ -369,26 +303,21 @@ class Channel(Emitter):
         wire, handle, self._wire = self._wire, self._handle, None
         if wire is not None:
             self._send_acks(wire)
-        self._forget_received()
+        self._inbox.clear()
         if wire is None or wire.lost:
             return
         wire.sinks.pop(handle, None)
         with contextlib.suppress(ConnectionLost):
             await wire.request("detach", {"handle": handle}, timeout=self._daemon.request_timeout)
 
-    def _forget_received(self) -> None:
-        self._inbox.clear()
-        self._held.clear()
-        self._taken = self._consumed = self._ack_due = self._acked = 0
-
     # --- what the daemon sends ---------------------------------------------------------------------------------
 
     def _take(self, method: str, params: list[Any]) -> None:
         if method == messages.MESSAGE:
             for tag, row in enumerate(params[2], params[1]):
-                self._inbox.append((tag, Message(self, self.generation, tag, row)))
+                self._inbox.put(tag, Message(self._inbox, tag, row, self.connection_id))
         elif method == messages.GAP:
-            self._inbox.append((params[1], params[2]))
+            self._inbox.put(params[1], params[2])
         elif method == messages.DETACHED:
             self._end(params[1])
         elif method == messages.EVENT:
@@ -469,14 +398,14 @@ class Channel(Emitter):
             return
         self._send_frames(self._outbox.take())
         self._send_acks(wire)
-        if self._consumed and self._consumed >= self._credit // 2:
-            wire.notify(messages.CREDIT, self._handle, self._consumed)
-            self._consumed = 0
+        credit = self._inbox.take_credit()
+        if credit is not None:
+            wire.notify(messages.CREDIT, self._handle, credit)
 
     def _send_acks(self, wire: Wire) -> None:
-        if self._ack_due > self._acked:
-            self._acked = self._ack_due
-            wire.notify(messages.ACK, self._handle, self._acked)
+        tag = self._inbox.take_ack()
+        if tag is not None and self.mode != "observe":
+            wire.notify(messages.ACK, self._handle, tag)
 
     def _send_frames(self, frames: list[SendFrame]) -> None:
         if self._wire is None:
@@ -485,39 +414,28 @@ class Channel(Emitter):
             options = [] if frame.max_age is None else [{"max_age": frame.max_age}]
             self._wire.notify(messages.SEND, self._handle, frame.seq, frame.payloads, *options)
 
-    def _acknowledge(self, generation: int, tag: int) -> None:
-        if self.mode != "observe" and self._wire is not None and generation == self.generation:
-            self._ack_due = max(tag, self._ack_due)
-            self._schedule()
-
     async def _take_next(self, consumer: object) -> Message | None:
         """The next message for one of the channel's consumers, which is done with the one before; None at the end.
 
         Nothing is awaited once the message is taken: who gives up waiting loses none.
         """
-        if self._auto_ack and self._held.pop(consumer, 0):
-            self._acknowledge_done()
+        if self._auto_ack:
+            self._inbox.release(consumer)
         message = await self._next(acknowledge_gaps=self._auto_ack)
         if message is not None and self._auto_ack:
-            self._held[consumer] = message.tag
+            self._inbox.hold(consumer, message)
         return message
-
-    def _acknowledge_done(self) -> None:
-        """Everything taken, up to the oldest message that a consumer still has."""
-        self._acknowledge(self.generation, min(self._held.values()) - 1 if self._held else self._taken)
 
     async def _next(self, *, acknowledge_gaps: bool) -> Message | None:
         """The next message; None at the end. Hands gaps to their listeners on the way."""
         while True:
             while self._inbox:
-                self._taken, item = self._inbox.popleft()
-                self._consumed += 1
-                self._schedule()
+                item = self._inbox.take()
                 if isinstance(item, Message):
                     return item
                 self._emit("gap", item)
                 if acknowledge_gaps:
-                    self._acknowledge_done()
+                    self._inbox.acknowledge_taken()
             if self.end_reason in {"closed", "detached"}:
                 return None
             self._check_usable()
@@ -568,7 +486,6 @@ class Channel(Emitter):
             message = await self._next(acknowledge_gaps=True)
             if message is None:
                 return
-            generation = self.generation
             try:
                 for listener in self._take_listeners("message"):
                     result = listener(message)
@@ -581,7 +498,7 @@ class Channel(Emitter):
                 pause = min(2 * pause, RETRY_LAST)
             else:
                 pause = RETRY_FIRST
-                self._acknowledge(generation, message.tag)
+                await message.ack()
 
     async def _attach_again_after(self, pause: float) -> None:
         """Give the channel back for a while; whoever has it by then keeps it."""

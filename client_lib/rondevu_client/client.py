@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import Any, Protocol, Self, Unpack, cast
 
 from rondevu_client import __version__
-from rondevu_client.channel import AttachParameters, Channel
+from rondevu_client.attaching import AttachParameters, attach_request
+from rondevu_client.channel import Channel
 from rondevu_client.connection import Connection
 from rondevu_client.emitter import Emitter, Listener
 from rondevu_client.errors import ConnectionLost, DaemonUnavailable, RequestRefused, RondevuClientError
@@ -25,9 +26,6 @@ from rondevu_client.stream import EventStream
 from rondevu_client.wire import Wire, open_wire
 
 logger = logging.getLogger(__name__)
-
-CREDIT = 256
-"""Messages a channel receives ahead of the program."""
 
 REQUEST_TIMEOUT = 60.0
 """Seconds until a request that was not answered fails."""
@@ -219,7 +217,7 @@ class Daemon(Emitter):
         Raises `RequestRefused`: ``unknown_target``, ``unknown_channel``, ``in_use``, ``options_differ``, ….
         """
         producer = parameters.get("producer")
-        request, credit = _attach_request(parameters)
+        request, credit = attach_request(parameters)
         request |= {"target": target, "label": label}
         if request["acknowledged"]:
             request["producer"] = producer or self._producer
@@ -474,27 +472,6 @@ class Daemon(Emitter):
                 logger.info("%s ended: %s", task.get_name(), task.exception())
             else:
                 logger.error("%s failed", task.get_name(), exc_info=task.exception())
-
-
-def _attach_request(parameters: AttachParameters) -> tuple[dict[str, Any], int]:
-    """The parameters of the request, and the credit. Raises `ValueError`."""
-    mode, credit = parameters.get("mode", "exclusive"), parameters.get("credit", CREDIT)
-    if credit < 1:
-        raise ValueError("credit must be 1 or more")
-    options = dict(parameters.get("options") or {})
-    reliability = {
-        "ordered": parameters.get("ordered"),
-        "max_retransmits": parameters.get("max_retransmits"),
-        "max_packet_life_time": parameters.get("max_packet_life_time"),
-    }
-    options |= {key: value for key, value in reliability.items() if value is not None}
-    request = {
-        "mode": mode,
-        "acknowledged": mode != "observe",
-        "confirm_sent": parameters.get("confirm_sent") or None,
-        "options": options or None,
-    }
-    return request, credit if mode != "send" else 0
 
 
 async def _await(work: Awaitable[Any]) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any, Unpack
 
-from rondevu_client.channel import AttachParameters, Channel
+from rondevu_client.attaching import AttachParameters
+from rondevu_client.channel import Channel
 from rondevu_client.emitter import Emitter
 from rondevu_client.errors import ConnectionLost, RequestRefused
 from rondevu_client.messages import EVENT

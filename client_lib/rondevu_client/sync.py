@@ -32,8 +32,10 @@ from rondevu_client import channel as aio_channel
 from rondevu_client import client as aio_client
 from rondevu_client import connection as aio_connection
 from rondevu_client import emitter as aio_emitter
+from rondevu_client import inbox as aio_inbox
 from rondevu_client import service as aio_service
 from rondevu_client import stream as aio_stream
+from rondevu_client.attaching import AttachParameters
 from rondevu_client.background import Background, ListenerThread
 from rondevu_client.errors import ConnectionLost, Detached
 from rondevu_client.outbox import Payload
@@ -59,7 +61,7 @@ class Message:
 
     __slots__ = ("_background", "_inner", "attempt", "connection_id", "data", "enqueued_at", "id")
 
-    def __init__(self, background: Background, inner: aio_channel.Message) -> None:
+    def __init__(self, background: Background, inner: aio_inbox.Message) -> None:
         self._background = background
         self._inner = inner
         self.data: Payload = inner.data
@@ -107,7 +109,7 @@ class _MessageRelay(_Relay):
         super().__init__(background.listeners, listener)
         self._background = background
 
-    def __call__(self, message: aio_channel.Message) -> Awaitable[Any]:
+    def __call__(self, message: aio_inbox.Message) -> Awaitable[Any]:
         return self._listeners.call(self.listener, Message(self._background, message))
 
 
@@ -175,7 +177,7 @@ class Channel(_Emitter):
     def __init__(self, background: Background, inner: aio_channel.Channel) -> None:
         super().__init__(background)
         self._inner = self._emitter = inner
-        self._unseen: dict[threading.Thread, aio_channel.Message | None] = {}
+        self._unseen: dict[threading.Thread, aio_inbox.Message | None] = {}
         """What was fetched for a thread whose wait was interrupted before it had it; None is the end."""
 
     # --- sending -----------------------------------------------------------------------------------------------
@@ -348,7 +350,7 @@ class Connection(_Emitter):
         return self._inner.is_connected
 
     def create_channel(
-        self, label: str, *, timeout: float | None = None, **parameters: Unpack[aio_channel.AttachParameters]
+        self, label: str, *, timeout: float | None = None, **parameters: Unpack[AttachParameters]
     ) -> Channel:
         """Attach to the channel of that label, made where there is none; `AttachParameters` may be given by name."""
         inner = self._run(timeout, self._inner.create_channel, label, **parameters)
@@ -612,7 +614,7 @@ class Daemon(_Emitter):
         label: str,
         *,
         timeout: float | None = None,
-        **parameters: Unpack[aio_channel.AttachParameters],
+        **parameters: Unpack[AttachParameters],
     ) -> Channel:
         """Attach to a channel of a connection (name or id); `AttachParameters` says what can be given by name."""
         return Channel(self._background, self._run(timeout, self._inner.attach, target, label, **parameters))

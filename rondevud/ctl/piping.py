@@ -7,8 +7,9 @@ import contextlib
 import sys
 from typing import Any, BinaryIO
 
-from rondevu_client.channel import Channel, Message
+from rondevu_client.channel import Channel
 from rondevu_client.errors import Detached, NotAcknowledged
+from rondevu_client.inbox import Message
 from rondevud.ctl.common import say
 from rondevud.ctl.framing import Framing
 from rondevud.ctl.output import is_terminal, printable

@@ -14,8 +14,9 @@ from rondevud.ctl.common import Settings, json_option, label_argument, pass_sett
 from rondevud.ctl.output import is_terminal, printable, show_json_line
 
 if TYPE_CHECKING:
-    from rondevu_client.channel import Channel, Message
+    from rondevu_client.channel import Channel
     from rondevu_client.client import Daemon
+    from rondevu_client.inbox import Message
 
 
 @click.command()
