@@ -148,6 +148,7 @@ class Carry:
         lane = self.lane
         if lane is None or self._current is None:
             return
+        self._pass()
         count = self._on_their_way(lane.out.in_flight_bytes, self._connection.unacknowledged)
         if count:
             self._host.in_doubt(self.label, count)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from rondevu_client import MessagesRemoved
+from rondevu_client import MessagesRemoved, NotAcknowledged
 from rondevud.durable.visits import ABSENCE_STEP
 from rondevud.rendezvous.rules import Limits
 from tests.integration.daemons import (
@@ -131,6 +131,8 @@ async def test_5_a_peer_that_goes_is_noticed_finds_its_queue_when_it_is_back_and
     await far.send("kept")
     await client.reconnect()
     assert await near.receive() == "kept"
+    with pytest.raises(NotAcknowledged):
+        await far.flush()
     assert [row["connection_id"] for row in await host.program.connections()] == [far.connection_id]
     await client.leave()
     await host.gone()

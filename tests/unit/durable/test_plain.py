@@ -285,6 +285,20 @@ async def test_what_had_not_left_the_buffer_goes_again_and_what_was_on_its_way_i
     assert again.lines[0].buffer == ["four"]
 
 
+async def test_what_left_the_buffer_just_before_the_end_does_not_go_again(house):
+    wire, line = await opened(house)
+    (await house.producer()).send(1, ["one", "two"], None)
+    await house.settle()
+    line.buffer.pop(0)  # the session has not been told
+    wire.end()
+    await house.settle()
+    wire = house.connect()
+    await house.settle()
+    wire.lines[0].open()
+    await house.settle()
+    assert wire.lines[0].buffer == ["two"]
+
+
 async def test_the_queue_outlives_a_start_of_the_daemon(house):
     await opened(house)
     producer = await house.producer()
