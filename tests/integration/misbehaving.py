@@ -43,6 +43,8 @@ class MisbehavingServer:
         self.wrong: dict[str, Behaviour] = {}
         self.requests: Counter[str] = Counter()
         """By route."""
+        self.seen: list[tuple[str, str, str]] = []
+        """Route, path with its query, and body of each request."""
         self.over = asyncio.Event()
         """Set when the server ends: answers that never come wait for it."""
         self._settings = settings
@@ -70,6 +72,7 @@ class MisbehavingServer:
         line = f"{request.method} {request.path}"
         route = next((name for name, pattern in ROUTES.items() if re.fullmatch(pattern, line)), line)
         self.requests[route] += 1
+        self.seen.append((route, request.path_qs, await request.text()))
         behaviour = self.wrong.get(route)
         return await (self._forward(request) if behaviour is None else behaviour(self, request))
 

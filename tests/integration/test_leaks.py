@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import re
 import threading
@@ -45,9 +46,14 @@ class Footprint(NamedTuple):
 
 
 def pss() -> int:
-    """Bytes of memory that are this process's own, its part of what it shares included."""
+    """Bytes of this process's own memory in use (Pss_Anon).
+
+    Pages of files are left out: this process's part of them changes as others that share them come and go. What was freed
+    is given back first: the C library keeps some of it, here and there, for what comes next.
+    """
     gc.collect()
-    (line,) = re.findall(r"^Pss: +(\d+) kB$", Path("/proc/self/smaps_rollup").read_text(), re.MULTILINE)
+    ctypes.CDLL(None).malloc_trim(0)
+    (line,) = re.findall(r"^Pss_Anon: +(\d+) kB$", Path("/proc/self/smaps_rollup").read_text(), re.MULTILINE)
     return int(line) * 1024
 
 
