@@ -31,6 +31,9 @@ from rondevud.transport.base import Engine
 
 logger = logging.getLogger(__name__)
 
+MEASURE = 1.0
+"""Seconds that `why` waits for a round trip on the link."""
+
 Data = dict[str, Any]
 
 
@@ -244,6 +247,7 @@ class House:
         around = why.Surroundings(self.events, self.signalling_url, signalling, servers)
         if target.startswith("service:"):
             return why.of_service(self.holdings.service(target[8:]), self._environment.clock.monotonic(), around)
+        await self.holdings.session(target).measure(MEASURE)
         found = self.holdings.visit(target)
         if found is not None:
             return why.of_visit(*found, around)

@@ -501,9 +501,23 @@ class Session:
             link.suspect = True
             self._effects.append(Suspect(link.key, silence))
         if self._now >= link.said + self.settings.heartbeat:
-            link.pings += 1
-            link.pinged = {link.pings: self._now}
-            self._transmit(link, frames.encode(frames.Ping(link.pings)))
+            self._ping(link)
+
+    def ping(self, now: float) -> None:
+        """Measure the round trip of the current link now; the next heartbeat need not say it."""
+        self._now = now
+        if self._current is not None:
+            self._ping(self._current)
+
+    @property
+    def pinging(self) -> bool:
+        """Whether the answer to the last ping on the current link has not come."""
+        return self._current is not None and bool(self._current.pinged)
+
+    def _ping(self, link: _Link) -> None:
+        link.pings += 1
+        link.pinged = {link.pings: self._now}
+        self._transmit(link, frames.encode(frames.Ping(link.pings)))
 
     def _heard(self, link: _Link, now: float) -> None:
         link.heard = now

@@ -147,6 +147,8 @@ class DurableSession:
         self._flush_due = False
         self._stopped = False
         self._unlinked: asyncio.Future[None] | None = None
+        self._measured: asyncio.Future[None] | None = None
+        """Set when the round trip that somebody waits for has been measured."""
         plain = record.kind is PeerKind.PLAIN
         configured = [(c, stored_settings(configure, c.label, c.options, c.durability, plain=plain)) for c in channels]
         self.machine = Session(
@@ -194,6 +196,16 @@ class DurableSession:
         for key in list(self._links):
             self._lost(key, "cut on request")
         self._unframed.drop("cut on request")
+
+    async def measure(self, patience: float) -> None:
+        """Measure the round trip of the link, if there is one; gives up after `patience` seconds."""
+        if self.machine.current is None:
+            return
+        if self._measured is None:
+            self._measured = asyncio.get_running_loop().create_future()
+            self.machine.ping(self.now())
+            self.schedule_flush()
+        await asyncio.wait({self._measured}, timeout=patience)
 
     def open_link(self, connection: PeerConnection, channel: DataChannel, fingerprints: Fingerprints) -> int:
         """Connecting side: the data channel is open; say hello on it. Answers the link's key."""
@@ -248,6 +260,9 @@ class DurableSession:
 
     def _receive(self, key: int, message: Message) -> None:
         self.machine.receive(key, message, self.now())
+        if self._measured is not None and not self.machine.pinging:
+            self._measured.set_result(None)
+            self._measured = None
         self.schedule_flush()
 
     def _state_changed(self, key: int, state: TransportState) -> None:

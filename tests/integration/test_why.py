@@ -35,6 +35,7 @@ async def test_a_connection_that_works_is_explained_from_both_ends(world):
         assert (link["kind"], link["path"], link["suspect"]) == ("link", "direct", False)
         assert link["local"] in link["local_candidates"]
         assert link["silence"] >= 0
+        assert 0 < link["round_trip"] < PATIENCE
         (channel,) = answer["channels"]
         assert set(channel["verdicts"]) == {"in", "out"}
         assert channel["acknowledged_ago"] >= 0
