@@ -1,0 +1,122 @@
+"""Every command's JSON has the keys that docs/commands.md lists, no more and no less."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from rondevud.ctl.common import EXIT_CODES
+from rondevud.ctl.main import main as ctl_group
+from tests.integration.daemons import FQN, SCALE, World, exchange_few, open_pair, open_world
+
+pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(120 * SCALE)]
+
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "commands.md").read_text(encoding="utf-8")
+SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", DOCUMENT, flags=re.MULTILINE | re.DOTALL))
+SERVICE = f"service:alice/{FQN}"
+
+
+def documented(section: str) -> set[str]:
+    """Keys of a section, those of maps with a dot."""
+    return set(re.findall(r"^\| `([\w.]+)` \|", SECTIONS[section], flags=re.MULTILINE))
+
+
+def found(answer: dict, keys: set[str]) -> set[str]:
+    """The keys of an answer, those of maps with a dot where they are documented so."""
+    nested = {key.split(".")[0] for key in keys if "." in key}
+    return {
+        f"{key}.{inner}" if key in nested else key
+        for key, value in answer.items()
+        for inner in (value if key in nested else [""])
+    }
+
+
+async def ctl(place, *args: str, stdin: bytes = b"", first_line: bool = False):
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "rondevud.ctl.main", "--socket", str(place.socket), "--json", *args,
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    if first_line:
+        line = await process.stdout.readline()
+        process.terminate()
+        await process.communicate()
+        return json.loads(line)
+    out, err = await process.communicate(stdin)
+    assert process.returncode == 0, (args, err)
+    answer = json.loads(out)
+    return answer[0] if isinstance(answer, list) else answer
+
+
+@pytest.fixture
+async def world(tmp_path) -> AsyncIterator[World]:
+    async with open_world(tmp_path) as world:
+        yield world
+
+
+async def test_every_key_is_documented_and_there(world, tmp_path):
+    pair = await open_pair(world)
+    await exchange_few(pair.near, pair.far)
+    home, away = pair.home, pair.away
+    _, far_id = await pair.ids()
+
+    async def check(place, section: str, *args: str, more: set[str] = frozenset(), **how) -> None:
+        keys = documented(section) | more
+        answer = await ctl(place, *args, **how)
+        assert found(answer, keys) == keys, section
+
+    await check(home, "status", "status")
+    await check(home, "services", "services")
+    await check(home, "connections", "connections")
+    await check(home, "clients", "clients")
+    await check(home, "channels", "channels", SERVICE)
+    await check(home, "channels", "queue", far_id, "main")
+    await check(home, "check", "check", "alice")
+    await check(home, "claim", "claim", "alice")
+    await check(home, "key list", "key", "list")
+    await check(home, "key list", "key", "show", "alice")
+    await check(home, "key list", "key", "generate", "bob")
+    await check(home, "key export", "key", "export", "bob")
+    await check(home, "key list", "key", "delete", "bob", "--yes")
+    await check(home, "key import", "key", "import", "bob", stdin=b"AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=")
+    await check(home, "why service:USER/FQN", "why", SERVICE, more=documented("services"))
+    connections = documented("connections") - {"channels"}
+    dialling = {"max_attempts", "offer.offer_id", "offer.uuid", "dialled_ago"}
+    await check(away, "why", "why", "chat", more=connections)
+    seen = found(await ctl(home, "why", far_id), documented("why"))
+    assert seen == (documented("why") | connections) - dialling
+    await check(away, "send", "send", "chat", "main", "hello", "--wait", "acknowledged")
+    await check(away, "wait", "wait", "chat", "drained")
+    await check(away, "events", "events", "--since", "1", first_line=True)
+    await check(home, "expose", "expose", "alice", "com.example.other@1.0.0")
+    await check(home, "withdraw", "withdraw", "alice", "com.example.other@1.0.0")
+    await check(away, "connect", "connect", "nobody", FQN, "--name", "other")
+    await check(away, "close", "close", "other")
+    await check(away, "queue --purge", "queue", "chat", "main", "--purge")
+    await check(away, "reconnect", "reconnect", "chat")
+
+
+async def test_messages_are_documented(world):
+    pair = await open_pair(world)
+    waiting = asyncio.create_task(ctl(pair.away, "tail", "chat", "main", first_line=True))
+    while not any(row["client"].startswith("rondevuctl") and row["handles"] for row in await pair.visitor.clients()):
+        pass
+    await pair.far.send("hello")
+    assert set(await waiting) == documented("tail")
+
+
+def test_every_command_has_a_section():
+    commands = {name for name in ctl_group.commands if name not in {"key", "completion", "pipe"}}
+    commands |= {f"key {name}" for name in ctl_group.commands["key"].commands}
+    spoken_of = {"key show", "key generate", "key delete"}
+    assert {name for name in SECTIONS if " " not in name or name.startswith("key ")} | spoken_of >= commands
+
+
+def test_exit_codes_are_those_of_the_help():
+    documented_codes = re.findall(r"^\| (\d+) \|", SECTIONS["Exit codes"], flags=re.MULTILINE)
+    assert documented_codes == re.findall(r"^  (\d+) ", EXIT_CODES, flags=re.MULTILINE)
