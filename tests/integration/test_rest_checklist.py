@@ -36,6 +36,7 @@ pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(120 * SCALE)]
 
 TAKEN = refusing(400, "Offer already answered")
 EMPTY = refusing(503, "No available offers")
+FORGOTTEN = refusing(401, "Invalid credentials")
 
 
 @pytest.fixture
@@ -78,8 +79,8 @@ async def test_offers_and_answers_carry_their_candidates(server: MisbehavingServ
     assert all("a=candidate:" in body for body in bodies)
 
 
-@pytest.mark.parametrize(("route", "refusal"), [("discover", EMPTY), ("answer", TAKEN)])
-async def test_an_offer_that_is_not_to_be_had_is_sought_again_soon_and_is_no_attempt(
+@pytest.mark.parametrize(("route", "refusal"), [("discover", EMPTY), ("answer", TAKEN), ("find", FORGOTTEN)])
+async def test_an_offer_that_is_not_to_be_had_is_sought_again_and_is_no_attempt(
     server: MisbehavingServer, world: World, monkeypatch: pytest.MonkeyPatch, route: str, refusal: object
 ) -> None:
     monkeypatch.setattr(connection_module, "BUSY_DELAY", (0.0, 0.01))

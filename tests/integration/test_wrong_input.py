@@ -94,6 +94,8 @@ async def test_unknown_methods_and_wrong_types_get_an_error_that_names_them(pair
         pytest.param(b"\xc6\xff\xff\xff\xff", "frame_too_large", "16842752", id="four-gibibytes-of-payload"),
         pytest.param(b"\xdd\xff\xff\xff\xff", "frame_too_large", "", id="four-billion-elements"),
         pytest.param(b"\x91" * 100, "bad_frame", "16", id="too-deep"),
+        pytest.param(b"\x91" * 50_000, "bad_frame", "16", id="nesting-without-end"),
+        pytest.param(b"\x93\x02\xa4send\x93\x01\x01\x91\xa2\xff\xfe", "bad_frame", "UTF-8", id="text-that-is-none"),
     ],
 )
 async def test_bytes_that_are_no_frame_get_one_error_and_cost_only_their_socket(pair, data, code, words):

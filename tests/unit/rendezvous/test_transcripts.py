@@ -3,6 +3,8 @@
 The server's clock is set to the time of each row and its key is the one of the recording, so that signatures, bearer
 credentials and offer ids are valid as recorded. Only service ids and UUIDs are others: they are mapped as they appear.
 Compared are status, content type, CORS headers and the whole body, times with a tolerance.
+`DIFFERENCES` names every case that is answered otherwise on purpose. The limits of size and rate, which the seed's server
+has not, are above everything that was recorded: `test_app` shows them.
 """
 
 from __future__ import annotations
