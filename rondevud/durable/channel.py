@@ -305,7 +305,7 @@ class DurableChannel:
                 self._end_if_done()
             case Acknowledge():
                 self.acknowledged_at = self.now()
-                self.outbox.acknowledged(outcome)
+                self.outbox.acknowledged(outcome, "sent" if self.plain else "acknowledged")
             case Remove() | Expire() | Trim():
                 if not isinstance(operation, Remove) or operation.reason is Reason.TOO_LARGE:
                     self._log_removed(outcome.removed)  # of the others `remove_all` tells

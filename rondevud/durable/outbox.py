@@ -253,11 +253,11 @@ class Outbox:
             for producer in self.producers.values():
                 producer.tell_sent(below)
 
-    def acknowledged(self, result: Acknowledged) -> None:
-        """The peer's store has what `result` says."""
+    def acknowledged(self, result: Acknowledged, counter: str = "acknowledged") -> None:
+        """The peer's store has what `result` says; or, with another `counter`, it was handed to a plain peer."""
         self.count -= result.messages
         self.size -= result.size
-        self._host.count("acknowledged", result.messages)
+        self._host.count(counter, result.messages)
         for done in result.producers:
             if done.producer in self.producers:
                 self.producers[done.producer].tell_acknowledged(done)

@@ -244,7 +244,8 @@ class Handle:
         if self._sent > self._sent_told:
             self._sent_told = self._sent
             self._notify(messages.SENT, self._sent)
-        if self._wants_acknowledged and self._acknowledged > self._acknowledged_told:
+        acknowledging = self._wants_acknowledged and self.channel is not None and self.channel.acknowledges is not False
+        if acknowledging and self._acknowledged > self._acknowledged_told:
             self._acknowledged_told = self._acknowledged
             self._notify(messages.ACKNOWLEDGED, self._acknowledged)
 

@@ -293,7 +293,6 @@ async def test_flush_to_a_peer_that_acknowledges_nothing_waits_until_the_queue_i
 
 
 async def test_what_has_left_for_a_peer_that_acknowledges_nothing_is_not_called_acknowledged(place, daemon):
-    """The daemon says `acknowledged` there of what has left its engine."""
     place.channel().acknowledges = False
     channel = await daemon.attach("alice-chat", "main")
     await channel.flush()
@@ -301,6 +300,7 @@ async def test_what_has_left_for_a_peer_that_acknowledges_nothing_is_not_called_
     flushing = asyncio.create_task(channel.flush())
     await daemon.status()
     place.channel().producer.acknowledge(1)
+    place.channel().stored.outbox.clear()
     with pytest.raises(NotAcknowledged):
         await flushing
     assert channel.queue_size == 0

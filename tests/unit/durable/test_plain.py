@@ -263,6 +263,7 @@ async def test_a_message_leaves_the_outbox_when_the_engines_buffer_has_passed_it
     line.let_pass()
     await asyncio.wait_for(channel.outbox.drained(), 5)
     assert line.passed == ["one", "two", "three"]
+    assert (channel.counters["sent"], channel.counters["acknowledged"]) == (3, 0)
 
 
 async def test_what_had_not_left_the_buffer_goes_again_and_what_was_on_its_way_is_counted(house):
