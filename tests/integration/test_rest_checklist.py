@@ -129,3 +129,22 @@ async def test_a_refresh_comes_before_the_end_that_the_server_gave_whatever_was_
         async with asyncio.timeout(PATIENCE):
             await events.next("ttl_refreshed")
         assert await world.discover(service.uuid) == 200
+
+
+async def test_a_poll_waits_as_long_as_the_server_asks_for(
+    server: MisbehavingServer, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = await open_pair(world)
+    (service,) = pair.home.house.holdings.all_services()
+    waits: asyncio.Queue[float] = asyncio.Queue()
+
+    async def wait(seconds: float, **_options: bool) -> None:
+        waits.put_nowait(seconds)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(service, "_wait", wait)
+    server.wrong = {"answers": refusing(429, "Too many requests", Retry_After="60")}
+    async with asyncio.timeout(PATIENCE):
+        while await waits.get() != 60:  # the publication waits, too
+            pass
+    await exchange_few(pair.near, pair.far)
