@@ -326,11 +326,6 @@ class SetEpoch(Operation[None]):
 
 
 @dataclass(frozen=True, slots=True)
-class DeleteChannel(Operation[None]):
-    channel: int
-
-
-@dataclass(frozen=True, slots=True)
 class MarkAttached(Operation[None]):
     """Set ``attached`` of the channel."""
 

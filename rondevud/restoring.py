@@ -8,7 +8,7 @@ import msgpack
 
 from rondevud.config import ConnectionConfig, ServiceConfig
 from rondevud.declarations import connection_from, service_from
-from rondevud.errors import RequestError
+from rondevud.errors import ConfigError, RequestError
 from rondevud.holdings import Holdings, Options, Origin, give_up_undeclared
 from rondevud.records import (
     ChannelRecord,
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 async def restore(holdings: Holdings) -> None:
-    """Fill `holdings`. Nothing is published or dialled, and no message is read."""
+    """Fill `holdings`. Nothing is published or dialled, and no message is read. Raises `ConfigError`, `StoreError`."""
     await _Restoring(holdings).run()
 
 
@@ -46,6 +46,9 @@ class _Restoring:
         for damaged in loaded.damaged:
             self._holdings.events.publish("gap", {"reason": "damaged", "count": None}, connection_id=damaged)
         services, connections = await self._declarations()
+        if (services or connections) and not self._holdings.can_reach_out:
+            names = [service.name for service, _ in services] + [connection.name for connection, _ in connections]
+            raise ConfigError(f"signalling.url: missing: the state directory declares {', '.join(names)}")
         for service in services:
             self._holdings.add_service(*service)
         await self._restore_connections(connections, loaded.sessions)

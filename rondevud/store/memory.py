@@ -176,10 +176,6 @@ class MemoryTables:
         if operation.reopen:
             channel.change(out_closed=0, in_closed=2 if channel.record.in_closed else 0)
 
-    def _delete_channel(self, operation: records.DeleteChannel) -> None:
-        if operation.channel in self._channels:
-            self._drop_channel(operation.channel)
-
     def _drop_channel(self, number: int) -> None:
         record = self._channels.pop(number).record
         del self._labels[record.connection_id][record.label]
@@ -458,7 +454,6 @@ class MemoryTables:
             records.CreateChannel: _create_channel,
             records.SetChannelOptions: _set_channel_options,
             records.SetEpoch: _set_epoch,
-            records.DeleteChannel: _delete_channel,
             records.MarkAttached: _mark_attached,
             records.Put: _put,
             records.Acknowledge: _acknowledge,

@@ -109,7 +109,6 @@ class SqlTables:
             records.CreateChannel: self._create_channel,
             records.SetChannelOptions: self._set_channel_options,
             records.SetEpoch: self._set_epoch,
-            records.DeleteChannel: self._delete_channel,
             records.MarkAttached: self._mark_attached,
             records.Put: self._outbox.put,
             records.Acknowledge: self._outbox.acknowledge,
@@ -247,10 +246,6 @@ class SqlTables:
         channel.change(epoch=operation.epoch, acked=0, acked_count=0)
         if operation.reopen:
             channel.change(out_closed=0, in_closed=2 if channel.record.in_closed else 0)
-
-    def _delete_channel(self, operation: records.DeleteChannel) -> None:
-        if self._connection.execute("SELECT 1 FROM channels WHERE id = ?", (operation.channel,)).fetchone():
-            self._drop_channel(operation.channel)
 
     def _drop_channel(self, number: int) -> None:
         """Delete a channel and its producers; the rows of its queues go later, in slices, by `collect`."""

@@ -9,9 +9,10 @@ import pytest
 
 from rondevu_client import RequestRefused
 from rondevud import clock
+from rondevud.config import parse
 from rondevud.durable import channels as channels_module
 from rondevud.durable.effects import LinkUp, SessionFailed
-from rondevud.errors import SignallingUnreachable, StoreFailed, TransportError
+from rondevud.errors import ConfigError, SignallingUnreachable, StoreFailed, TransportError
 from rondevud.records import CreateChannel, ForgetProducers, LoadSessions, SaveDeclaration, SaveSession
 from tests.integration.daemons import FQN, PATIENCE, SCALE, SERVICE, Pair, World, open_pair, open_world, take, watch
 
@@ -40,6 +41,17 @@ async def test_a_connection_with_too_many_channels_is_refused_and_not_kept(world
     assert refused.value.code == "bad_params"
     await place.restart()
     assert await program.connections() == []
+
+
+async def test_a_daemon_that_has_lost_its_signalling_server_says_what_needs_one(world):
+    place = await world.daemon("one")
+    program = await place.client()
+    await program.connect("alice", FQN, name="chat")
+    await program.close()
+    await place.stop()
+    place.config = parse("", "x")
+    with pytest.raises(ConfigError, match=r"signalling\.url: missing: the state directory declares chat"):
+        await place.start()
 
 
 async def test_a_channel_that_cannot_be_made_stops_neither_its_connection_nor_the_daemon(world):

@@ -116,7 +116,7 @@ operations = st.one_of(
     ),
     st.builds(r.SetChannelOptions, channels, st.binary(max_size=2)),
     st.builds(r.SetEpoch, channels, st.sampled_from(EPOCHS), numbers, st.booleans()),
-    st.sampled_from([r.DeleteChannel(0), r.DeleteChannel(1), r.MarkAttached(0), r.MarkAttached(1)]),
+    st.sampled_from([r.MarkAttached(0), r.MarkAttached(1)]),
     st.sampled_from(["reopen", "crash", "group"]),
 )
 

@@ -16,7 +16,6 @@ from rondevud.records import (
     Acknowledge,
     Declaration,
     DeclarationKind,
-    DeleteChannel,
     DeleteSession,
     InGap,
     InMessage,
@@ -559,10 +558,10 @@ async def test_queries_of_the_queues_use_their_indexes(path, opened):
 
 async def test_rows_of_deleted_channels_are_removed_in_slices(path, opened, hooked):
     store = await opened(limits=SMALL, factory=hooked)
-    channel = await fill(store, *["m"] * 11, floor=9)
-    other = await make_channel(store, "other")
+    await fill(store, *["m"] * 11, floor=9)
+    other = await make_channel(store, "other", "conn-2")
     await store.execute(Put(other, ("kept",), NOW))
-    await store.execute(DeleteChannel(channel))
+    await store.execute(DeleteSession("conn-1"))
     await store.execute(DeleteSession("conn-9"))
     await store.close()
     store = await opened(limits=SMALL)
