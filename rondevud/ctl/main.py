@@ -17,6 +17,7 @@ from rondevud.ctl import (
     services,
     status,
     tail,
+    top,
     users,
     why,
 )
@@ -55,6 +56,7 @@ for _module in (
     tail,
     pipe,
     events,
+    top,
     completion,
 ):
     for _command in _module.COMMANDS:

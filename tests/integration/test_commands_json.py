@@ -76,6 +76,7 @@ async def test_every_key_is_documented_and_there(world, tmp_path):
     await check(home, "clients", "clients")
     await check(home, "channels", "channels", SERVICE)
     await check(home, "channels", "queue", far_id, "main")
+    await check(home, "top", "top", "--count", "1")
     await check(home, "check", "check", "alice")
     await check(home, "claim", "claim", "alice")
     await check(home, "key list", "key", "list")
