@@ -3,9 +3,8 @@
     CONNECTING ──link──► CONNECTED ──lost──► RECONNECTING ──link──► CONNECTED …
         └──────── attempts used up ────────────────┴──► FAILED ──reconnect──► …
 
-One task dials whenever a link is wanted: at the beginning, after a loss, and beside a link that has become suspect. A dial
-asks signalling for an offer and answers it; then it opens the data channel ``rondevu.link`` and says hello, or, when the
-offer is a plain peer's, hands the connection over as it is. Everything about messages is the session's.
+One task dials (`rondevud.durable.dialling`) whenever a link is wanted: at the beginning, after a loss, and beside a link
+that has become suspect. Everything about messages is the session's.
 """
 
 from __future__ import annotations
@@ -15,15 +14,13 @@ import contextlib
 import logging
 import random
 from collections.abc import Coroutine, Iterator
-from functools import partial
 from typing import Any
 
 from rondevud.backoff import delays
-from rondevud.durable import frames, sdp
-from rondevud.durable.contact import Contact, Trickle
+from rondevud.durable.closing import Drain, store_end
+from rondevud.durable.dialling import DialError, Dialler, dial_error
 from rondevud.durable.effects import LinkDown, LinkUp, Recovered, SessionFailed, Suspect
 from rondevud.durable.frames import GoodbyeCode
-from rondevud.durable.handshake import Fingerprints
 from rondevud.durable.link import LinkSettings
 from rondevud.durable.ports import Configure
 from rondevud.durable.session import DurableSession, Environment
@@ -32,23 +29,12 @@ from rondevud.durable.states import CONNECTION_TRANSITIONS, ConnectionState, che
 from rondevud.durable.tasks import Tasks
 from rondevud.errors import (
     RequestError,
-    RondevuError,
-    SignallingError,
-    SignallingRejected,
-    StoreError,
-    TransportError,
 )
-from rondevud.records import ChannelRecord, PeerKind, Reason, SessionRecord
+from rondevud.records import ChannelRecord, SessionRecord
 from rondevud.signalling.base import DiscoveredOffer, Signalling
-from rondevud.transport.base import ChannelState as TransportChannelState
-from rondevud.transport.base import ConnectionState as TransportState
-from rondevud.transport.base import DataChannel, Engine, PeerConnection
+from rondevud.transport.base import Engine, PeerConnection
 
 logger = logging.getLogger(__name__)
-
-ATTEMPT = 8.0
-"""Seconds that a dial after a loss, or beside a suspect link, may take: ICE checks are repeated after 0.5, 1, 2, 4, 8, 16 s,
-and a path that came back late in an attempt is found sooner by the next one."""
 
 FIRST_MINUTE = 60.0
 """Seconds after a loss in which attempts are not counted and follow each other within `FIRST_MINUTE_DELAY`."""
@@ -57,29 +43,6 @@ FIRST_MINUTE_DELAY = 2.0
 
 STOOD = 10.0
 """Seconds that a link must have stood before the attempts are forgotten."""
-
-BUSY_DELAY = (0.3, 1.0)
-"""Seconds, at random, until the next try when there was no offer left or somebody was faster."""
-
-
-class DialError(RondevuError):
-    """A dial that came to nothing. `counts` says whether that is one of the connection's attempts."""
-
-    def __init__(
-        self,
-        message: str,
-        code: str,
-        *,
-        counts: bool,
-        delay: tuple[float, float] | None = None,
-        retry_after: float | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.code = code
-        self.counts = counts
-        self.delay = delay
-        self.retry_after = retry_after
-        """Seconds that the signalling server asked for, at least."""
 
 
 class DurableConnection:
@@ -99,15 +62,11 @@ class DurableConnection:
         self.settings = settings
         self.attempt = 0
         self.last_error: str | None = None
-        self.offer: DiscoveredOffer | None = None
-        """The one that was dialled last."""
         self.dialled_at: float | None = None
         """When the last dial began, and below when the next one will, in the time of the clock."""
         self.retry_at: float | None = None
         self.ephemeral = environment.ephemeral
         self.state = ConnectionState.CONNECTING
-        self._signalling = signalling
-        self._engine = engine
         self._environment = environment
         self._random = random.SystemRandom()
         self._delays: Iterator[float] = self._new_delays()
@@ -118,11 +77,9 @@ class DurableConnection:
         """Runs while the link is younger than `STOOD`."""
         self._redial: asyncio.TimerHandle | None = None
         self._dialling: asyncio.Task[None] | None = None
-        self._outcomes: dict[int, asyncio.Future[LinkUp | LinkDown]] = {}
         self._task: asyncio.Task[None] | None = None
         self._discards = Tasks(settings.name)
         self._ending: asyncio.Task[None] | None = None
-        self._draining: asyncio.Timeout | None = None
         self.session = DurableSession(
             record,
             channels,
@@ -132,8 +89,15 @@ class DurableConnection:
             owner=self,
             service=None,
         )
+        self._drain = Drain(self.session)
+        self._dialler = Dialler(self.session, signalling, engine, self.discard)
         if record.closed:
             self.state = ConnectionState.CLOSED
+
+    @property
+    def offer(self) -> DiscoveredOffer | None:
+        """The one that was dialled last."""
+        return self._dialler.offer
 
     @property
     def connection_id(self) -> str:
@@ -185,7 +149,7 @@ class DurableConnection:
     async def stop(self) -> None:
         """The daemon stops: tell the peer to expect us back, and let go. A `close` that still drains is given up."""
         if self._ending is not None:
-            if self._draining is not None:
+            if self._drain.running:
                 self._ending.cancel()
             await asyncio.wait({self._ending})
         await self._end_tasks()
@@ -220,12 +184,8 @@ class DurableConnection:
             logger.error("%s: closing failed", self.settings.name, exc_info=task.exception())
 
     async def _drain_and_end(self, drain: float) -> None:
-        for label in list(self.session.channels):
-            self.session.close_label(label)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(drain) as self._draining:
-                await self.session.drained()
-        self._draining = None
+        self._drain.hurry(drain)
+        await self._drain.run()
         await self._end("local")
 
     async def _end(self, by: str) -> None:
@@ -235,19 +195,11 @@ class DurableConnection:
         """
         await self._end_tasks()
         self._enter(ConnectionState.CLOSED)
-        for channel in list(self.session.channels.values()):
-            await self._try_to_store(channel.remove_all(Reason.PURGED, keep_closing=False))
-        await self._try_to_store(self.session.mark_closed())
+        await store_end(self.session, self.settings.name)
         self.session.event("closed", {"by": by})
         self.session.end()
         self.session.say_goodbye(GoodbyeCode.CLOSING, "closed")
         await self._let_go()
-
-    async def _try_to_store(self, work: Coroutine[Any, Any, Any]) -> None:
-        try:
-            await work
-        except (RequestError, StoreError) as error:
-            logger.warning("%s: the close is not stored: %s", self.settings.name, error)
 
     async def _let_go(self) -> None:
         with contextlib.suppress(TimeoutError):
@@ -292,7 +244,7 @@ class DurableConnection:
         while True:
             await self._wanted.wait()
             self._wanted.clear()
-            while self._needs_link() and self.state not in {ConnectionState.FAILED, ConnectionState.CLOSED}:
+            while self._dialler.wanted and self.state not in {ConnectionState.FAILED, ConnectionState.CLOSED}:
                 self._dialling = asyncio.get_running_loop().create_task(self._dial(), name=f"dial {self.settings.name}")
                 delay = await self._outcome(self._dialling)
                 self._dialling = None
@@ -304,9 +256,6 @@ class DurableConnection:
         """Whether an attempt is under way."""
         return self._dialling is not None
 
-    def _needs_link(self) -> bool:
-        return not self.session.connected or self.session.suspect
-
     async def _outcome(self, dial: asyncio.Task[None]) -> float | None:
         """Wait for a dial; answers the seconds until the next one, None when none is needed."""
         try:
@@ -314,21 +263,15 @@ class DurableConnection:
             if dial.cancelled():
                 return None
             dial.result()
-        except DialError as error:
-            return self._failed_dial(error)
-        except SignallingRejected as error:
-            return self._failed_dial(_rejected(error))
-        except SignallingError as error:
-            return self._failed_dial(DialError(str(error), "signalling", counts=False, retry_after=error.retry_after))
-        except (TransportError, TimeoutError) as error:
-            message = str(error) or "the connection did not come up in time"
-            return self._failed_dial(DialError(message, "connection", counts=True))
         except asyncio.CancelledError:
             dial.cancel()
             raise
-        except Exception:
-            logger.exception("%s: dialling failed", self.settings.name)
-            return self._failed_dial(DialError("an error in this daemon; its log says more", "internal", counts=True))
+        except Exception as error:
+            known = dial_error(error)
+            if known is None:
+                logger.exception("%s: dialling failed", self.settings.name)
+                known = DialError("an error in this daemon; its log says more", "internal", counts=True)
+            return self._failed_dial(known)
         return None
 
     def _failed_dial(self, error: DialError) -> float | None:
@@ -336,7 +279,7 @@ class DurableConnection:
             return None
         news = self.last_error != str(error)
         self.last_error = str(error)
-        if not self._needs_link():
+        if not self._dialler.wanted:
             return None
         early = self._lost_at is not None and self._now() - self._lost_at < FIRST_MINUTE
         if error.counts and not early and not self.session.connected:
@@ -374,91 +317,14 @@ class DurableConnection:
         self._wanted.clear()
 
     async def _dial(self) -> None:
-        """One attempt. Raises `DialError`, `SignallingError`, `TransportError` or `TimeoutError`."""
-        if self._soon:
-            self._soon = False
-        again = self.session.record.kind is PeerKind.LINK
-        async with asyncio.timeout(ATTEMPT if again else self.settings.reconnect.connection_timeout):
-            self.dialled_at, self.offer = self._now(), None
-            offer = self.offer = await self._discover()
-            plain = self._is_plain(offer)
-            connection = self._engine.create_peer_connection()
-            try:
-                await (self._contact(connection, offer) if plain else self._link(connection, offer))
-            except BaseException:
-                self.discard(connection)
-                raise
-
-    async def _discover(self) -> DiscoveredOffer:
-        settings = self.settings
-        if settings.uuid is not None:
-            return await self._signalling.discover_uuid(settings.uuid)
-        return await self._signalling.discover(settings.username or "", settings.fqn or "")
-
-    def _is_plain(self, offer: DiscoveredOffer) -> bool:
-        """Whether to take the offer as a plain peer's. Raises `DialError` where only a link will do."""
-        choice = self.settings.peer
-        if choice is PeerChoice.PLAIN:
-            return True
-        if frames.VERSION in sdp.link_versions(offer.sdp):
-            return False
-        if choice is PeerChoice.LINK or self.session.record.kind is PeerKind.LINK:
-            word = "peer is set to link" if choice is PeerChoice.LINK else "it was one before"
-            raise DialError(f"not_a_link: the peer offers no link, and {word}", "not_a_link", counts=True)
-        return True
-
-    async def _contact(self, connection: PeerConnection, offer: DiscoveredOffer) -> None:
-        """Answer the offer of a plain peer, and hand the connection over when it is up."""
-        contact = Contact(connection)
-        answer = await connection.create_answer(offer.sdp)
-        await self._signalling.answer(offer.offer_id, answer)
-        trickle = Trickle(
-            sdp.candidates(answer),
-            partial(self._signalling.add_answer_candidates, offer.offer_id),
-            partial(self._signalling.offer_candidates, offer.offer_id),
-        )
-        await contact.connected(trickle)
-        if self._needs_link():
-            self.session.open_plain(connection, contact.channels, dialled=True)
-        else:
-            self.discard(connection)
-
-    async def _link(self, connection: PeerConnection, offer: DiscoveredOffer) -> None:
-        """Answer the offer, open the data channel, say hello, wait for the verdict."""
-        closed = asyncio.get_running_loop().create_future()
-        connection.on_state = lambda state: _resolve(closed, state is TransportState.CLOSED)
-        answer = sdp.mark(await connection.create_answer(offer.sdp))
-        fingerprints = Fingerprints(sdp.fingerprint(offer.sdp), sdp.fingerprint(answer))
-        channel = connection.create_data_channel(frames.LABEL, protocol=frames.PROTOCOL)
-        opened = asyncio.get_running_loop().create_future()
-        channel.on_open = lambda: _resolve(opened, channel.state is TransportChannelState.OPEN)
-        await self._signalling.answer(offer.offer_id, answer)
-        await asyncio.wait({opened, closed}, return_when=asyncio.FIRST_COMPLETED)
-        if not opened.done():
-            raise TransportError("the WebRTC connection ended before the data channel was open")
-        await self._greet(connection, channel, fingerprints)
-
-    async def _greet(self, connection: PeerConnection, channel: DataChannel, fingerprints: Fingerprints) -> None:
-        if not self._needs_link():  # the suspect link was heard again
-            self.discard(connection)
-            return
-        key = self.session.open_link(connection, channel, fingerprints)
-        outcome = self._outcomes[key] = asyncio.get_running_loop().create_future()
-        try:
-            effect = await outcome
-        except BaseException:
-            self.session.drop_link(key)
-            raise
-        finally:
-            del self._outcomes[key]
-        if isinstance(effect, LinkDown):
-            busy = effect.code in {frames.RefuseCode.TOO_MANY, frames.RefuseCode.TRY_LATER, GoodbyeCode.RESTARTING}
-            raise DialError(f"refused: {effect.code}: {effect.reason}", effect.code, counts=not busy)
+        self._soon = False
+        self.dialled_at = self._now()
+        await self._dialler.dial(self.settings)
 
     # --- owner of the session --------------------------------------------------------------------------------------
 
     def link_up(self, session: DurableSession, effect: LinkUp) -> None:
-        self._settle_outcome(effect)
+        self._dialler.settle(effect)
         if self.state in {ConnectionState.FAILED, ConnectionState.CLOSED}:  # this link came too late
             session.cut()
             return
@@ -473,7 +339,7 @@ class DurableConnection:
         logger.info("%s: connected (%s)", self.settings.name, "resumed" if effect.resumed else "new session")
 
     def link_down(self, session: DurableSession, effect: LinkDown) -> None:
-        self._settle_outcome(effect)
+        self._dialler.settle(effect)
         if not effect.current:
             return
         logger.info("%s: link lost: %s: %s", self.settings.name, effect.code, effect.reason)
@@ -519,13 +385,8 @@ class DurableConnection:
     def _closed_by_peer(self) -> None:
         if self._ending is None:
             self._begin_end(self._end("peer"))
-        elif self._draining is not None:  # nobody is left to acknowledge anything
-            self._draining.reschedule(asyncio.get_running_loop().time())
-
-    def _settle_outcome(self, effect: LinkUp | LinkDown) -> None:
-        outcome = self._outcomes.get(effect.link)  # type: ignore[call-overload]
-        if outcome is not None and not outcome.done():
-            outcome.set_result(effect)
+        elif self._drain.running:  # nobody is left to acknowledge anything
+            self._drain.hurry(0.0)
 
     def suspect(self, session: DurableSession, effect: Suspect) -> None:
         session.event("suspect", {"silence": round(effect.silence, 1)})
@@ -534,7 +395,7 @@ class DurableConnection:
 
     def recovered(self, session: DurableSession, effect: Recovered) -> None:
         session.event("recovered", {})
-        if self._dialling is not None and not self._outcomes:
+        if self._dialling is not None and not self._dialler.greeting:
             self._dialling.cancel()
 
     def session_failed(self, session: DurableSession, effect: SessionFailed) -> None:
@@ -585,15 +446,3 @@ class DurableConnection:
 
     def _now(self) -> float:
         return self._environment.clock.monotonic()
-
-
-def _resolve(future: asyncio.Future[None], now: bool) -> None:
-    if now and not future.done():
-        future.set_result(None)
-
-
-def _rejected(error: SignallingRejected) -> DialError:
-    if error.code in {"no_offer", "offer_taken"}:
-        return DialError(str(error), error.code, counts=False, delay=BUSY_DELAY, retry_after=error.retry_after)
-    counts = error.code != "unauthorized"  # that says something of the server, and nothing of what is asked for
-    return DialError(str(error), error.code, counts=counts, retry_after=error.retry_after)

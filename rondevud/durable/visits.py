@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import random
 import secrets
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from rondevud.backoff import Trouble, delays
+from rondevud.durable.closing import Drain, store_end
 from rondevud.durable.effects import LinkDown, LinkUp, Recovered, SessionFailed, Suspect
 from rondevud.durable.frames import GoodbyeCode, Refuse, RefuseCode
 from rondevud.durable.link import GOODBYE_TIMEOUT, LinkSettings
@@ -53,9 +53,7 @@ class Visit:
         self.absent_saved = session.record.absent
         self.closing: asyncio.Task[None] | None = None
         """The one task that ends this connection, however many ask for it."""
-        self.drain_until = math.inf
-        """When the closing task gives up what is not acknowledged, in the time of the loop."""
-        self._draining: asyncio.Timeout | None = None
+        self.drain = Drain(session)
 
     def enter(self, state: ConnectionState) -> None:
         """Change the state, and say so."""
@@ -68,24 +66,6 @@ class Visit:
     def ending(self) -> bool:
         """Whether the closing task is at work."""
         return self.closing is not None and not self.closing.done()
-
-    def hurry(self, drain: float) -> None:
-        """Drain for so many seconds from now on at most."""
-        self.drain_until = min(self.drain_until, asyncio.get_running_loop().time() + drain)
-        if self._draining is not None and not self._draining.expired():
-            self._draining.reschedule(self.drain_until)
-
-    async def drain(self) -> None:
-        """Close all labels, and wait until the peer has everything or the time is over."""
-        for label in list(self.session.channels):
-            self.session.close_label(label)
-        try:
-            async with asyncio.timeout_at(self.drain_until) as self._draining:
-                await self.session.drained()
-        except TimeoutError:
-            pass
-        finally:
-            self._draining = None
 
 
 class Visits(Mapping[str, Visit]):
@@ -246,7 +226,7 @@ class Visits(Mapping[str, Visit]):
             await asyncio.shield(self._begin_close(visit, drain, "local"))
 
     def _begin_close(self, visit: Visit, drain: float, by: str) -> asyncio.Task[None]:
-        visit.hurry(drain)
+        visit.drain.hurry(drain)
         if visit.closing is None or visit.closing.done():
             visit.closing = self.tasks.spawn(self._close(visit, by), f"close {visit.session.connection_id}")
         return visit.closing
@@ -254,12 +234,12 @@ class Visits(Mapping[str, Visit]):
     async def _close(self, visit: Visit, by: str) -> None:
         session = visit.session
         if by == "local":
-            await visit.drain()
+            await visit.drain.run()
         if visit.state is ConnectionState.CLOSED:
             return
         visit.enter(ConnectionState.CLOSED)
         try:
-            await self._store_close(session)
+            await store_end(session, f"{self._name} {session.connection_id}")
         finally:
             session.say_goodbye(GoodbyeCode.CLOSING, "closed")
             session.end()
@@ -269,27 +249,13 @@ class Visits(Mapping[str, Visit]):
         session.event("closed", {"by": by})
         self._publish("disconnection", {"reason": by}, session.connection_id)
 
-    async def _store_close(self, session: DurableSession) -> None:
-        """Take what was not acknowledged out of the store. A store that fails does not keep the connection open."""
-        try:
-            for channel in list(session.channels.values()):
-                await channel.remove_all(Reason.PURGED, keep_closing=False)
-        except RequestError as error:
-            logger.warning(
-                "%s %s: closing: its messages stay in the store: %s", self._name, session.connection_id, error
-            )
-        try:
-            await session.mark_closed()
-        except StoreError as error:
-            logger.warning("%s %s: closing: the end is not stored: %s", self._name, session.connection_id, error)
-
     async def end_closes(self) -> None:
         """Finish the closes under way. A connection that still drains stays: nothing is given up because of a stop."""
         now = asyncio.get_running_loop().time()
         closes = []
         for visit in self._visits.values():
             if visit.closing is not None:
-                if visit.state is not ConnectionState.CLOSED and visit.drain_until > now:
+                if visit.state is not ConnectionState.CLOSED and visit.drain.until > now:
                     visit.closing.cancel()
                 closes.append(visit.closing)
         if closes:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from rondevud.durable import connection as connection_module
+from rondevud.durable import dialling
 from rondevud.rendezvous.rules import Limits
 from rondevud.rendezvous.storage import open_storage
 from tests.integration.daemons import (
@@ -83,7 +83,7 @@ async def test_offers_and_answers_carry_their_candidates(server: MisbehavingServ
 async def test_an_offer_that_is_not_to_be_had_is_sought_again_and_is_no_attempt(
     server: MisbehavingServer, world: World, monkeypatch: pytest.MonkeyPatch, route: str, refusal: object
 ) -> None:
-    monkeypatch.setattr(connection_module, "BUSY_DELAY", (0.0, 0.01))
+    monkeypatch.setattr(dialling, "BUSY_DELAY", (0.0, 0.01))
     pair = await open_pair(world)
     events = await watch(pair.visitor)
     server.wrong = {route: refusal}
