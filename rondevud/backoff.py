@@ -36,8 +36,10 @@ class Trouble:
         """Seconds until the next attempt: no fewer than `error` asks for in its ``retry_after``, if it has one."""
         return max(next(self._delays), getattr(error, "retry_after", None) or 0.0)
 
-    def end(self) -> None:
-        """An attempt has succeeded. Idempotent."""
-        if self.message is not None:
-            self.message = None
-            self._delays = self._new_delays()
+    def end(self) -> bool:
+        """An attempt has succeeded; whether that is news. Idempotent."""
+        if self.message is None:
+            return False
+        self.message = None
+        self._delays = self._new_delays()
+        return True

@@ -213,7 +213,7 @@ class DurableService:
                 self._tell_trouble(self._publishing, error, "publish")
                 await self._wait(self._publishing.delay(error))
             else:
-                self._publishing.end()
+                self._end_trouble(self._publishing, "publish")
                 due = self.pool.next_change()
                 now = self._environment.clock.monotonic()
                 await self._wait(max(0.05, due - now) if due is not None else RETRY[1], changes=True)
@@ -227,6 +227,10 @@ class DurableService:
             logger.log(level, "%s: %s: %s", self.name, context, error, exc_info=None if known else error)
         code = getattr(error, "code", "signalling") if known else "internal"
         self._publish("error", {"context": context, "code": code, "message": trouble.message})
+
+    def _end_trouble(self, trouble: Trouble, context: str) -> None:
+        if trouble.end():
+            logger.info("%s: %s: works again", self.name, context)
 
     def _forget_publication(self) -> None:
         """The signalling server does not know us any more: everything has to be published again."""
@@ -281,7 +285,7 @@ class DurableService:
             except Exception as error:  # noqa: BLE001 - the edge of this task: told and logged
                 await self._poll_failed(error)
             else:
-                self._polling.end()
+                self._end_trouble(self._polling, "poll")
                 await self._pause_poll()
 
     async def _poll_failed(self, error: Exception) -> None:

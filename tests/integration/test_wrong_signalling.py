@@ -249,6 +249,8 @@ async def test_a_daemon_says_once_what_is_wrong_goes_on_with_its_links_and_recov
                 told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
                 mine = [line for line in told if line.startswith(f"{name}: ")]
                 assert len(mine) == len(set(mine)) >= 1, mine
+                context = "poll" if route == "answers" else "publish"
+                assert f"{name}: {context}: works again" in [record.getMessage() for record in caplog.records]
             for route in ("find", "discover", "answer"):
                 await connect_against(server, pair, route, behaviour)
 

@@ -43,8 +43,9 @@ def test_trouble_is_news_when_it_begins_and_when_its_reason_changes():
     found = [trouble.add(ValueError(reason)) for reason in ("down", "down", "garbled", "down")]
     assert found == [True, False, True, True]
     assert trouble.message == "down"
-    trouble.end()
+    assert trouble.end()
     assert trouble.message is None
+    assert not trouble.end()
     assert trouble.add(ValueError())
     assert trouble.message == "ValueError()"
 
