@@ -522,6 +522,15 @@ class AckIn(Operation[InRemoved]):
     first_row: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class TrimIn(Operation[InRemoved]):
+    """Delete the oldest rows of the inbox until at most these many and these many bytes are left; None = no limit."""
+
+    channel: int
+    max_count: int | None
+    max_bytes: int | None
+
+
 # --- producers -----------------------------------------------------------------------------------------------------
 
 

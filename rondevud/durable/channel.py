@@ -18,7 +18,7 @@ from rondevud.durable.outbox import Outbox
 from rondevud.durable.outgoing import Direction, Verdict, VerdictKind
 from rondevud.durable.producer import Producer, ProducerListener, Unsaved
 from rondevud.durable.receiver import Receiver, ReceiverListener
-from rondevud.durable.settings import ChannelSettings
+from rondevud.durable.settings import ChannelSettings, OutboxLimits
 from rondevud.durable.states import ChannelState
 from rondevud.errors import RequestError, StoreError
 from rondevud.records import (
@@ -106,7 +106,7 @@ class DurableChannel:
         self.made_by_attach = False
         """Whether the next `verdict` belongs to the attach that made the channel."""
         self.outbox = Outbox(record, settings.outbox, self)
-        self.inbox = Inbox(record, self, self._inbox_taken, self._announce_waiting)
+        self.inbox = Inbox(record, self, self._inbox_taken, self._announce_waiting, self._inbox_bound)
 
     # --- what programs see -----------------------------------------------------------------------------------------
 
@@ -415,6 +415,10 @@ class DurableChannel:
     def _inbox_taken(self, count: int, size: int) -> None:
         self._session.inbox_taken(self.label, count, size)
         self._end_if_done()
+
+    def _inbox_bound(self) -> OutboxLimits | None:
+        """No back-pressure reaches a peer without frames: its inbox has the limits and the policy of the queue."""
+        return self.settings.outbox if self.plain else None
 
     def _announce_waiting(self) -> None:
         if self.waiting or not (self._ended or self._peer_closed):

@@ -10,7 +10,8 @@ they have credit, and are told how much they missed.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import logging
+from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from rondevud.durable import frames
 from rondevud.durable.attempts import Attempts
 from rondevud.durable.outbox import Host
 from rondevud.durable.receiver import Receiver, ReceiverListener
+from rondevud.durable.settings import OutboxLimits
 from rondevud.errors import RequestError, StoreError, StoreFailed
 from rondevud.ranges import Ranges
 from rondevud.records import (
@@ -35,7 +37,10 @@ from rondevud.records import (
     Reason,
     Receive,
     ReceiveResult,
+    TrimIn,
 )
+
+logger = logging.getLogger(__name__)
 
 _EVERYTHING = 2**62
 """Above every row."""
@@ -57,11 +62,24 @@ SHARED_RUN = 16
 """Messages that a shared receiver gets at most before it is another one's turn."""
 
 
+BURST = 60.0
+"""Seconds without a dropped message after which the next one is worth a line in the log."""
+
+
 class Inbox:
-    """What waits, and the delivery of it."""
+    """What waits, and the delivery of it.
+
+    `taken` hears what leaves it and `became_free` when something waits that nobody receives; `bound` tells the limits at
+    present, None where back-pressure keeps it small.
+    """
 
     def __init__(
-        self, record: ChannelRecord, host: Host, taken: Callable[[int, int], None], became_free: Callable[[], None]
+        self,
+        record: ChannelRecord,
+        host: Host,
+        taken: Callable[[int, int], None],
+        became_free: Callable[[], None],
+        bound: Callable[[], OutboxLimits | None] = lambda: None,
     ) -> None:
         self.count = record.in_count
         self.size = record.in_bytes
@@ -71,6 +89,12 @@ class Inbox:
         """One exclusive receiver, or shared ones in the order of their turns."""
         self._observers: list[Receiver] = []
         self._id = record.id
+        self._name = f"{record.connection_id}/{record.label}"
+        self._bound = bound
+        self._trimming = False
+        self._dropped: Counter[str] = Counter()
+        """By policy, how many dropped messages are to be told."""
+        self._dropped_at = float("-inf")
         self._attached = record.attached
         self._attached_before = record.attached
         self._host = host
@@ -203,6 +227,7 @@ class Inbox:
         if first_wait and not self.receivers:
             self._became_free()
         self.pump()
+        self._trim()
 
     def _copy(self, observer: Receiver, items: list[InItem]) -> None:
         """An observer gets what it has credit for, and the number of the rest."""
@@ -214,6 +239,56 @@ class Inbox:
                 missed += 1
         if missed and observer.listener is not None:
             observer.listener.missed(missed)
+
+    # --- overflow --------------------------------------------------------------------------------------------------
+
+    def refuses(self, count: int, size: int) -> bool:
+        """Whether there is no room for `count` more messages of `size` bytes; then the last of them counts as dropped.
+
+        The others are those on their way into the store. With ``drop_oldest`` there is always room.
+        """
+        limits = self._bound()
+        if limits is None or limits.overflow == "drop_oldest" or not self._exceeds(limits, count, size):
+            return False
+        self._drop(1, limits.overflow)
+        return True
+
+    def _exceeds(self, limits: OutboxLimits, count: int, size: int) -> bool:
+        too_many = limits.max_count is not None and self.count + count > limits.max_count
+        return too_many or (limits.max_bytes is not None and self.size + size > limits.max_bytes)
+
+    def _trim(self) -> None:
+        """Remove the oldest where the policy says so."""
+        limits = self._bound()
+        if self._trimming or limits is None or limits.overflow != "drop_oldest" or not self._exceeds(limits, 0, 0):
+            return
+        self._trimming = True
+        self._host.execute(TrimIn(self._id, limits.max_count, limits.max_bytes), self._trimmed)
+
+    def _trimmed(self, outcome: InRemoved | StoreError) -> None:
+        self._trimming = False
+        if isinstance(outcome, InRemoved):
+            self._forget_below(outcome)
+            self._drop(outcome.messages, "drop_oldest")
+            self._trim()
+
+    def _drop(self, count: int, policy: str) -> None:
+        """Count dropped messages; what one turn of the loop drops is told in one event, a burst in one line of the log."""
+        if not count:
+            return
+        now = self._host.now()
+        if now - self._dropped_at > BURST:
+            logger.warning("%s: the inbox is full: received messages are dropped (%s)", self._name, policy)
+        self._dropped_at = now
+        self._host.count("inbox_overflow", count)
+        if not self._dropped:
+            asyncio.get_running_loop().call_soon(self._tell_dropped)
+        self._dropped[policy] += count
+
+    def _tell_dropped(self) -> None:
+        dropped, self._dropped = self._dropped, Counter()
+        for policy, count in dropped.items():
+            self._host.event("queue_overflow", {"count": count, "policy": policy, "direction": "in"})
 
     # --- delivery --------------------------------------------------------------------------------------------------
 
@@ -364,16 +439,20 @@ class Inbox:
     def _purged(self, answer: asyncio.Future[InRemoved | StoreError], outcome: InRemoved | StoreError) -> None:
         """Forget the rows that are gone before any later operation completes; rows behind them stay as they are."""
         if isinstance(outcome, InRemoved):
-            self._attempts.forget(0, outcome.next)
-            while self._loaded and self._loaded[0].row < outcome.next:
-                self._loaded_bytes -= _size(self._loaded.popleft())
-            for receiver in self.receivers:
-                receiver.disown_below(outcome.next)
-            self._next_row = max(self._next_row, outcome.next)
-            self.took(outcome)
-            self.pump()
+            self._forget_below(outcome)
         if not answer.done():
             answer.set_result(outcome)
+
+    def _forget_below(self, outcome: InRemoved) -> None:
+        """The oldest rows are gone, whoever has them."""
+        self._attempts.forget(0, outcome.next)
+        while self._loaded and self._loaded[0].row < outcome.next:
+            self._loaded_bytes -= _size(self._loaded.popleft())
+        for receiver in self.receivers:
+            receiver.disown_below(outcome.next)
+        self._next_row = max(self._next_row, outcome.next)
+        self.took(outcome)
+        self.pump()
 
     def took(self, outcome: InRemoved) -> None:
         """Rows left the inbox."""

@@ -87,7 +87,8 @@ class Incoming:
         self.received_closed = record.in_closed > 0
         self._batches: deque[_Batch] = deque()
         self._storing: Receive | None = None
-        self._unstored_bytes = self._unstored_items = 0
+        self.unstored_bytes = self.unstored_items = 0
+        """What has been received and is on its way into the store."""
         # this link
         self.flowing = False
         self._assembly: _Assembly | None = None
@@ -116,7 +117,7 @@ class Incoming:
         self._assembly = None
         gap = bool(known) and not closed
         self._batches.append(_Batch(frame.epoch, 0, [Removal(0, 0, Reason.LOST, None)] if gap else []))
-        self._unstored_items += gap
+        self.unstored_items += gap
         return Verdict(Direction.IN, VerdictKind.GAP, messages=None) if gap else Verdict(Direction.IN, VerdictKind.NEW)
 
     # --- frames ----------------------------------------------------------------------------------------------------
@@ -171,7 +172,7 @@ class Incoming:
 
     @property
     def _overrun(self) -> bool:
-        return self._unstored_bytes > UNSTORED_BYTES or self._unstored_items > UNSTORED_ITEMS
+        return self.unstored_bytes > UNSTORED_BYTES or self.unstored_items > UNSTORED_ITEMS
 
     def _must_flow(self) -> None:
         if not self.flowing:
@@ -195,8 +196,8 @@ class Incoming:
     def _add(self, item: OutItem, next_seq: int) -> None:
         if self._overrun:
             raise PeerError(f"message {next_seq - 1} is far beyond the room that was offered")
-        self._unstored_bytes += _size(item)
-        self._unstored_items += 1
+        self.unstored_bytes += _size(item)
+        self.unstored_items += 1
         self._received_next = next_seq
         if not self._batches or self._batches[-1].epoch != self.received_epoch:
             self._batches.append(_Batch(self.received_epoch, next_seq))
@@ -225,8 +226,8 @@ class Incoming:
         if result is None:
             self._batches.appendleft(_Batch(operation.epoch, operation.recv_next, list(operation.items)))
             return None
-        self._unstored_bytes -= sum(map(_size, operation.items))
-        self._unstored_items -= len(operation.items)
+        self.unstored_bytes -= sum(map(_size, operation.items))
+        self.unstored_items -= len(operation.items)
         if operation.epoch != self.epoch:
             self.recv_count = 0
             self.closed = False

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from typing import Protocol
 
+from rondevud.durable import frames
 from rondevud.durable.channels import Channels
 from rondevud.durable.lanes import Lanes
 from rondevud.durable.link import GOODBYE_TIMEOUT
@@ -167,7 +168,9 @@ class Unframed:
             self._session.count("plain_dropped")
 
     def refuses(self, label: str, message: Message) -> bool:
-        return False
+        incoming = self.lanes[label].incoming
+        size = incoming.unstored_bytes + frames.payload_size(message)
+        return self._session.channels[label].inbox.refuses(incoming.unstored_items + 1, size)
 
     def stop(self) -> None:
         """No more tasks and connections. Idempotent."""

@@ -135,6 +135,21 @@ def join_removals(left: Removal, right: Removal) -> Removal | None:
     return Removal(left.first, right.next, left.reason, messages)
 
 
+def oldest_over(
+    rows: Iterable[tuple[int, int]], count: int, size: int, max_count: int | None, max_bytes: int | None
+) -> int:
+    """The row behind the oldest ones of an inbox that exceed its limits; 0 = none do.
+
+    `rows` are numbers and payload bytes, the oldest first; `count` and `size` are those of all of them.
+    """
+    behind = 0
+    for row, weight in rows:
+        if (max_count is None or count <= max_count) and (max_bytes is None or size <= max_bytes):
+            break
+        behind, count, size = row + 1, count - 1, size - weight
+    return behind
+
+
 def producer_ranges(rows: Iterable[Taken]) -> tuple[ProducerRange, ...]:
     """The producers' view of messages that leave together."""
     ranges: dict[int, ProducerRange] = {}

@@ -12,7 +12,7 @@ from rondevud import records
 from rondevud.errors import StoreConflict
 from rondevud.ranges import Ranges
 from rondevud.records import InGap, InItem, InMessage, OutMessage, Reason, Removal
-from rondevud.store.base import Limits, check_numbers
+from rondevud.store.base import Limits, check_numbers, oldest_over
 from rondevud.store.outbox_table import decode_payload, encode_payload
 from rondevud.store.rows import ChannelRows, ChannelState, intact, sealed, set_aside, weight
 
@@ -166,6 +166,22 @@ class InboxTable:
             in_gaps=record.in_gaps - gaps,
         )
         return records.InRemoved(count, size, gaps, upto, more=upto < end)
+
+    def trim_in(self, operation: records.TrimIn) -> records.InRemoved:
+        channel = self._channels.get(operation.channel)
+        removed = self.ack_in(records.AckIn(operation.channel, self._over(channel, operation, self._limits.slice_rows)))
+        return removed._replace(more=bool(self._over(channel, operation, 1)))
+
+    def _over(self, channel: ChannelState, limits: records.TrimIn, most: int) -> int:
+        """The row behind the oldest ones, `most` of them at most, that exceed the limits; 0 = none do."""
+        record = channel.record
+        rows = self._connection.execute(
+            "SELECT row, length(payload) FROM inbox WHERE channel = ? AND row >= ? ORDER BY row LIMIT ?",
+            (record.id, channel.front, most),
+        )
+        behind = oldest_over(rows, record.in_count, record.in_bytes, limits.max_count, limits.max_bytes)
+        rows.close()
+        return behind
 
     def _weigh(self, channel: ChannelState, first: int, upto: int, count: int) -> tuple[int, int]:
         """Payload bytes and gaps of the `count` rows ``first … upto - 1``."""

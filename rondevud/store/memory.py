@@ -36,6 +36,7 @@ from rondevud.store.base import (
     check_numbers,
     group_removed,
     merge_rejected,
+    oldest_over,
     payload_size,
     producer_ranges,
 )
@@ -417,6 +418,20 @@ class MemoryTables:
         )
         return records.InRemoved(len(gone), size, gaps, upto, more=upto < end)
 
+    def _trim_in(self, operation: records.TrimIn) -> records.InRemoved:
+        channel = self._channel(operation.channel)
+        behind = self._over(channel, operation, self._limits.slice_rows)
+        removed = self._ack_in(records.AckIn(operation.channel, behind))
+        return removed._replace(more=bool(self._over(channel, operation, 1)))
+
+    @staticmethod
+    def _over(channel: _Channel, limits: records.TrimIn, most: int) -> int:
+        """The row behind the oldest ones, `most` of them at most, that exceed the limits; 0 = none do."""
+        oldest = islice(channel.inbox.since(0), most)
+        sizes = ((row, payload_size(item.payload) if isinstance(item, InMessage) else 0) for row, item in oldest)
+        record = channel.record
+        return oldest_over(sizes, record.in_count, record.in_bytes, limits.max_count, limits.max_bytes)
+
     # --- producers -------------------------------------------------------------------------------------------------
 
     def _open_producer(self, operation: records.OpenProducer) -> ProducerRecord:
@@ -465,6 +480,7 @@ class MemoryTables:
             records.Receive: _receive,
             records.ReadIn: _read_in,
             records.AckIn: _ack_in,
+            records.TrimIn: _trim_in,
             records.OpenProducer: _open_producer,
             records.ForgetProducers: _forget_producers,
         }

@@ -120,6 +120,7 @@ class SqlTables:
             records.Receive: self._inbox.receive,
             records.ReadIn: self._inbox.read_in,
             records.AckIn: self._inbox.ack_in,
+            records.TrimIn: self._inbox.trim_in,
             records.OpenProducer: self._open_producer,
             records.ForgetProducers: self._forget_producers,
         }

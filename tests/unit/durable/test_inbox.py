@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from rondevud.durable.inbox import SHARED_RUN, Inbox
 from rondevud.durable.receiver import Receiver
+from rondevud.durable.settings import OutboxLimits
 from rondevud.errors import RequestError, StoreFailed
 from rondevud.records import AckIn, LoadSessions, OutMessage, Receive
 from rondevud.store.base import Limits
@@ -26,6 +27,9 @@ class Host:
         self.held: list | None = None
         self.failures = 0
         """How many of the next deletions fail."""
+        self.counters: Counter[str] = Counter()
+        self.events: list[tuple[str, dict]] = []
+        self.clock = 0.0
 
     def execute(self, operation, done=None) -> None:
         if isinstance(operation, AckIn) and self.held is not None:
@@ -45,7 +49,13 @@ class Host:
             self.store.submit(operation, done)
 
     def count(self, counter: str, amount: int = 1) -> None:
-        pass
+        self.counters[counter] += amount
+
+    def event(self, name: str, data: dict) -> None:
+        self.events.append((name, data))
+
+    def now(self) -> float:
+        return self.clock
 
 
 class Program:
@@ -247,6 +257,64 @@ async def test_a_purge_takes_from_shared_receivers_what_they_have(host):
     second.close()
     first.credit(10)
     assert (await in_store(host), one.got.qsize()) == (0, 0)
+
+
+# --- overflow --------------------------------------------------------------------------------------------------------
+
+
+async def make_bounded(host: Host, limits: OutboxLimits) -> Inbox:
+    await make_channel(host.store)
+    record = (await host.store.execute(LoadSessions())).channels[0]
+    return Inbox(record, host, lambda _count, _size: None, lambda: None, lambda: limits)
+
+
+async def receive(host: Host, inbox: Inbox, first: int, count: int) -> None:
+    items = tuple(OutMessage(number, f"m{number}") for number in range(first, first + count))
+    expected = (PEER, first) if first > 1 else (b"", 0)
+    operation = Receive(inbox._id, *expected, PEER, first + count, items, NOW)
+    inbox.received(operation, await host.store.execute(operation))
+
+
+async def test_the_oldest_of_an_inbox_without_back_pressure_go_whoever_has_them(host, caplog):
+    inbox = await make_bounded(host, OutboxLimits(max_count=5, max_bytes=None, overflow="drop_oldest"))
+    receiver, program = await attach(inbox, credit=2)
+    await receive(host, inbox, 1, 4)
+    assert await program.take(2) == [("m1", 1), ("m2", 1)]
+    await receive(host, inbox, 5, 4)
+    await receive(host, inbox, 9, 1)
+    assert await in_store(host) == 5
+    assert (inbox.count, host.counters["inbox_overflow"]) == (5, 4)
+    assert sum(data["count"] for _, data in host.events) == 4
+    assert {(name, data["policy"], data["direction"]) for name, data in host.events} == {
+        ("queue_overflow", "drop_oldest", "in")
+    }
+    receiver.ack(2)
+    receiver.credit(10)
+    assert await program.take(5) == [(f"m{number}", 1) for number in range(5, 10)]
+    assert caplog.text.count("the inbox is full") == 1
+
+
+@pytest.mark.parametrize("policy", ["reject", "block"])
+async def test_a_full_inbox_without_back_pressure_refuses_the_new_message(host, caplog, policy):
+    inbox = await make_bounded(host, OutboxLimits(max_count=4, max_bytes=9, overflow=policy))
+    await receive(host, inbox, 1, 3)
+    assert not inbox.refuses(1, 3)
+    assert inbox.refuses(2, 2)
+    assert inbox.refuses(1, 4)
+    await host.store.execute(LoadSessions())
+    assert host.events == [("queue_overflow", {"count": 2, "policy": policy, "direction": "in"})]
+    assert (inbox.count, host.counters["inbox_overflow"]) == (3, 2)
+    host.clock = 61.0
+    assert inbox.refuses(2, 2)
+    assert caplog.text.count("the inbox is full") == 2
+
+
+async def test_an_inbox_with_back_pressure_refuses_nothing(host):
+    inbox, _ = await make_inbox(host, 10)
+    assert not inbox.refuses(10**9, 10**12)
+
+
+# --- shared, at random -----------------------------------------------------------------------------------------------
 
 
 class Worker(Program):

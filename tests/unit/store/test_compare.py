@@ -97,6 +97,7 @@ operations = st.one_of(
     st.builds(r.AckIn, channels, numbers),
     st.builds(r.AckIn, channels, st.integers(0, 15), st.integers(0, 15)),
     st.builds(r.AckIn, channels, st.integers(0, 15), st.integers(0, 15)),
+    st.builds(r.TrimIn, channels, st.sampled_from([None, 0, 2, 5]), st.sampled_from([None, 0, 10])),
     st.builds(r.OpenProducer, channels, st.sampled_from([b"p", b"q"]), stamps),
     st.builds(r.OpenProducer, channels, st.sampled_from([b"p", b"q"]), stamps),
     st.builds(r.ForgetProducers, st.sampled_from([0, 10, 30.0]), stamps, st.frozensets(st.integers(1, 3), max_size=1)),

@@ -45,6 +45,7 @@ from rondevud.records import (
     SetEpoch,
     Stamp,
     Trim,
+    TrimIn,
 )
 from tests.unit.store.kit import EPOCH, NOW, PEER, later, make_channel, session
 
@@ -566,6 +567,18 @@ async def test_rows_leave_in_any_order(store):
     row = await channel_row(store, channel)
     assert (row.in_count, row.in_bytes, row.in_gaps) == (0, 0, 0)
     assert (await receive(store, channel, OutMessage(9, "n"), expect=9, recv_next=10)).first_row == 9
+
+
+async def test_the_oldest_rows_of_an_inbox_are_trimmed(store):
+    channel = await make_channel(store)
+    items = [OutMessage(number, "x" * 10) for number in range(1, 11)]
+    await receive(store, channel, *items, expect_epoch=b"", recv_next=11)
+    assert await store.execute(TrimIn(channel, 10, None)) == InRemoved(0, 0, 0, 0, more=False)
+    assert await store.execute(TrimIn(channel, 4, None)) == InRemoved(4, 40, 0, 5, more=True)
+    assert await store.execute(TrimIn(channel, 4, None)) == InRemoved(2, 20, 0, 7, more=False)
+    await store.execute(AckIn(channel, 9, first_row=8))
+    assert await store.execute(TrimIn(channel, None, 19)) == InRemoved(2, 20, 0, 10, more=False)
+    assert [item.row for item in (await store.execute(ReadIn(channel, 0))).items] == [10]
 
 
 async def test_a_page_passes_over_rows_that_left(store):
