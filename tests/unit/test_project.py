@@ -102,4 +102,4 @@ def test_the_example_shows_the_defaults():
     plain = config.ServiceOptions()
     for key in set(config.ServiceOptions.model_fields) - example_only:
         assert getattr(service, key) == getattr(plain, key), key
-    assert [channel.label for channel in connection.channels] == ["main", "telemetry"]
+    assert [channel.label for channel in connection.channels] == ["main", "telemetry", "position"]
