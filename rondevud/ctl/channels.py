@@ -20,15 +20,15 @@ COLUMNS = (
 )  # fmt: skip
 
 
-@click.command()
+@click.command(short_help="List the channels of a connection or service.")
 @target_argument
 @json_option
 @pass_settings
 def channels(settings: Settings, target: str) -> None:
     """List the channels of a connection, or of all connections of service:USER/FQN.
 
-    JSON: a list of {connection_id, label, state, durability, queue_size, queue_bytes, parked, buffered_amount, waiting,
-    waiting_bytes, attached, producers, counters}.
+    JSON: a list of {connection_id, label, state, acknowledges, durability, queue_size, queue_bytes, parked,
+    buffered_amount, waiting, waiting_bytes, attached, producers, counters}.
     """
     rows = ask(settings, "channels", target=target)
     show_rows(rows, COLUMNS, as_json=settings.json, none="no channels")

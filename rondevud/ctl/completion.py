@@ -10,7 +10,7 @@ VARIABLE = "_RONDEVUCTL_COMPLETE"
 """What click looks for in the environment of a program of that name."""
 
 
-@click.command()
+@click.command(short_help="Print the script for completion in bash, zsh or fish.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:

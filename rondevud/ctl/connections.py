@@ -19,8 +19,8 @@ def connections(settings: Settings) -> None:
     """List the connections of both sides.
 
     JSON: a list of {connection_id, name, service, target, state, kind, peer_name, channels, queue_size, waiting,
-    round_trip, suspect, attempt, error}. On the connecting side name and target are set, on the other one service.
-    queue_size is what the peer has not acknowledged, waiting what no program here has taken.
+    round_trip, suspect, ephemeral, attempt, error}. On the connecting side name and target are set, on the other one
+    service. queue_size is what the peer has not acknowledged, waiting what no program here has taken.
     """
     show_rows(ask(settings, "connections"), COLUMNS, as_json=settings.json, none="no connections")
 
@@ -57,7 +57,7 @@ def close(settings: Settings, target: str, drain: float | None) -> None:
     show_record(run(settings, lambda daemon: daemon.close_connection(target, drain)), as_json=settings.json)
 
 
-@click.command()
+@click.command(short_help="Dial anew, now.")
 @connection_argument
 @json_option
 @pass_settings
@@ -69,7 +69,7 @@ def reconnect(settings: Settings, target: str) -> None:
     show_record(ask(settings, "reconnect", target=target), as_json=settings.json)
 
 
-@click.command()
+@click.command(short_help="Wait until a connection is connected or drained.")
 @connection_argument
 @click.argument("what", type=click.Choice(["connected", "drained"]))
 @click.option("--timeout", type=click.FloatRange(0), metavar="S", help="Seconds to wait at most; without end.")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SUBJECT = ("service", "connection_id", "label")
 
 
-@click.command()
+@click.command(short_help="Print events as they happen.")
 @click.argument("target", required=False, shell_complete=complete_target)
 @click.option("--since", type=click.IntRange(0), metavar="N", help="Begin with event number N, as far as it is kept.")
 @json_option

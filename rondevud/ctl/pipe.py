@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rondevu_client.client import Daemon
 
 
-@click.command()
+@click.command(short_help="Make a channel standard input and output.")
 @connection_argument
 @label_argument
 @click.option("--null", "-0", is_flag=True, help="Messages end with a null byte instead of a line feed.")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rondevud.ctl.sending import Until
 
 
-@click.command()
+@click.command(short_help="Send text, a file, or lines.")
 @connection_argument
 @label_argument
 @click.argument("text", default="-")

@@ -35,7 +35,7 @@ def _read_json(_context: click.Context, _parameter: click.Parameter, value: str 
         raise click.BadParameter(f"this is not JSON: {error}") from error
 
 
-@click.command()
+@click.command(short_help="Declare a service and keep it published.")
 @click.argument("user")
 @click.argument("fqn")
 @click.option("--public", is_flag=True, help="List it under the user name.")

@@ -14,12 +14,13 @@ from rondevud.ctl.output import show_record
 def status(settings: Settings) -> None:
     """Show how the daemon is.
 
-    JSON: {version, instance, pid, uptime, signalling, engine, services, connections, connected, clients, store}.
+    JSON: {version, instance, pid, uptime, signalling, engine, services, connections, connected, clients, store,
+    counters}.
     """
     show_record(ask(settings, "status"), as_json=settings.json)
 
 
-@click.command()
+@click.command(short_help="Take over changes of the configuration file.")
 @json_option
 @pass_settings
 def reload(settings: Settings) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rondevu_client.inbox import Message
 
 
-@click.command()
+@click.command(short_help="Print messages as they arrive, without taking them.")
 @target_argument
 @label_argument
 @json_option

@@ -8,7 +8,7 @@ from rondevud.ctl.common import Settings, ask, json_option, pass_settings
 from rondevud.ctl.output import show_record
 
 
-@click.command()
+@click.command(short_help="Claim a user name at the signalling server.")
 @click.argument("user")
 @json_option
 @pass_settings
@@ -20,7 +20,7 @@ def claim(settings: Settings, user: str) -> None:
     show_record(ask(settings, "claim", username=user), as_json=settings.json)
 
 
-@click.command()
+@click.command(short_help="Ask whether a user name is free, ours, or somebody else's.")
 @click.argument("user")
 @json_option
 @pass_settings

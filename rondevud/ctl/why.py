@@ -30,7 +30,7 @@ NEXT = {
 NO_STUN = "none is configured ([transport] ice_servers): no help through NATs"
 
 
-@click.command()
+@click.command(short_help="Explain a connection or service on one page.")
 @target_argument
 @json_option
 @pass_settings
@@ -39,9 +39,11 @@ def why(settings: Settings, target: str) -> None:
 
     \b
     JSON: the row of `connections` or `services`, and
-      {next, next_in, signalling: {url, reachable, answered_ago, failed_ago, error}, ice_servers, recent}
+      {next, next_in, ice_servers, recent,
+       signalling: {url, reachable, answered_ago, failed_ago, error}}
     for connections
-      {link, channels, counters}, and where this daemon dials {max_attempts, offer: {offer_id, uuid}, dialled_ago}
+      {link, channels, counters}, and where this daemon dials
+      {max_attempts, offer: {offer_id, uuid}, dialled_ago}
     for services
       {open_offers: [{offer_id, age, expires_in, usable}], awaited}
 

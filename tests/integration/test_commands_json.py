@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import click
 import pytest
 
 from rondevud.ctl.common import EXIT_CODES
@@ -116,6 +117,27 @@ def test_every_command_has_a_section():
     commands |= {f"key {name}" for name in ctl_group.commands["key"].commands}
     spoken_of = {"key show", "key generate", "key delete"}
     assert {name for name in SECTIONS if " " not in name or name.startswith("key ")} | spoken_of >= commands
+
+
+def commands_with_sections():
+    for section in SECTIONS:
+        words = section.split()
+        group = ctl_group.commands["key"].commands if words[0] == "key" else ctl_group.commands
+        if words[-1] in group:
+            yield pytest.param(section, group[words[-1]], id=section)
+
+
+@pytest.mark.parametrize(("section", "command"), list(commands_with_sections()))
+def test_the_help_of_a_command_has_its_keys(section, command):
+    spoken_of = set(re.findall(r"\w+", command.help))
+    assert {part for key in documented(section) for part in key.split(".")} <= spoken_of
+
+
+def test_each_command_is_told_in_one_line_of_80_columns():
+    context = click.Context(ctl_group, terminal_width=80)
+    lines = [line for line in ctl_group.get_help(context).splitlines() if re.match("  [a-z]+  +[A-Z]", line)]
+    assert len(lines) == len(ctl_group.commands)
+    assert not [line for line in lines if line.endswith("...") or len(line) > 80]
 
 
 def test_exit_codes_are_those_of_the_help():
