@@ -20,6 +20,7 @@ from rondevu_client.emitter import Emitter, Listener
 from rondevu_client.errors import ConnectionLost, DaemonUnavailable, RequestRefused, RondevuClientError
 from rondevu_client.messages import EVENT
 from rondevu_client.protocol import PROTOCOL_VERSION
+from rondevu_client.requests import Requests
 from rondevu_client.service import Handler, Service
 from rondevu_client.sockets import describe_problem, describe_unavailable, socket_candidates
 from rondevu_client.stream import EventStream
@@ -78,7 +79,7 @@ class _OwnEvents:
         self._daemon._forget(self)
 
 
-class Daemon(Emitter):
+class Daemon(Emitter, Requests):
     """The daemon behind a socket; use it as an async context manager, or call `open` and `close`.
 
     With `reconnect` the socket may break or the daemon restart: requests and sends wait for it, channels, services and
@@ -174,10 +175,6 @@ class Daemon(Emitter):
     # --- use ---------------------------------------------------------------------------------------------------
 
     async def call(self, method: str, params: dict[str, Any] | None = None, *, timeout: float | None = None) -> Any:
-        """Any request of the socket. Parameters that are None are left out; `timeout` in seconds, None: the default.
-
-        Raises `RequestRefused`, `ConnectionLost`, `TimeoutError`.
-        """
         return await self._ask(method, params, self.request_timeout if timeout is None else timeout)
 
     async def connect(
@@ -261,59 +258,14 @@ class Daemon(Emitter):
         await self._join(stream, stream._declare)
         return stream
 
-    # --- requests ----------------------------------------------------------------------------------------------
-
-    async def status(self) -> dict[str, Any]:
-        return cast("dict[str, Any]", await self.call("status"))
-
-    async def services(self) -> list[dict[str, Any]]:
-        return cast("list[dict[str, Any]]", await self.call("services"))
-
-    async def connections(self) -> list[dict[str, Any]]:
-        return cast("list[dict[str, Any]]", await self.call("connections"))
-
-    async def clients(self) -> list[dict[str, Any]]:
-        return cast("list[dict[str, Any]]", await self.call("clients"))
-
-    async def channels(self, target: str) -> list[dict[str, Any]]:
-        return cast("list[dict[str, Any]]", await self.call("channels", {"target": target}))
-
-    async def claim(self, username: str) -> dict[str, Any]:
-        return cast("dict[str, Any]", await self.call("claim", {"username": username}))
-
-    async def check(self, username: str) -> dict[str, Any]:
-        return cast("dict[str, Any]", await self.call("check", {"username": username}))
-
-    async def withdraw(
-        self, username: str, fqn: str, *, drain: float | None = None, keep_connections: bool = False
-    ) -> dict[str, Any]:
-        params = {"username": username, "fqn": fqn, "drain": drain, "keep_connections": keep_connections}
-        return cast("dict[str, Any]", await self.call("withdraw", params, timeout=self._with(drain)))
-
-    async def close_connection(self, target: str, drain: float | None = None) -> dict[str, Any]:
-        params = {"target": target, "drain": drain}
-        return cast("dict[str, Any]", await self.call("close", params, timeout=self._with(drain)))
-
-    async def reconnect(self, target: str) -> dict[str, Any]:
-        return cast("dict[str, Any]", await self.call("reconnect", {"target": target}))
-
     async def wait(self, target: str, what: str = "connected", timeout: float | None = None) -> dict[str, Any]:
-        """Wait until `target` is ``connected`` or ``drained``; `timeout` in seconds, None: as long as it takes."""
+        """Wait until `target` is ``connected`` or ``drained``; `timeout` in seconds, None: as long as it takes.
+
+        Raises `RequestRefused`: ``timeout``, or ``closed`` and ``failed`` when it will not come about.
+        """
         params = {"target": target, "for": what, "timeout": timeout}
-        limit = None if timeout is None else self._with(timeout)
+        limit = None if timeout is None else self.request_timeout + timeout
         return cast("dict[str, Any]", await self._ask("wait", params, limit))
-
-    async def why(self, target: str) -> dict[str, Any]:
-        return cast("dict[str, Any]", await self.call("why", {"target": target}))
-
-    async def queue(self, target: str, label: str) -> dict[str, Any]:
-        return cast("dict[str, Any]", await self.call("queue", {"target": target, "label": label}))
-
-    async def purge(self, target: str, label: str, direction: str) -> dict[str, Any]:
-        """Remove what is queued ``out``, ``in`` or ``both``."""
-        return cast(
-            "dict[str, Any]", await self.call("purge", {"target": target, "label": label, "direction": direction})
-        )
 
     # --- inside ------------------------------------------------------------------------------------------------
 
@@ -332,10 +284,6 @@ class Daemon(Emitter):
             except ConnectionLost:
                 if not self._reconnect or method in ONCE_ONLY or self._closed is not None:
                     raise
-
-    def _with(self, seconds: float | None) -> float:
-        """The time-out of a request that takes `seconds` on purpose."""
-        return self.request_timeout + (seconds or 0)
 
     async def _connect(
         self, service: dict[str, Any], name: str | None, options: dict[str, Any], *, ephemeral: bool

@@ -19,12 +19,12 @@ Gap: TypeAlias = dict[str, Any]
 class Message:
     """One message received."""
 
-    __slots__ = ("_inbox", "attempt", "connection_id", "data", "enqueued_at", "id", "tag")
+    __slots__ = ("_inbox", "_tag", "attempt", "connection_id", "data", "enqueued_at", "id")
 
     def __init__(self, inbox: Inbox, tag: int, row: list[Any], connection_id: str) -> None:
         """`row` is ``[payload, id, enqueued, attempt]``, with the connection id behind where it is not the channel's."""
         self._inbox = inbox
-        self.tag = tag
+        self._tag = tag
         self.data: Payload = row[0]
         """`str` for text, `bytes` for binary."""
         self.id: str = row[1]
@@ -45,7 +45,7 @@ class Message:
 
     async def ack(self) -> None:
         """Done with this message and all before it on its channel. Nothing happens if the socket broke since."""
-        self._inbox.acknowledge(self.tag)
+        self._inbox.acknowledge(self._tag)
 
 
 class Inbox:
@@ -87,7 +87,7 @@ class Inbox:
 
     def hold(self, consumer: object, message: Message) -> None:
         """`consumer` has that message until `release`."""
-        self._held[consumer] = message.tag
+        self._held[consumer] = message._tag
 
     def release(self, consumer: object) -> None:
         """`consumer` is done with what it has, if it has anything."""

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from rondevu_client import MessagesRemoved, NotAcknowledged
+from rondevu_client import MessagesRemoved, NotAcknowledged, RequestRefused
 from rondevu_client import sync as blocking
 from tests.integration.daemons import FQN, PATIENCE, SCALE, SERVICE, Ear, World, exchange_few, open_world, take
 
@@ -126,6 +126,27 @@ async def test_two_blocking_programs_talk_over_two_daemons(world):
         finally:
             closing.set_result(None)
     assert echoes == [f"Echo: {number}" for number in range(20)]
+
+
+# --- keys ------------------------------------------------------------------------------------------------------------
+
+
+async def test_keys_are_made_taken_elsewhere_and_removed(world):
+    one, other = [await (await world.daemon(name)).client() for name in ("one", "other")]
+    made = await one.key_generate("alice")
+    assert await one.key_show("alice") == made
+    assert await one.key_list() == [made]
+    exported = await one.key_export("alice")
+    await other.key_generate("alice")
+    with pytest.raises(RequestRefused) as caught:
+        await other.key_import("alice", exported["private_key"])
+    assert caught.value.code == "key_exists"
+    taken = await other.key_import("alice", exported["private_key"], force=True)
+    assert taken["public_key"] == made["public_key"]
+    await one.key_delete("alice")
+    assert await one.key_list() == []
+    await other.claim("alice")
+    assert (await other.check("alice"))["holder"] == "ours"
 
 
 # --- what is not acknowledged ----------------------------------------------------------------------------------------

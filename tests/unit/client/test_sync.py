@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import inspect
 import os
 import queue
 import signal
@@ -13,9 +14,10 @@ import threading
 
 import pytest
 
-from rondevu_client import ConnectionLost, Detached, RequestRefused
-from rondevu_client import background as background_module
+import rondevu_client
+from rondevu_client import ConnectionLost, Detached, RequestRefused, stream, sync
 from rondevu_client.sync import Daemon
+from rondevu_client.sync import background as background_module
 from rondevud.ipc.server import Server
 from tests.unit.ipc.house import MemoryHouse
 
@@ -86,6 +88,52 @@ def daemon(place):
 @pytest.fixture
 def channel(daemon):
     return daemon.attach("alice-chat", "main")
+
+
+# --- the same names and arguments ------------------------------------------------------------------------------------
+
+PAIRS = [
+    (rondevu_client.Daemon, Daemon),
+    (rondevu_client.Connection, sync.Connection),
+    (rondevu_client.Channel, sync.Channel),
+    (rondevu_client.Service, sync.Service),
+    (rondevu_client.Message, sync.Message),
+    (stream.EventStream, sync.EventStream),
+]
+NOT_HERE = {"generation", "request_timeout"}
+"""What nobody outside the library uses."""
+
+
+def members(kind):
+    return {name: getattr(kind, name) for name in dir(kind) if not name.startswith("_")}
+
+
+@pytest.mark.parametrize(("kind", "blocking"), PAIRS)
+def test_the_blocking_objects_have_the_same_names_and_arguments(kind, blocking):
+    ours = members(blocking)
+    for name, member in members(kind).items():
+        assert name in ours, name
+        if inspect.isfunction(member):
+            given = [parameter for parameter in inspect.signature(member).parameters if parameter != "timeout"]
+            taken = [parameter for parameter in inspect.signature(ours[name]).parameters if parameter != "timeout"]
+            assert taken == given, name
+        if inspect.iscoroutinefunction(member) and name not in {"ack", "close"}:
+            assert "timeout" in inspect.signature(ours[name]).parameters, name
+
+
+def test_the_blocking_objects_have_the_same_attributes(place):
+    """Those set by `__init__` are seen in an instance only."""
+
+    async def open_all():
+        async with rondevu_client.Daemon(place.path) as daemon:
+            connection = await daemon.connect("bob", FQN)
+            channel = await connection.create_channel("main")
+            service = await daemon.expose_service("alice", FQN)
+            return [daemon, connection, channel, service]
+
+    for inner, (_, blocking) in zip(place.wait(open_all()), PAIRS, strict=False):
+        public = {name for name in vars(inner) if not name.startswith("_")}
+        assert public - set(members(blocking)) <= NOT_HERE
 
 
 def in_thread(function, *args):

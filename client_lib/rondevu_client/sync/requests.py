@@ -1,0 +1,115 @@
+"""The requests of the socket that are answered with facts, with calls that block."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rondevu_client import client as aio
+from rondevu_client.requests import Data, Rows
+from rondevu_client.sync.facade import Facade
+
+
+class Requests(Facade):
+    """What a daemon object can be asked, as in `rondevu_client.requests.Requests`; `timeout` is in seconds."""
+
+    _inner: aio.Daemon
+
+    def call(self, method: str, params: Data | None = None, *, timeout: float | None = None) -> Any:
+        """Any request of the socket. Raises `RequestRefused`, `ConnectionLost`, `TimeoutError`."""
+        return self._run(None, self._inner.call, method, params, timeout=timeout)
+
+    # --- what there is -----------------------------------------------------------------------------------------
+
+    def status(self, *, timeout: float | None = None) -> Data:
+        """How the daemon is: version, signalling server, store, counts and counters."""
+        return self._run(timeout, self._inner.status)
+
+    def services(self, *, timeout: float | None = None) -> Rows:
+        """The declared services, with publication and pool."""
+        return self._run(timeout, self._inner.services)
+
+    def connections(self, *, timeout: float | None = None) -> Rows:
+        """The connections of both sides, with their states."""
+        return self._run(timeout, self._inner.connections)
+
+    def clients(self, *, timeout: float | None = None) -> Rows:
+        """The programs at the daemon's socket."""
+        return self._run(timeout, self._inner.clients)
+
+    def channels(self, target: str, *, timeout: float | None = None) -> Rows:
+        """The channels of a connection or service, with their queues."""
+        return self._run(timeout, self._inner.channels, target)
+
+    def why(self, target: str, *, timeout: float | None = None) -> Data:
+        """Why a connection or service is as it is."""
+        return self._run(timeout, self._inner.why, target)
+
+    def reload(self, *, timeout: float | None = None) -> Data:
+        """Make the daemon take its changed configuration file over: ``{added, changed, removed, restart_needed}``."""
+        return self._run(timeout, self._inner.reload)
+
+    # --- services and connections ------------------------------------------------------------------------------
+
+    def withdraw(
+        self,
+        username: str,
+        fqn: str,
+        *,
+        drain: float | None = None,
+        keep_connections: bool = False,
+        timeout: float | None = None,
+    ) -> Data:
+        """Remove a service with its offers and, unless they are kept, connections (`drain`: seconds for queues; 10)."""
+        return self._run(timeout, self._inner.withdraw, username, fqn, drain=drain, keep_connections=keep_connections)
+
+    def close_connection(self, target: str, drain: float | None = None, *, timeout: float | None = None) -> Data:
+        """End a connection for good, on both sides, after at most `drain` seconds (10) of waiting for its queues."""
+        return self._run(timeout, self._inner.close_connection, target, drain)
+
+    def reconnect(self, target: str, *, timeout: float | None = None) -> Data:
+        """Dial now, and again if it had failed; a connection of a service is cut, so that the peer dials."""
+        return self._run(timeout, self._inner.reconnect, target)
+
+    # --- queues ------------------------------------------------------------------------------------------------
+
+    def queue(self, target: str, label: str, *, timeout: float | None = None) -> Data:
+        """What a channel holds: ``queue_size``, ``queue_bytes``, ``buffered_amount``, ``waiting``, ``waiting_bytes``, …."""
+        return self._run(timeout, self._inner.queue, target, label)
+
+    def purge(self, target: str, label: str, direction: str, *, timeout: float | None = None) -> Data:
+        """Remove what is queued ``out``, ``in`` or ``both``; how much that was."""
+        return self._run(timeout, self._inner.purge, target, label, direction)
+
+    # --- user names and keys -----------------------------------------------------------------------------------
+
+    def claim(self, username: str, *, timeout: float | None = None) -> Data:
+        """Claim a user name at the signalling server, with a new key if there is none. Raises ``name_taken``."""
+        return self._run(timeout, self._inner.claim, username)
+
+    def check(self, username: str, *, timeout: float | None = None) -> Data:
+        """Whether the signalling server knows a user name, and whose it is."""
+        return self._run(timeout, self._inner.check, username)
+
+    def key_list(self, *, timeout: float | None = None) -> Rows:
+        """The keys that the daemon holds: ``{username, public_key, file}``."""
+        return self._run(timeout, self._inner.key_list)
+
+    def key_show(self, username: str, *, timeout: float | None = None) -> Data:
+        """One of them. Raises ``no_key``."""
+        return self._run(timeout, self._inner.key_show, username)
+
+    def key_generate(self, username: str, *, timeout: float | None = None) -> Data:
+        """Make a key without asking a server. Raises ``key_exists``."""
+        return self._run(timeout, self._inner.key_generate, username)
+
+    def key_export(self, username: str, *, timeout: float | None = None) -> Data:
+        """``{username, private_key}``, in base64 as the JavaScript clients have it. Raises ``no_key``."""
+        return self._run(timeout, self._inner.key_export, username)
+
+    def key_import(self, username: str, private_key: str, *, force: bool = False, timeout: float | None = None) -> Data:
+        """Take a private key that was exported. Raises ``key_exists`` for another one, unless `force` replaces it."""
+        return self._run(timeout, self._inner.key_import, username, private_key, force=force)
+
+    def key_delete(self, username: str, *, timeout: float | None = None) -> Data:
+        """Remove a key for good. Raises ``no_key``, and ``key_in_use`` while a service of that user is declared."""
+        return self._run(timeout, self._inner.key_delete, username)
