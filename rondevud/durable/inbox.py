@@ -379,7 +379,7 @@ class Inbox:
             attempt = self._attempt(item.row) if attempts is None else attempts
             redelivered += attempt > 1
             if isinstance(item, InMessage):
-                rows.append([item.payload, f"{item.epoch.hex()}-{item.seq}", item.enqueued, attempt])
+                rows.append([item.payload, f"{item.epoch.hex() or 'plain'}-{item.seq}", item.enqueued, attempt])
         self._host.count("delivered", len(rows))
         if redelivered:
             self._host.count("redelivered", redelivered)
