@@ -242,8 +242,9 @@ class Carry:
             try:
                 channel.send(message.payload)
             except TransportError as error:
-                logger.warning("label %r: %s", self.label, error)
+                logger.warning("label %r: %s; its data channel is closed", self.label, error)
                 self._stop()
+                channel.close()
                 return
             self._moved.append(frames.payload_size(message.payload))
             self._paused = channel.buffered_amount >= BUFFER_HIGH

@@ -345,6 +345,23 @@ async def test_a_message_the_peer_cannot_take_is_removed_and_told_and_the_next_o
     assert house.counters()["removed_too_large"] == 1
 
 
+async def test_a_data_channel_that_refuses_a_message_is_closed_and_the_message_goes_on_the_next(house):
+    wire, line = await opened(house)
+
+    def refuse(_message: str | bytes) -> None:
+        raise TransportError("for a test")
+
+    line.send = refuse
+    (await house.producer()).send(1, ["one"], None)
+    await house.settle()
+    assert line.state is base.ChannelState.CLOSED
+    line.confirm()
+    await house.settle()
+    wire.lines[1].open()
+    await house.settle()
+    assert wire.lines[1].buffer == ["one"]
+
+
 async def test_options_of_a_label_hold_for_every_data_channel_that_is_opened_for_it(house):
     options = ChannelOptions(ordered=False, max_retransmits=0)
     await house.session.channel("fast", {"ordered": False, "max_retransmits": 0})
