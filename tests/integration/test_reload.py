@@ -282,12 +282,13 @@ async def test_what_waits_for_one_target_never_goes_to_another(world):
 
 async def test_what_a_program_declared_belongs_to_the_file_once_it_stands_there(world):
     filed = await open_filed(world, "")
-    made = await filed.program.connect("alice", FQN, name="chat")
+    made = await filed.program.call("connect", {"username": "alice", "fqn": FQN, "name": "chat"})
     assert (await filed.reload(connection("chat")))["changed"] == ["chat"]
-    assert (await filed.row("chat"))["connection_id"] == made.id
+    assert (await filed.row("chat"))["connection_id"] == made["connection_id"]
+    await (await filed.program.attach("chat", "main")).send("waits")
     await filed.reload("")
     await filed.restart()
-    assert await filed.program.connections() == []
+    assert (await filed.row("chat"))["state"] == "failed"
 
 
 async def test_what_a_program_declared_is_no_business_of_the_file(world):
