@@ -299,6 +299,25 @@ class ForeignChannel:
             self.data_channel.send(self._queue.popleft())
 
 
+class Arrivals:
+    """The data channels that the other side opened, each with everything that came on it, whoever else listens."""
+
+    def __init__(self) -> None:
+        self.labels: list[str] = []
+        self._channels: asyncio.Queue[ForeignChannel] = asyncio.Queue()
+
+    def add(self, data_channel: RTCDataChannel) -> None:
+        """To be called from the event: aiortc drops what nobody listens to, where a browser waits for the handler."""
+        channel = ForeignChannel(data_channel.label)
+        channel.attach(data_channel)
+        self.labels.append(channel.label)
+        self._channels.put_nowait(channel)
+
+    async def next(self) -> ForeignChannel:
+        async with asyncio.timeout(PATIENCE):
+            return await self._channels.get()
+
+
 # --- the connecting side ---------------------------------------------------------------------------------------------
 
 
@@ -318,8 +337,6 @@ class ForeignClient:
         """`target` is USER/FQN or a UUID. `trickles` posts the client's own candidates, one by one."""
         self.api = api
         self.channels: dict[str, ForeignChannel] = {}
-        self.incoming: list[RTCDataChannel] = []
-        """All data channels that the other side opened, taken or not."""
         self.answered: list[str] = []
         """The offers answered so far."""
         self.failures: list[Exception] = []
@@ -329,7 +346,7 @@ class ForeignClient:
         self._trickles = trickles
         self._max_attempts = max_attempts
         self._timeout = timeout
-        self._arrivals: asyncio.Queue[RTCDataChannel] = asyncio.Queue()
+        self._arrivals = Arrivals()
         self._connected = asyncio.Event()
         self._left = False
         self._tasks = Tasks()
@@ -360,13 +377,11 @@ class ForeignClient:
         async with asyncio.timeout(PATIENCE):
             await self._connected.wait()
 
-    async def next_incoming(self, label: str) -> RTCDataChannel:
+    async def next_incoming(self, label: str) -> ForeignChannel:
         """The next data channel of that label that the other side opens; others are passed over."""
-        async with asyncio.timeout(PATIENCE):
-            while True:
-                data_channel = await self._arrivals.get()
-                if data_channel.label == label:
-                    return data_channel
+        while (channel := await self._arrivals.next()).label != label:
+            pass
+        return channel
 
     async def reconnect(self, *, as_another: bool = False) -> None:
         """Give the connection up and dial again, with the same credentials or (a page loaded anew) as another peer."""
@@ -449,17 +464,15 @@ class ForeignClient:
         pc.on("connectionstatechange", lambda: self._changed(pc))
         self._connected.set()
         for channel in self.channels.values():
-            if channel.data_channel is None or channel.data_channel.transport is not pc.sctp:
-                self.open_data_channel(channel)
+            self.open_data_channel(channel)
         self._changed(pc)
 
     def _accept(self, data_channel: RTCDataChannel) -> None:
-        self.incoming.append(data_channel)
+        self._arrivals.add(data_channel)
         if self._creates_incoming and data_channel.label not in self.channels:
             self.channels[data_channel.label] = ForeignChannel(data_channel.label)
         if data_channel.label in self.channels:
             self.channels[data_channel.label].attach(data_channel)
-        self._arrivals.put_nowait(data_channel)
 
     def _changed(self, pc: RTCPeerConnection) -> None:
         """A loss shows in the connection's state only."""
@@ -491,14 +504,8 @@ class PoolOffer:
         self.own = self.pc.createDataChannel(SERVICE_LABEL)
         self.offer_id = ""
         self.sdp = ""
-        self.incoming: list[RTCDataChannel] = []
-        """All data channels that the other side opened."""
-        self.arrivals: asyncio.Queue[RTCDataChannel] = asyncio.Queue()
-        self.pc.on("datachannel", self._accept)
-
-    def _accept(self, data_channel: RTCDataChannel) -> None:
-        self.incoming.append(data_channel)
-        self.arrivals.put_nowait(data_channel)
+        self.arrivals = Arrivals()
+        self.pc.on("datachannel", self.arrivals.add)
 
     async def create(self) -> Self:
         offer = await self.pc.createOffer()
@@ -655,16 +662,10 @@ class ForeignService:
     async def _choose(self, offer: PoolOffer) -> ForeignChannel:
         """The channel for the application."""
         if not self._hands_out_own:
-            return await self._first_arrival(offer)
+            return await offer.arrivals.next()
         channel = ForeignChannel(SERVICE_LABEL)
         channel.attach(offer.own)
-        await channel._opened.wait()
-        return channel
-
-    async def _first_arrival(self, offer: PoolOffer) -> ForeignChannel:
-        data_channel = await offer.arrivals.get()
-        channel = ForeignChannel(data_channel.label)
-        channel.attach(data_channel)
+        await channel.opened()
         return channel
 
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.integration.daemons import SCALE, open_world
-from tests.integration.foreign import SERVICE_LABEL, ForeignChannel, Foreigners, Refused
+from tests.integration.foreign import SERVICE_LABEL, Foreigners, Refused
 
 pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(120 * SCALE)]
 
@@ -25,9 +25,8 @@ async def foreigners(tmp_path) -> AsyncIterator[Foreigners]:
 async def test_a_0_9_2_service_and_a_client_talk_on_the_services_own_data_channel(foreigners, trickles):
     service = await foreigners.service(version="0.9.2")
     client = await foreigners.client(service.target, trickles=trickles)
-    near = client.create_channel(SERVICE_LABEL)
     await client.connect()
-    near.attach(await client.next_incoming(SERVICE_LABEL))
+    near = await client.next_incoming(SERVICE_LABEL)
     far = await service.next_channel()
     near.send("text")
     near.send(b"binary")
@@ -47,16 +46,16 @@ async def test_a_0_9_0_service_and_client_never_connect(foreigners):
 async def test_a_message_on_a_label_of_its_own_vanishes_at_a_0_9_2_service(foreigners):
     service = await foreigners.service(version="0.9.2")
     client = await foreigners.client(service.target)
-    near, heard = client.create_channel("chat"), ForeignChannel(SERVICE_LABEL)
+    near = client.create_channel("chat")
     await client.connect()
     far = await service.next_channel()
     await near.opened()
     near.send("vanishes")
-    heard.attach(await client.next_incoming(SERVICE_LABEL))
+    heard = await client.next_incoming(SERVICE_LABEL)
     heard.send("arrives")
     assert await far.receive() == "arrives"
     (live,) = service.live
-    assert [channel.label for channel in live.incoming] == ["chat"]
+    assert live.arrivals.labels == ["chat"]
 
 
 async def test_a_service_whose_only_offer_is_taken_has_none_until_it_polls_again(foreigners):

@@ -103,8 +103,7 @@ async def test_flushing_to_a_plain_peer_waits_until_everything_has_left_and_says
 async def test_nothing_is_made_of_the_services_own_data_channel_until_it_is_used(host, foreigners):
     client, _, far = await visit(foreigners, host)
     assert [row["label"] for row in await host.program.channels(far.connection_id)] == ["main"]
-    own = ForeignChannel(SERVICE_LABEL)
-    own.attach(await client.next_incoming(SERVICE_LABEL))
+    own = await client.next_incoming(SERVICE_LABEL)
     own.send("hello")
     answering = await host.next_channel()
     assert answering.label == SERVICE_LABEL
@@ -140,8 +139,7 @@ async def test_a_label_that_both_sides_open_is_one_channel(host, foreigners):
     connection = await host.events.next("connection")
     far = await host.program.attach(connection["connection_id"], "both")
     await far.send("opened by the service")
-    ours = ForeignChannel("both")
-    ours.attach(await client.next_incoming("both"))
+    ours = await client.next_incoming("both")
     assert await ours.receive() == "opened by the service"
     theirs = client.create_channel("both")
     theirs.send("opened by the client")
@@ -458,8 +456,7 @@ async def test_a_connection_opens_each_of_its_labels_and_hears_what_the_service_
     await call(guest, service, "first")
     await guest.connection.create_channel("zweiter ä")
     (live,) = service.live
-    labels = {(await asyncio.wait_for(live.arrivals.get(), PATIENCE)).label for _ in range(1)}
-    assert labels == {"zweiter ä"}
+    assert (await live.arrivals.next()).label == "zweiter ä"
     theirs = ForeignChannel("opened by the service")
     theirs.attach(live.pc.createDataChannel(theirs.label))
     theirs.send("hello")
@@ -529,9 +526,7 @@ async def test_a_channel_closed_by_the_service_is_an_event_and_is_opened_again_f
     await guest.events.next("close", label="main")
     await near.send("again")
     (live,) = service.live
-    reopened = ForeignChannel("main")
-    reopened.attach(await asyncio.wait_for(live.arrivals.get(), PATIENCE))
-    assert await reopened.receive() == "again"
+    assert await (await live.arrivals.next()).receive() == "again"
     assert not guest.events.counts["disconnected"]
 
 

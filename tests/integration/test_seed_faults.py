@@ -132,7 +132,7 @@ async def test_5_a_peer_that_goes_is_noticed_finds_its_queue_when_it_is_back_and
     await client.reconnect()
     assert await near.receive() == "kept"
     with pytest.raises(NotAcknowledged):
-        await far.flush()
+        await asyncio.wait_for(far.flush(), PATIENCE)
     assert [row["connection_id"] for row in await host.program.connections()] == [far.connection_id]
     await client.leave()
     await host.gone()
