@@ -122,6 +122,10 @@ class EventBus:
             self._deliver_all()
         return event.number
 
+    def aside(self, name: str, data: dict[str, Any]) -> Event:
+        """An event for one listener alone, with the number of the last one published. Nobody else hears of it."""
+        return Event(self.next - 1, name, data, time.time())
+
     def subscribe(self, scope: Scope, callback: Callback) -> Subscription:
         """Call `callback` with every event from `next` on that `scope` covers, until the subscription is closed."""
         subscription = Subscription(self, scope, callback)

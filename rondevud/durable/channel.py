@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from rondevud.durable.buffer_watch import BufferWatch
 from rondevud.durable.inbox import Inbox
 from rondevud.durable.lanes import Lane, Lanes
 from rondevud.durable.outbox import Outbox
@@ -105,6 +106,7 @@ class DurableChannel:
         """What the store does not know of named producers, of those opened last; for live ones shared with the handle."""
         self.made_by_attach = False
         """Whether the next `verdict` belongs to the attach that made the channel."""
+        self._watches: set[BufferWatch] = set()
         self.outbox = Outbox(record, settings.outbox, self)
         self.inbox = Inbox(record, self, self._inbox_taken, self._announce_waiting, self._inbox_bound)
 
@@ -379,9 +381,20 @@ class DurableChannel:
     def flushed(self) -> None:
         """What could go out by now has been handed over."""
         self.outbox.handed_over(self._lane.out.handed)
+        for watch in list(self._watches):
+            watch.see(self._lane.out.in_flight_bytes)
+
+    def watch_buffer(self, threshold: int, heard: Callable[[int], None]) -> BufferWatch:
+        """Call `heard` whenever the bytes sent and not acknowledged have fallen to `threshold`."""
+        watch = BufferWatch(threshold, heard, self._watches.discard)
+        self._watches.add(watch)
+        watch.see(self._lane.out.in_flight_bytes)
+        return watch
 
     def link_lost(self) -> None:
         """There is no link now: the policy decides about what is parked."""
+        for watch in self._watches:
+            watch.reset()
         self.outbox.settle()
 
     def end(self) -> None:

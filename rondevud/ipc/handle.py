@@ -9,8 +9,9 @@ from typing import Any
 from rondevu_client import messages
 from rondevu_client.errors import BadMessage
 from rondevu_client.protocol import encode_notification, shown
-from rondevud.events import Event, Subscription
-from rondevud.ipc.ports import Channel, Payload, Producer, Receiver
+from rondevud.errors import RequestError
+from rondevud.events import Event, EventBus, Subscription
+from rondevud.ipc.ports import BufferWatch, Channel, Payload, Producer, Receiver
 from rondevud.ipc.writer import Writer
 
 MAX_HELD = 1_000
@@ -75,6 +76,7 @@ class Handle:
         self._sent = self._sent_told = 0
         self._acknowledged = self._acknowledged_told = 0
         self._last_tag = 0
+        self._buffer: BufferWatch | None = None
 
     # --- from the client ---------------------------------------------------------------------------------------
 
@@ -116,6 +118,23 @@ class Handle:
             raise BadMessage(f"credit: n is from 1 to {messages.MAX_CREDIT}, not {n}")
         self.receiver.credit(n)
 
+    def threshold(self, size: int, events: EventBus) -> None:
+        """From now on send `buffered_amount_low` when what is under way falls to `size` bytes. Raises `RequestError`.
+
+        The event concerns this handle alone, and is not published.
+        """
+        if self.channel is None or self.producer is None:
+            raise RequestError("bad_params", f"handle {self.number} only receives")
+        if self._buffer is not None:
+            self._buffer.threshold = size
+            return
+        about = {"connection_id": self.channel.connection_id, "label": self.channel.label}
+
+        def low(amount: int) -> None:
+            self.event(events.aside("buffered_amount_low", {"buffered_amount": amount, **about}))
+
+        self._buffer = self.channel.watch_buffer(size, low)
+
     # --- life --------------------------------------------------------------------------------------------------
 
     def start(self, credit: int) -> None:
@@ -149,7 +168,7 @@ class Handle:
         """End both halves; nothing more is said. May be repeated."""
         self.dead = True
         self.feed.close()
-        for half in (self.producer, self.receiver):
+        for half in (self.producer, self.receiver, self._buffer):
             if half is not None:
                 half.close()
         self._unconfirmed.clear()

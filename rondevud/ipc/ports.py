@@ -13,7 +13,7 @@ back into the object that calls them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias
 
 from rondevud.events import EventBus, Scope
@@ -127,6 +127,15 @@ class Receiver(Protocol):
         """The client is gone: what it had not acknowledged goes back to the inbox. May be repeated."""
 
 
+class BufferWatch(Protocol):
+    """Waits for what is under way to the peer to become little."""
+
+    threshold: int
+    """Bytes."""
+
+    def close(self) -> None: ...
+
+
 class Channel(Protocol):
     """One label of one connection, whether or not a link is up."""
 
@@ -168,6 +177,9 @@ class Channel(Protocol):
         Raises ``producer_in_use`` when the name has a live producer here and `takeover` is false; with `takeover` the
         old one's listener hears ``detached("taken_over")``.
         """
+
+    def watch_buffer(self, threshold: int, heard: Callable[[int], None]) -> BufferWatch:
+        """Call `heard` with the bytes sent and not acknowledged whenever they have fallen from above `threshold` to it."""
 
     async def open_receiver(self, mode: ReceiveMode, listener: ReceiverListener, takeover: bool) -> Receiver:
         """``exclusive``: alone; ``shared``: each message to one of them; ``observe``: any number beside them, with copies.

@@ -1,4 +1,4 @@
-"""What was *sent*, told apart from what was accepted and from what was acknowledged."""
+"""What was *sent*, told apart from what was accepted and acknowledged, and how much of it is under way."""
 
 from __future__ import annotations
 
@@ -35,3 +35,14 @@ async def test_sent_comes_when_a_data_channel_has_the_messages_and_not_before(pa
         assert not [frame for frame in client.frames if getattr(frame, "method", "") == "sent"]
         await pair.home.start()
         assert await client.notification("sent") == [handle, 3]
+
+
+async def test_a_sender_hears_when_little_of_what_it_sent_is_under_way(pair):
+    async with raw_client(pair.away.socket) as client, asyncio.timeout(PATIENCE):
+        request = {"target": "chat", "label": "main", "mode": "send", "threshold": 1_000}
+        handle = (await client.result("attach", **request))["handle"]
+        client.notify("send", handle, 1, ["x" * 10_000] * 20)
+        while (event := await client.notification("event"))[2] != "buffered_amount_low":
+            pass
+        assert event[0] == handle
+        assert event[3]["buffered_amount"] <= 1_000

@@ -78,6 +78,7 @@ SANS_IO = (
     "rondevud.durable.outgoing",
     "rondevud.durable.incoming",
     "rondevud.durable.attempts",
+    "rondevud.durable.buffer_watch",
     "rondevud.durable.receiver",
     "rondevud.durable.handshake",
     "rondevud.durable.effects",

@@ -39,6 +39,8 @@ async def _open(session: Session, handle: Handle, channel: Channel, params: dict
         handle.producer = await channel.open_producer(params["producer"], handle, takeover)
         if params["confirm_sent"]:
             handle.producer.confirm_sent()
+        if params["threshold"] is not None:
+            handle.threshold(params["threshold"], session.house.events)
     if handle.dead:
         raise RequestError("detached", "the channel was taken away while it was being attached")
     scope = session.house.resolve(params["target"])
@@ -66,6 +68,14 @@ def _describe(handle: Handle, channel: Channel, name: bytes | None) -> dict[str,
     }
 
 
+def threshold(session: Session, params: dict[str, Any]) -> dict[str, Any]:
+    handle = session.handles.get(params["handle"])
+    if handle is None:
+        raise RequestError("unknown_handle", f"there is no handle {params['handle']}")
+    handle.threshold(params["bytes"], session.house.events)
+    return {}
+
+
 def detach(session: Session, params: dict[str, Any]) -> dict[str, Any]:
     session.end_handle(params["handle"])
     return {}
@@ -87,8 +97,15 @@ def register(table: Table) -> None:
         credit=integer(0, MAX_CREDIT, default=0),
         acknowledged=flag(),
         confirm_sent=flag(),
+        threshold=integer(0, 2**63 - 1),
         options=mapping(),
     )(attach)
+    table.method(
+        "threshold",
+        "Say with buffered_amount_low when so little is under way.",
+        handle=integer(1, 2**63 - 1, required=True),
+        bytes=integer(0, 2**63 - 1, required=True),
+    )(threshold)
     table.method("detach", "Let go of a handle.", handle=integer(1, 2**63 - 1, required=True))(detach)
     table.method("close_channel", "End a label for both sides.", target=text(required=True), label=text(required=True))(
         close_channel

@@ -9,7 +9,7 @@ from rondevud.errors import RequestError
 from rondevud.ipc.session import Session
 from rondevud.ipc.table import Table, integers, text
 
-FEATURES = ["shared", "sent"]
+FEATURES = ["shared", "sent", "threshold"]
 """What this daemon has beyond version 1 of the protocol."""
 
 

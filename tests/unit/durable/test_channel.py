@@ -508,6 +508,26 @@ async def test_more_submissions_than_are_remembered_are_told_together(store, mon
     channel.stop()
 
 
+async def test_a_lost_link_does_not_count_as_an_empty_buffer(store):
+    session, channel = await open_channel(store)
+    out, heard = session.lanes["main"].out, []
+    watch = channel.watch_buffer(0, heard.append)
+    out.in_flight_bytes = 5
+    channel.flushed()
+    out.in_flight_bytes = 0
+    channel.link_lost()
+    channel.flushed()
+    assert heard == []
+    out.in_flight_bytes = 5
+    channel.flushed()
+    out.in_flight_bytes = 0
+    channel.flushed()
+    assert heard == [0]
+    watch.close()
+    assert not channel._watches
+    channel.stop()
+
+
 # --- what was rejected -----------------------------------------------------------------------------------------------
 
 

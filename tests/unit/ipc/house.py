@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+from rondevud.durable.buffer_watch import BufferWatch
 from rondevud.errors import RequestError
 from rondevud.events import EventBus, Scope
 
@@ -211,6 +212,11 @@ class MemoryChannel:
         self.hold = False
         self.mute = False
         self.refused = set()
+        self.watches = []
+
+    def watch_buffer(self, threshold, heard):
+        self.watches.append(BufferWatch(threshold, heard, self.watches.remove))
+        return self.watches[-1]
 
     waiting = property(lambda self: len(self.stored.inbox))
     waiting_bytes = property(lambda self: sum(len(row.payload) for row in self.stored.inbox))

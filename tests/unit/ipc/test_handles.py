@@ -219,6 +219,29 @@ async def test_sent_comes_to_who_asked_and_never_behind_what_acknowledges_more(c
     assert client.frames == []
 
 
+async def test_a_handle_hears_when_little_is_under_way_if_it_asked_and_nobody_else_does(client, channel):
+    await attach(client, mode="send", producer=b"quiet")
+    asked = (await attach(client, mode="send", producer=b"asked", threshold=100))["handle"]
+    (watch,) = channel.watches
+    for amount in (50, 101, 100, 99, 500, 0):
+        watch.see(amount)
+    await client.result("threshold", handle=asked, bytes=10)
+    for amount in (50, 20, 10):
+        watch.see(amount)
+    got = [await client.notification("event") for _ in range(3)]
+    assert {(handle, name) for handle, _, name, *_ in got} == {(asked, "buffered_amount_low")}
+    assert [params[3]["buffered_amount"] for params in got] == [100, 0, 10]
+    await client.result("detach", handle=asked)
+    assert (channel.watches, client.frames) == ([], [])
+
+
+async def test_a_threshold_needs_a_handle_that_sends(client, channel):
+    handle = (await attach(client, mode="observe"))["handle"]
+    error = await client.refused("threshold", handle=handle, bytes=5)
+    assert (error["code"], error["message"]) == ("bad_params", f"handle {handle} only receives")
+    assert (await client.refused("threshold", handle=99, bytes=5))["code"] == "unknown_handle"
+
+
 async def test_a_handle_hears_its_channel_and_connection_and_no_other(client, house, channel):
     house.add_connection("conn-b", "bob")
     handle = (await attach(client))["handle"]

@@ -17,7 +17,8 @@ from tests.unit.ipc.raw import raw_client
 async def test_hello_tells_who_answers(server, path):
     async with raw_client(path, hello=False) as client:
         answer = await client.result("hello", protocol=[1, 2], client="me")
-        assert answer == {"protocol": 1, "version": "0.1.0", "instance": "first", "features": ["shared", "sent"]}
+        assert answer.pop("features") == ["shared", "sent", "threshold"]
+        assert answer == {"protocol": 1, "version": "0.1.0", "instance": "first"}
         (row,) = await client.result("clients")
         assert row["client"] == "me"
 
