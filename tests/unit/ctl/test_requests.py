@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import signal
 
 import pytest
 
@@ -132,6 +134,21 @@ async def test_a_wait_that_takes_too_long_ends_with_exit_code_4(ctl):
     done = await ctl("wait", "alice-chat", "connected", "--timeout", "0")
     assert (done.code, done.out) == (4, "")
     assert "(timeout)" in done.err
+
+
+async def test_an_interrupted_wait_ends_with_exit_code_130(begin, house):
+    waiting = asyncio.Event()
+
+    async def wait(_target, _what, _timeout):
+        waiting.set()
+        await house.forever.wait()
+
+    house.wait = wait
+    process = await begin("wait", "alice-chat", "connected")
+    await waiting.wait()
+    process.send_signal(signal.SIGINT)
+    assert await process.communicate() == (b"", b"")
+    assert process.returncode == 130
 
 
 @pytest.mark.parametrize(
