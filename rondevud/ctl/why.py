@@ -155,7 +155,7 @@ def _signalling(answer: Data) -> Iterator[Line]:
 
 
 def _channel(channel: Data) -> str:
-    words = [channel["state"], f"{channel['queue_size']} unacknowledged", f"{channel['waiting']} waiting"]
+    words = [channel["state"], f"{channel['queue_size']} queued", f"{channel['waiting']} waiting"]
     for direction, verdict in channel["verdicts"].items():
         if verdict:
             count = "" if verdict["kind"] != "gap" else f" of {verdict['messages'] or '?'} messages"

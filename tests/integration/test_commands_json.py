@@ -14,6 +14,7 @@ import pytest
 
 from rondevud.ctl.common import EXIT_CODES
 from rondevud.ctl.main import main as ctl_group
+from rondevud.reloading import Changes
 from tests.integration.daemons import FQN, SCALE, World, exchange_few, open_pair, open_world
 
 pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(120 * SCALE)]
@@ -110,6 +111,10 @@ async def test_messages_are_documented(world):
         pass
     await pair.far.send("hello")
     assert set(await waiting) == documented("tail")
+
+
+def test_what_a_reload_answers_is_documented():
+    assert set(Changes().as_map()) == documented("reload")
 
 
 def test_every_command_has_a_section():

@@ -44,7 +44,7 @@ def test_a_connection_is_explained_line_by_line():
     assert lines["round trip"] == "12.3 ms"
     assert lines["offer used"] == "0123456789ab… of service u, dialled 2.03 h ago"
     assert lines["channel main\x1b[1m"] == (
-        "open, 3 unacknowledged, 0 waiting, in: resumed, out: gap of ? messages, acknowledged 3.33 min ago"
+        "open, 3 queued, 0 waiting, in: resumed, out: gap of ? messages, acknowledged 3.33 min ago"
     )
     assert "disconnected reason=timeout" in lines.values()
 
