@@ -71,6 +71,8 @@ class Channel(Emitter):
         of its own, and a fixed `producer`, goes on."""
         self.end_reason: str | None = None
         """Why the channel is attached no longer; None while it is."""
+        self._threshold: int | None = None
+        """Of `buffered_amount_low`; None while nobody wants to hear it."""
         self._outbox = Outbox()
         self._wire: Wire | None = None
         self._handle = 0
@@ -161,6 +163,23 @@ class Channel(Emitter):
         """Bytes sent through this object that the daemon has not decided."""
         return self._outbox.undecided_bytes
 
+    @property
+    def buffered_amount_low_threshold(self) -> int:
+        """Event ``buffered_amount_low`` comes when what the daemon has under way on this channel falls to so many bytes.
+
+        Under way is what was sent and not acknowledged; towards a plain peer, what is in the engine's buffer. 0 unless it
+        is set. Raises `ValueError` when it is set to less, or on a channel that is only observed.
+        """
+        return self._threshold or 0
+
+    @buffered_amount_low_threshold.setter
+    def buffered_amount_low_threshold(self, size: int) -> None:
+        if size < 0 or self.mode == "observe":
+            raise ValueError("a threshold is 0 bytes or more, of a channel that is not only observed")
+        self._threshold = size
+        if self._wire is not None:
+            self._wire.send_threshold(self._handle, size)
+
     # --- receiving ---------------------------------------------------------------------------------------------
 
     def __aiter__(self) -> AsyncIterator[Message]:
@@ -193,11 +212,12 @@ class Channel(Emitter):
         One that raises: event ``error``, and the message comes again after `RETRY_FIRST` seconds, doubling.
         """
         super().on(event, listener)
-        self._start_pump(event)
+        self._serve_listener(event)
 
     def once(self, event: str, listener: Listener) -> None:
+        """As `Emitter.once`. A listener of ``message`` gets the next message; the others wait."""
         super().once(event, listener)
-        self._start_pump(event)
+        self._serve_listener(event)
 
     # --- ending ------------------------------------------------------------------------------------------------
 
@@ -269,6 +289,8 @@ class Channel(Emitter):
         self.generation += 1
         self._wire, self._handle = wire, answer["handle"]
         wire.sinks[self._handle] = self._take
+        if self._threshold is not None:
+            wire.send_threshold(self._handle, self._threshold)
         rejected = dict(answer["rejected"])
         again = self._outbox.begin(
             answer["last_seq"], rejected, answer["removed"], answer["acknowledged_seq"], answer["send_window"]
@@ -469,11 +491,14 @@ class Channel(Emitter):
                     await self._change()
             pause = min(2 * pause, POLL_LAST)
 
-    # --- message listeners -------------------------------------------------------------------------------------
+    # --- listeners -------------------------------------------------------------------------------------
 
-    def _start_pump(self, event: str) -> None:
+    def _serve_listener(self, event: str) -> None:
+        """Begin what an event needs that does not come by itself."""
         if event == "message" and self._pump is None:
             self._pump = self._daemon._spawn(self._pump_loop(), f"messages of {self.label}")
+        elif event == "buffered_amount_low" and self._threshold is None and self.mode != "observe":
+            self.buffered_amount_low_threshold = 0
 
     async def _pump_loop(self) -> None:
         pause = RETRY_FIRST

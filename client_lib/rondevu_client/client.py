@@ -165,10 +165,12 @@ class Daemon(Emitter, Requests):
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def on(self, event: str, listener: Listener) -> None:
+        """As `Emitter.on`; may be called before `open`."""
         super().on(event, listener)
         self._hear_own_events()
 
     def once(self, event: str, listener: Listener) -> None:
+        """As `Emitter.once`; may be called before `open`."""
         super().once(event, listener)
         self._hear_own_events()
 

@@ -60,6 +60,7 @@ class Connection(Emitter):
         return await self._daemon.wait(self.id, what, timeout)
 
     async def reconnect(self) -> dict[str, Any]:
+        """Dial now, and again if it had failed."""
         return await self._daemon.reconnect(self.id)
 
     async def close(self, drain: float | None = None) -> dict[str, Any]:

@@ -109,6 +109,10 @@ class Wire(asyncio.Protocol):
         """The same for a subscription."""
         self._send_request("unsubscribe", {"subscription": subscription})
 
+    def send_threshold(self, handle: int, size: int) -> None:
+        """Have `buffered_amount_low` sent to that handle when what is under way falls to `size` bytes."""
+        self._send_request("threshold", {"handle": handle, "bytes": size})
+
     def _send_request(self, method: str, params: dict[str, Any]) -> None:
         self._last_msgid += 1
         self.send(encode_request(self._last_msgid, method, params))

@@ -128,6 +128,21 @@ async def test_two_blocking_programs_talk_over_two_daemons(world):
     assert echoes == [f"Echo: {number}" for number in range(20)]
 
 
+# --- what is under way -----------------------------------------------------------------------------------------------
+
+
+async def test_a_sender_hears_when_little_is_under_way(world):
+    home, away = await world.daemon("home"), await world.daemon("away")
+    await expose(home)
+    visitor = await away.client()
+    connection = await visitor.connect("alice", FQN, name="chat")
+    channel = await connection.create_channel("main")
+    await connection.wait("connected", PATIENCE)
+    low = Ear(channel, "buffered_amount_low")
+    await channel.send(bytes(100_000))
+    assert (await low.next("buffered_amount_low"))["buffered_amount"] == 0
+
+
 # --- keys ------------------------------------------------------------------------------------------------------------
 
 

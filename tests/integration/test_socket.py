@@ -480,6 +480,35 @@ async def test_what_an_event_does_not_say_of_a_channel_is_asked_for(place, daemo
     assert (channel.ready_state, channel.acknowledges) == ("closing", False)
 
 
+async def test_the_threshold_of_what_is_under_way_is_asked_for_when_somebody_wants_it(place, daemon):
+    channel = await daemon.attach("alice-chat", "main")
+    other = await daemon.attach("alice-chat", "other")
+    low = heard(channel, "buffered_amount_low")
+    await daemon.status()
+    assert (len(place.channel().watches), place.channel("other").watches) == (1, [])
+    for amount in (10, 0):
+        place.channel().watches[0].see(amount)
+    assert (await low.get())["buffered_amount"] == 0
+    channel.buffered_amount_low_threshold = 30
+    assert (channel.buffered_amount_low_threshold, other.buffered_amount_low_threshold) == (30, 0)
+    await place.restart()
+    await daemon.status()
+    for amount in (40, 20):
+        place.channel().watches[0].see(amount)
+    assert (await low.get())["buffered_amount"] == 20
+
+
+async def test_a_threshold_must_make_sense(place, daemon):
+    place.channel()
+    observer = await daemon.attach("alice-chat", "main", mode="observe")
+    observer.on("buffered_amount_low", print)
+    with pytest.raises(ValueError, match="only observed"):
+        observer.buffered_amount_low_threshold = 1
+    channel = await daemon.attach("alice-chat", "main")
+    with pytest.raises(ValueError, match="0 bytes or more"):
+        channel.buffered_amount_low_threshold = -1
+
+
 async def test_listeners_come_and_go(place, daemon):
     channel = await daemon.attach("alice-chat", "main")
     once, never, always = [], [], heard(channel, "suspect")

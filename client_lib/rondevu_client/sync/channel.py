@@ -124,14 +124,17 @@ class Channel(EmitterFacade):
 
     @property
     def label(self) -> str:
+        """Its name, the same on both sides."""
         return self._inner.label
 
     @property
     def mode(self) -> str:
+        """As it was attached."""
         return self._inner.mode
 
     @property
     def connection_id(self) -> str:
+        """Of the connection it belongs to."""
         return self._inner.connection_id
 
     @property
@@ -183,6 +186,15 @@ class Channel(EmitterFacade):
     def buffered_amount(self) -> int:
         """Bytes sent through this object that the daemon has not decided."""
         return self._background.read(lambda: self._inner.buffered_amount)
+
+    @property
+    def buffered_amount_low_threshold(self) -> int:
+        """As `rondevu_client.Channel.buffered_amount_low_threshold`."""
+        return self._inner.buffered_amount_low_threshold
+
+    @buffered_amount_low_threshold.setter
+    def buffered_amount_low_threshold(self, size: int) -> None:
+        self._background.read(lambda: setattr(self._inner, "buffered_amount_low_threshold", size))
 
     # --- ending ------------------------------------------------------------------------------------------------
 

@@ -21,10 +21,12 @@ class Connection(EmitterFacade):
 
     @property
     def id(self) -> str:
+        """Drawn by the daemon, ``conn-`` and 16 hexadecimal digits."""
         return self._inner.id
 
     @property
     def name(self) -> str:
+        """The one given, or one made of what it connects to."""
         return self._inner.name
 
     @property

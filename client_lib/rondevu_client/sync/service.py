@@ -25,18 +25,22 @@ class Service(EmitterFacade):
 
     @property
     def username(self) -> str:
+        """Who exposes it."""
         return self._inner.username
 
     @property
     def fqn(self) -> str:
+        """Its name and version."""
         return self._inner.fqn
 
     @property
     def service_id(self) -> str:
+        """As of the signalling server; empty while it is not published."""
         return self._inner.service_id
 
     @property
     def uuid(self) -> str:
+        """What `Daemon.connect_by_uuid` takes; empty while it is not published."""
         return self._inner.uuid
 
     @property

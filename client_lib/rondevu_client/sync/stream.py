@@ -26,6 +26,7 @@ class EventStream(Facade):
 
     @property
     def next(self) -> int:
+        """Number of the first event after `connections`."""
         return self._inner.next
 
     @property

@@ -322,6 +322,18 @@ def test_listeners_can_be_taken_back_however_they_were_added(place, channel):
     assert (channel.listener_count("message_expired"), channel.listener_count("purged")) == (0, 0)
 
 
+def test_a_sender_hears_when_little_is_under_way(place, daemon, channel):
+    heard = queue.SimpleQueue()
+    channel.on("buffered_amount_low", heard.put)
+    channel.buffered_amount_low_threshold = 5
+    assert channel.buffered_amount_low_threshold == 5
+    daemon.status()
+    place.do(lambda: [place.channel().watches[0].see(amount) for amount in (6, 5)])
+    assert heard.get(timeout=PATIENCE)["buffered_amount"] == 5
+    with pytest.raises(ValueError, match="0 bytes or more"):
+        channel.buffered_amount_low_threshold = -1
+
+
 def test_the_daemon_tells_its_own_events(place, daemon):
     heard = queue.SimpleQueue()
     daemon.on("signalling", heard.put)
