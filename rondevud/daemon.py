@@ -18,6 +18,7 @@ from rondevud.errors import ConfigError, RequestError
 from rondevud.events import EventBus
 from rondevud.house import House
 from rondevud.ipc.server import Server
+from rondevud.network import NetworkWatch
 from rondevud.records import ForgetProducers
 from rondevud.rendezvous import app as rendezvous
 from rondevud.rendezvous.storage import open_storage
@@ -126,6 +127,9 @@ async def start(
     stack.push_async_callback(house.stop)
     stack.callback(events.publish, "stopping", {"restarting": True})
     await house.start()
+    watch = NetworkWatch(house.network_changed)
+    watch.start()
+    stack.callback(watch.stop)
     for work, name in ((_housekeeping(house, disk, memory), "housekeeping"), (_watchdog(disk), "watchdog")):
         task = loop.create_task(work, name=name)
         stack.callback(task.cancel)

@@ -22,6 +22,7 @@ from rondevud.errors import RequestError, SignallingError, SignallingRejected
 from rondevud.events import Event, EventBus, Scope
 from rondevud.holdings import Holdings, over
 from rondevud.keys import Keys, key_errors
+from rondevud.network import Change
 from rondevud.reloading import Reloading
 from rondevud.restoring import restore
 from rondevud.service_channel import ServiceChannel
@@ -191,6 +192,11 @@ class House:
     async def purge(self, target: str, label: str, direction: Literal["out", "in", "both"]) -> Data:
         purged = await self._known_channel(target, label).purge(direction)
         return {"purged": purged}
+
+    def network_changed(self, change: Change) -> None:
+        """This machine's addresses or default routes changed: connections dial at once where that can help."""
+        for connection in self.holdings.by_id.values():
+            connection.network_changed(change.removed)
 
     def live_producers(self) -> frozenset[int]:
         """Ids of the named producers that programs have a handle on now, in either store."""

@@ -237,6 +237,16 @@ class DurableConnection:
         self.session.cut()
         self._wanted.set()
 
+    def network_changed(self, removed: set[str]) -> None:
+        """Addresses of this machine came, or went (`removed`): dial at once where that can help."""
+        if not self.session.connected:
+            if self._dialling is not None:  # with the candidates of before
+                self._dialling.cancel()
+            self._wanted.set()
+        elif self.session.local_address in removed:
+            self._dialler.moved = True
+            self._wanted.set()
+
     # --- dialling --------------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:

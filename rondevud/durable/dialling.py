@@ -54,6 +54,8 @@ class Dialler:
     ) -> None:
         self.offer: DiscoveredOffer | None = None
         """The one that was taken last."""
+        self.moved = False
+        """Whether the local address of the link there is has gone."""
         self._session = session
         self._signalling = signalling
         self._engine = engine
@@ -69,7 +71,7 @@ class Dialler:
     @property
     def wanted(self) -> bool:
         """Whether the session needs a link, or another one."""
-        return not self._session.connected or self._session.suspect
+        return not self._session.connected or self._session.suspect or self.moved
 
     async def dial(self, settings: ConnectionSettings) -> None:
         """One attempt. Raises `DialError`, `SignallingError`, `TransportError` or `TimeoutError`."""
@@ -87,6 +89,7 @@ class Dialler:
 
     def settle(self, effect: LinkUp | LinkDown) -> None:
         """A link is up, or is down: the answer to hello."""
+        self.moved = False
         outcome = self._greetings.get(effect.link)  # type: ignore[call-overload]
         if outcome is not None and not outcome.done():
             outcome.set_result(effect)

@@ -182,6 +182,14 @@ class DurableSession:
         return link.connection if link is not None else self._unframed.connection
 
     @property
+    def local_address(self) -> str | None:
+        """The address of this machine that the current link uses."""
+        link = self._links.get(self.machine.current)  # type: ignore[call-overload]
+        connection = link.connection if link is not None else self._unframed.connection
+        pair = connection.selected_pair if connection is not None else None
+        return pair.local.rpartition(":")[0] if pair is not None else None
+
+    @property
     def suspect(self) -> bool:
         """Whether nothing has been heard on the current link for too long."""
         return self.machine.suspect

@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from rondevu_client import MessageRejected
+from rondevud.network import Change
 from rondevud.transport import ice
-from tests.integration.daemons import PATIENCE, SCALE, Ear, Exchange, Pair, World, open_pair, open_world, take
+from tests.integration.daemons import FQN, PATIENCE, SCALE, Ear, Exchange, Pair, World, open_pair, open_world, take
 
 pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(240 * SCALE)]
 
@@ -138,3 +139,35 @@ async def test_heartbeats_keep_a_quiet_link(pair):
     link.channel.on_message = count
     await asyncio.wait_for(enough.wait(), PATIENCE)
     assert not ear.counts
+
+
+async def test_a_link_whose_address_goes_is_replaced_at_once_while_it_stands(pair):
+    ear = Ear(pair.connection, "suspect", "disconnected", "reconnecting")
+    session = pair.away.session("chat")
+    before = session.machine.current
+    address = session.local_address
+    pair.away.house.network_changed(Change(removed={"192.0.2.1"}))
+    assert not pair.away.house.holdings.by_name["chat"].dialling
+    pair.away.house.network_changed(Change(removed={address}))
+    async with asyncio.timeout(PATIENCE):
+        while session.machine.current == before:
+            await asyncio.sleep(0)
+    await pair.near.send("over the other one")
+    assert (await asyncio.wait_for(anext(pair.far), PATIENCE)).data == "over the other one"
+    assert not ear.counts
+
+
+async def test_a_change_of_the_network_ends_the_wait_for_the_next_attempt(pair):
+    await pair.home.stop()
+    connection = pair.away.house.holdings.by_name["chat"]
+    connection._delays = iter(lambda: 10_000.0, None)
+    connection._lost_at = None
+    async with asyncio.timeout(PATIENCE):
+        while connection.retry_at is None or connection.retry_at - connection._now() < 1_000:
+            connection._lost_at = None
+            await asyncio.sleep(0)
+    await pair.home.start()
+    service = pair.home.house.holdings.services[f"alice/{FQN}"]
+    await asyncio.wait_for(service.published.wait(), PATIENCE)
+    pair.away.house.network_changed(Change(added={"192.0.2.1"}))
+    await pair.visitor.wait("chat", "connected", PATIENCE)

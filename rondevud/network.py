@@ -1,0 +1,168 @@
+"""Changes of this machine's addresses and default routes, as the kernel tells them (rtnetlink(7)).
+
+A link whose path has changed stays silent for seconds before anybody notices; the kernel knows at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+logger = logging.getLogger(__name__)
+
+SETTLE = 0.3
+"""Seconds in which changes are gathered: they come in groups."""
+
+GROUPS = 0x10 | 0x40 | 0x100 | 0x400
+"""RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE."""
+
+NLMSG_DONE = 3
+RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
+RTM_NEWROUTE, RTM_DELROUTE = 24, 25
+NLM_F_REQUEST, NLM_F_DUMP = 0x1, 0x300
+IFA_ADDRESS, IFA_LOCAL, IFA_F_TENTATIVE = 1, 2, 0x40
+RT_TABLE_MAIN = 254
+
+HEADER = struct.Struct("=LHHLL")
+ADDRESS = struct.Struct("=BBBBL")
+ROUTE = struct.Struct("=BBBBBBBBL")
+ATTRIBUTE = struct.Struct("=HH")
+
+
+@dataclass(slots=True)
+class Change:
+    """What changed since the last one."""
+
+    added: set[str] = field(default_factory=set)
+    """Addresses, as text."""
+    removed: set[str] = field(default_factory=set)
+    routes: bool = False
+    """Whether a default route came or went."""
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.removed or self.routes)
+
+
+class Addresses:
+    """Follows the messages of the kernel (sans-I/O)."""
+
+    def __init__(self) -> None:
+        self.known: set[str] = set()
+        self._listed = False
+        """Whether the kernel has told all that there was at the beginning."""
+
+    def take(self, data: bytes, change: Change) -> None:
+        """Add what one datagram says to `change`. What is not understood is passed over."""
+        for kind, body in _messages(data):
+            self._listed |= kind == NLMSG_DONE
+            with contextlib.suppress(struct.error, ValueError):
+                if kind in {RTM_NEWADDR, RTM_DELADDR}:
+                    self._address(kind, body, change if self._listed else Change())
+                elif kind in {RTM_NEWROUTE, RTM_DELROUTE}:
+                    change.routes |= _is_default(body)
+
+    def _address(self, kind: int, body: bytes, change: Change) -> None:
+        _family, _prefix, flags, _scope, _index = ADDRESS.unpack_from(body)
+        attributes = dict(_attributes(body[ADDRESS.size :]))
+        found = attributes.get(IFA_LOCAL) or attributes.get(IFA_ADDRESS)
+        if found is None:
+            return
+        address = str(ipaddress.ip_address(found))
+        if kind == RTM_DELADDR:
+            if address in self.known:
+                self.known.discard(address)
+                change.removed.add(address)
+                change.added.discard(address)
+        elif address not in self.known and not flags & IFA_F_TENTATIVE:  # told again when it has proved to be free
+            self.known.add(address)
+            change.added.add(address)
+            change.removed.discard(address)
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    while len(data) >= HEADER.size:
+        length, kind, _flags, _seq, _pid = HEADER.unpack_from(data)
+        if not HEADER.size <= length <= len(data):
+            return
+        yield kind, data[HEADER.size : length]
+        data = data[_aligned(length) :]
+
+
+def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    while len(data) >= ATTRIBUTE.size:
+        length, kind = ATTRIBUTE.unpack_from(data)
+        if not ATTRIBUTE.size <= length <= len(data):
+            return
+        yield kind, data[ATTRIBUTE.size : length]
+        data = data[_aligned(length) :]
+
+
+def _aligned(length: int) -> int:
+    return (length + 3) & ~3
+
+
+def _is_default(body: bytes) -> bool:
+    _family, prefix, _source, _tos, table, _protocol, _scope, _type, _flags = ROUTE.unpack_from(body)
+    return bool(prefix == 0 and table == RT_TABLE_MAIN)
+
+
+class NetworkWatch:
+    """Tells `changed` of every change; what there was at the beginning is none."""
+
+    def __init__(self, changed: Callable[[Change], None]) -> None:
+        self._changed = changed
+        self._addresses = Addresses()
+        self._change = Change()
+        self._socket: socket.socket | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Ask for what there is, then listen. A kernel that tells nothing is logged; all goes on without."""
+        try:
+            watch = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+            watch.setblocking(False)
+            watch.bind((0, GROUPS))
+            request = ADDRESS.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+            flags = NLM_F_REQUEST | NLM_F_DUMP
+            watch.send(HEADER.pack(HEADER.size + len(request), RTM_GETADDR, flags, 1, 0) + request)
+        except OSError as error:
+            logger.warning("Changes of the network are noticed late: no netlink socket: %s", error)
+            return
+        self._socket = watch
+        asyncio.get_running_loop().add_reader(watch, self._read, watch)
+
+    def stop(self) -> None:
+        """Idempotent."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(self._socket)
+            self._socket.close()
+            self._socket = None
+
+    def _read(self, watch: socket.socket) -> None:
+        while True:
+            try:
+                data = watch.recv(65_536)
+            except BlockingIOError:
+                break
+            except OSError as error:  # ENOBUFS: some were lost
+                logger.info("Changes of the network were missed: %s", error)
+                self._change.routes = True
+                break
+            self._addresses.take(data, self._change)
+        if self._change and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(SETTLE, self._tell)
+
+    def _tell(self) -> None:
+        self._timer = None
+        change, self._change = self._change, Change()
+        logger.info("The network changed: new %s, gone %s", sorted(change.added), sorted(change.removed))
+        self._changed(change)
