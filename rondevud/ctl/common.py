@@ -100,6 +100,9 @@ HINTS = {
     "unknown_channel": "`rondevuctl channels TARGET` lists what there is; `send` and `pipe` make one.",
     "failed": "`rondevuctl why TARGET` says more; `rondevuctl reconnect TARGET` tries again.",
     "conflict": "`close` or `withdraw` it first, or leave out what differs.",
+    "timeout": "`rondevuctl why TARGET` says what is in the way.",
+    "signalling": "Its URL stands in the configuration ([signalling] url); `rondevuctl status` shows it.",
+    "bad_config": "`rondevud check-config FILE` shows every mistake.",
     "in_use": "`rondevuctl clients` lists the programs; `tail` looks on without taking messages.",
 }
 """What can be done about a refusal, by its code."""

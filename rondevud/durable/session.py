@@ -213,7 +213,10 @@ class DurableSession:
             self._measured = asyncio.get_running_loop().create_future()
             self.machine.ping(self.now())
             self.schedule_flush()
-        await asyncio.wait({self._measured}, timeout=patience)
+        measured = self._measured
+        await asyncio.wait({measured}, timeout=patience)
+        if self._measured is measured:  # no answer: the next one asks again
+            self._measured = None
 
     def open_link(self, connection: PeerConnection, channel: DataChannel, fingerprints: Fingerprints) -> int:
         """Connecting side: the data channel is open; say hello on it. Answers the link's key."""
