@@ -27,11 +27,14 @@ class Host:
         self.events: Watch = None  # type: ignore[assignment]
         self._offered: asyncio.Queue[Any] = asyncio.Queue()
 
-    async def expose(self, **options: Any) -> None:
+    async def expose(self, *, serve: bool = True, **options: Any) -> None:
+        """Without `serve` the program leaves the channels to whoever attaches to them."""
         self.program = await self.place.client()
         self.events = await watch(self.program)
         options = {**SERVICE, **options}
-        self.service = await self.program.expose_service("alice", FQN, handler=self._offer, **options)
+        self.service = await self.program.expose_service(
+            "alice", FQN, handler=self._offer if serve else None, **options
+        )
 
     async def _offer(self, channel: Any, _connection_id: str) -> None:
         self._offered.put_nowait(channel)

@@ -418,6 +418,29 @@ async def test_the_age_of_a_queue_is_a_limit_as_well(world, foreigners):
     assert await near.receive() == "young"
 
 
+FLOODED = {"drop_oldest": numbers(21, 30), "reject": numbers(1, 10), "block": numbers(1, 10)}
+
+
+@pytest.mark.parametrize(("policy", "kept"), FLOODED.items(), ids=FLOODED)
+async def test_a_plain_peer_that_floods_a_channel_nobody_reads_loses_what_does_not_fit_and_is_counted(
+    world, foreigners, policy, kept
+):
+    host = Host(await world.daemon("home"))
+    await host.expose(serve=False, queue={"max_queue_size": 10, "overflow": policy})
+    client = await foreigners.client()
+    near = client.create_channel("main")
+    for number in numbers(1, 30):
+        near.send(number)
+    await client.connect()
+    dropped = 0
+    while dropped < 20:
+        dropped += (await host.events.next("queue_overflow", direction="in", policy=policy))["count"]
+    (row,) = await host.program.connections()
+    far = await host.program.attach(row["connection_id"], "main")
+    assert (await host.counters(far))["inbox_overflow"] == dropped == 20
+    assert await texts_of(far, 10) == kept
+
+
 # --- connections ------------------------------------------------------------------------------------------------------
 
 
