@@ -242,14 +242,15 @@ class DurableChannel:
         """Empty the outbox; answers how many messages that were. Raises `RequestError` when the store fails.
 
         Publishes `purged`, except for `Reason.EXPIRED`, of which `message_expired` tells. Without `keep_closing` a
-        closing message that waits goes, too.
+        closing message that waits goes, too; it does not count.
         """
         count, more = 0, True
+        closing = 0 if keep_closing else self._lane.out.closed
         try:
             while more:
                 operation = Remove(self.id, 1, _EVERYTHING, reason, keep_closing=keep_closing)
                 result: RemoveResult = await self._session.run(operation)
-                count += sum(gone.messages for gone in result.removed)
+                count += sum(gone.messages - (gone.first <= closing < gone.next) for gone in result.removed)
                 more = result.more
         finally:
             if count:

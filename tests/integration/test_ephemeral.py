@@ -130,7 +130,8 @@ async def test_what_was_not_delivered_is_reported_as_purged(place, at_once):
     await channel.send("for nobody")
     events = await watch(place.onlooker)
     await leave(place, program)
-    assert (await events.next("purged"))["label"] == "main"
+    purged = await events.next("purged")
+    assert (purged["label"], purged["count"]) == ("main", 1)
     await events.next("closed", connection_id=connection_id)
 
 
