@@ -19,6 +19,7 @@ class ServiceChannel:
     waiting_bytes = 0
     max_message = 0
     acknowledges = None
+    ephemeral = False
 
     def __init__(self, service: DurableService, label: str, events: EventBus) -> None:
         self.label = label

@@ -276,6 +276,9 @@ class Channel(Emitter):
     def _begin(self, wire: Wire, answer: dict[str, Any]) -> None:
         """The attach was answered; called before anything behind the answer is looked at."""
         self.connection_id = answer["connection_id"]
+        if self.connection_id and not answer["ephemeral"]:
+            # A name may mean another connection when the daemon is back; only ephemeral ones have no other way.
+            self._request["target"] = self.connection_id
         self.verdict = answer["verdict"]
         self.waiting = answer["waiting"]
         self.max_message = answer["max_message"]

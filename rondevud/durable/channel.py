@@ -86,6 +86,9 @@ class SessionPort(Protocol):
 
     def store_failing(self, durability: Durability) -> StoreError | None: ...
 
+    @property
+    def ephemeral(self) -> bool: ...
+
 
 class DurableChannel:
     """A labelled, durable stream of messages in both directions."""
@@ -155,6 +158,11 @@ class DurableChannel:
     def max_message(self) -> int:
         """Bytes of the largest message taken here."""
         return self._session.max_message
+
+    @property
+    def ephemeral(self) -> bool:
+        """Whether its connection ends with the programs that declared it, and with the daemon."""
+        return self._session.ephemeral
 
     @property
     def acknowledges(self) -> bool | None:

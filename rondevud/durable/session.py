@@ -322,6 +322,10 @@ class DurableSession:
     def store(self, durability: Durability) -> Store:
         return self._environment.disk if durability is Durability.DISK else self._environment.memory
 
+    @property
+    def ephemeral(self) -> bool:
+        return self._environment.ephemeral
+
     def store_failing(self, durability: Durability) -> StoreError | None:
         return self.store(durability).failing
 

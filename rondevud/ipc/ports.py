@@ -161,6 +161,10 @@ class Channel(Protocol):
         """Bytes of the largest payload this daemon takes here (text: its UTF-8 length)."""
 
     @property
+    def ephemeral(self) -> bool:
+        """Whether its connection ends with the programs that declared it, and with the daemon."""
+
+    @property
     def acknowledges(self) -> bool | None:
         """Whether the peer acknowledges; None before the first contact."""
 

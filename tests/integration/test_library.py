@@ -8,9 +8,10 @@ from concurrent.futures import Future
 
 import pytest
 
-from rondevu_client import MessagesRemoved, NotAcknowledged, RequestRefused
+from rondevu_client import MessageRejected, MessagesRemoved, NotAcknowledged, RequestRefused
 from rondevu_client import sync as blocking
-from tests.integration.daemons import FQN, PATIENCE, SCALE, SERVICE, Ear, World, exchange_few, open_world, take
+from rondevud.config import parse
+from tests.integration.daemons import CONFIG, FQN, PATIENCE, SCALE, SERVICE, Ear, World, exchange_few, open_world, take
 
 pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(120 * SCALE)]
 
@@ -180,3 +181,28 @@ async def test_flush_on_an_unreliable_channel_says_that_nobody_acknowledges(worl
     assert (await visitor.queue("chat", "video"))["queue_size"] == 0
     far = await asyncio.wait_for(offered.get(), PATIENCE)
     assert [message.data for message in await take(far, 1)] == ["frame"]
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_channel_follows_its_connection_and_not_the_name_that_means_another_one_after_a_restart(world):
+    """What was sent to the one must not go to the other."""
+    declared = '[[connection]]\nname = "chat"\nusername = "alice"\nfqn = "com.example.%s@1.0.0"\n'
+    away = await world.daemon("away", declared % "old")
+    other = away.config.model_copy(
+        update={"connections": parse(CONFIG.format(url=world.url) + declared % "new", "").connections}
+    )
+    program = await away.client()
+    channel = await program.attach("chat", "main")
+    await channel.send("for the old one")
+    before = channel.connection_id
+    await away.stop()
+    away.config = other
+    await away.start()
+    with pytest.raises(MessageRejected) as refused:
+        await asyncio.wait_for(channel.send("for the old one, too"), PATIENCE)
+    assert refused.value.code == "failed"
+    assert channel.connection_id == before
+    (named,) = [row for row in await program.connections() if row["name"] == "chat" and row["connection_id"] != before]
+    assert named["queue_size"] == 0

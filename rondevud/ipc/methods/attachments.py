@@ -63,6 +63,7 @@ def _describe(handle: Handle, channel: Channel, name: bytes | None) -> dict[str,
         "acknowledged_seq": producer.acknowledged_seq if producer else 0,
         "removed": producer.removed if producer else 0,
         "acknowledges": channel.acknowledges,
+        "ephemeral": channel.ephemeral,
         "send_window": SEND_WINDOW,
         "max_message": channel.max_message,
     }

@@ -206,6 +206,7 @@ class MemoryChannel:
         self.stored = stored
         self.state = "open"
         self.acknowledges = True
+        self.ephemeral = house.disk.connections[connection_id].get("ephemeral", False)
         self.producers = {}
         self.receiver = None
         self.observers = []
@@ -381,6 +382,7 @@ class MemoryHouse:
             created = False
         except RequestError:
             self.add_connection(connection_id, name)
+            self.disk.connections[connection_id]["ephemeral"] = ephemeral
             created = True
         return {"connection_id": connection_id, "name": name, "state": "connecting", "created": created}
 

@@ -41,6 +41,7 @@ async def test_attach_answers_what_the_specification_names(client, channel):
         "acknowledged_seq": 0,
         "removed": 0,
         "acknowledges": True,
+        "ephemeral": False,
         "send_window": 1024,
         "max_message": 1024 * 1024,
     }
