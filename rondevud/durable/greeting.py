@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 
+from rondevud import failpoints
 from rondevud.durable import frames
 from rondevud.durable.frames import Goodbye, GoodbyeCode, Refuse
 from rondevud.durable.link import GOODBYE_TIMEOUT, HELLO_TIMEOUT
@@ -18,6 +19,13 @@ logger = logging.getLogger(__name__)
 
 CONNECTING = 10.0
 """Seconds that an answered offer gets to become a connection."""
+
+
+def send_frame(channel: DataChannel, data: bytes) -> None:
+    """Hand an encoded frame to the data channel of a link. Raises `TransportError`."""
+    failpoints.hit_frame("send.before", data)
+    channel.send(data)
+    failpoints.hit_frame("send.after", data)
 
 
 class Greeting:
@@ -84,6 +92,7 @@ def _take_hello(
 ) -> None:
     if arrived.done():
         return
+    failpoints.hit_frame("receive.before", message)
     try:
         frame = frames.decode(message)
         if not isinstance(frame, frames.Hello):
@@ -92,6 +101,7 @@ def _take_hello(
         arrived.set_exception(error)
     else:
         arrived.set_result((channel, frame))
+    failpoints.hit_frame("receive.after", message)
 
 
 async def refuse(connection: PeerConnection, channel: DataChannel, why: Refuse) -> None:
@@ -115,7 +125,7 @@ async def _say_last(connection: PeerConnection, channel: DataChannel, frame: Goo
     connection.on_state = lambda state: over.set() if state is ConnectionState.CLOSED else None
     channel.on_message = lambda message: over.set() if _is_goodbye(message) else None
     with contextlib.suppress(TransportError, TimeoutError):
-        channel.send(frames.encode(frame))
+        send_frame(channel, frames.encode(frame))
         async with asyncio.timeout(GOODBYE_TIMEOUT):
             await over.wait()
 

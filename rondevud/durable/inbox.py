@@ -16,6 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from rondevud import failpoints
 from rondevud.durable import frames
 from rondevud.durable.attempts import Attempts
 from rondevud.durable.outbox import Host
@@ -383,7 +384,9 @@ class Inbox:
         self._host.count("delivered", len(rows))
         if redelivered:
             self._host.count("redelivered", redelivered)
+        failpoints.hit("deliver.before")
         listener.messages(tag, rows)
+        failpoints.hit("deliver.after")
 
     def _attempt(self, row: int) -> int:
         old = row < self._fresh_from and self._attached_before

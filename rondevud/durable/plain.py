@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from rondevud import failpoints
 from rondevud.durable import frames
 from rondevud.durable.lanes import Lane, Lanes
 from rondevud.durable.pool import SERVICE_LABEL
@@ -239,6 +240,7 @@ class Carry:
             if message.payload is None:
                 self.close()
                 return
+            failpoints.hit("plain.before")
             try:
                 channel.send(message.payload)
             except TransportError as error:
@@ -246,6 +248,7 @@ class Carry:
                 self._stop()
                 channel.close()
                 return
+            failpoints.hit("plain.after")
             self._moved.append(frames.payload_size(message.payload))
             self._paused = channel.buffered_amount >= BUFFER_HIGH
 

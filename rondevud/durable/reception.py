@@ -10,7 +10,7 @@ from functools import partial
 from rondevud.durable import frames, greeting, sdp
 from rondevud.durable.contact import Contact, Trickle
 from rondevud.durable.frames import Refuse, RefuseCode
-from rondevud.durable.greeting import CONNECTING, Greeting
+from rondevud.durable.greeting import CONNECTING, Greeting, send_frame
 from rondevud.durable.handshake import Fingerprints, judge_hello
 from rondevud.durable.pool import PendingOffer, accept_answer
 from rondevud.durable.settings import PeerChoice
@@ -96,11 +96,11 @@ class Reception:
         )
         if refuse is not None and refuse.code is RefuseCode.UNKNOWN_SESSION:
             # The connecting side says hello again, in the same channel, under a new session.
-            channel.send(frames.encode(refuse))
+            send_frame(channel, frames.encode(refuse))
             hello = await Greeting.again(connection, channel)
             await self._admit_new(connection, channel, hello, fingerprints)
         elif refuse is not None and refuse.code is RefuseCode.OLDER_LINK:
-            channel.send(frames.encode(refuse))
+            send_frame(channel, frames.encode(refuse))
             hello = await Greeting.again(connection, channel)
             await self._admit(connection, channel, hello, fingerprints)
         elif refuse is not None:

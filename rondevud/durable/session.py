@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
+from rondevud import failpoints
 from rondevud.durable import frames
 from rondevud.durable.channel import DurableChannel
 from rondevud.durable.channels import Channels, stored_settings
@@ -37,6 +38,7 @@ from rondevud.durable.effects import (
     Suspect,
     Transmit,
 )
+from rondevud.durable.greeting import send_frame
 from rondevud.durable.handshake import Fingerprints
 from rondevud.durable.lanes import Lanes
 from rondevud.durable.link import LinkSettings, Session
@@ -270,7 +272,9 @@ class DurableSession:
         return key
 
     def _receive(self, key: int, message: Message) -> None:
+        failpoints.hit_frame("receive.before", message)
         self.machine.receive(key, message, self.now())
+        failpoints.hit_frame("receive.after", message)
         if self._measured is not None and not self.machine.pinging:
             self._measured.set_result(None)
             self._measured = None
@@ -335,6 +339,7 @@ class DurableSession:
         store = self.store(channel.settings.durability if channel else Durability.DISK)
 
         def completed(outcome: Any) -> None:
+            failpoints.hit_operation("stored", operation)
             in_doubt = self.machine.completed(operation, outcome)
             if isinstance(operation, SetEpoch) and not isinstance(outcome, StoreError):
                 self.channels.reopened(operation.channel, by_peer=operation.reopen)
@@ -486,7 +491,7 @@ class DurableSession:
         if link is None:
             return
         try:
-            link.channel.send(effect.data)
+            send_frame(link.channel, effect.data)
         except TransportError as error:
             logger.debug("%s: link %s cannot send: %s", self.connection_id, effect.link, error)
             loop = asyncio.get_running_loop()

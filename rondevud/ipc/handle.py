@@ -9,6 +9,7 @@ from typing import Any
 from rondevu_client import messages
 from rondevu_client.errors import BadMessage
 from rondevu_client.protocol import encode_notification, shown
+from rondevud import failpoints
 from rondevud.errors import RequestError
 from rondevud.events import Event, EventBus, Subscription
 from rondevud.ipc.ports import BufferWatch, Channel, Payload, Producer, Receiver
@@ -205,7 +206,9 @@ class Handle:
 
     def messages(self, tag: int, rows: list[list[Any]]) -> None:
         self._last_tag = tag + len(rows) - 1
+        failpoints.hit("message.before")
         self._notify(messages.MESSAGE, tag, rows)
+        failpoints.hit("message.after")
 
     def gap(self, tag: int, gap: dict[str, Any]) -> None:
         self._last_tag = tag
@@ -259,14 +262,18 @@ class Handle:
         """Cumulative confirmations not told yet. A congested client gets them merged, later."""
         if self._accepted > self._accepted_told:
             self._accepted_told = self._accepted
+            failpoints.hit("accepted.before")
             self._notify(messages.ACCEPTED, self._accepted)
+            failpoints.hit("accepted.after")
         if self._sent > self._sent_told:
             self._sent_told = self._sent
             self._notify(messages.SENT, self._sent)
         acknowledging = self._wants_acknowledged and self.channel is not None and self.channel.acknowledges is not False
         if acknowledging and self._acknowledged > self._acknowledged_told:
             self._acknowledged_told = self._acknowledged
+            failpoints.hit("acknowledged.before")
             self._notify(messages.ACKNOWLEDGED, self._acknowledged)
+            failpoints.hit("acknowledged.after")
 
     def _notify(self, method: str, *params: Any) -> None:
         self._emit(encode_notification(method, [self.number, *params]))

@@ -21,6 +21,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
+from rondevud import failpoints
 from rondevud.errors import StoreError, StoreFailed
 from rondevud.records import Operation
 from rondevud.store.base import Done, Limits
@@ -322,7 +323,9 @@ class SqliteStore:
                 break
             jobs.append(job)
         self._tables.flush()
+        failpoints.hit("commit.before")
         self._connection.execute("COMMIT")
+        failpoints.hit("commit.after")
         return answers
 
     def _perform(self, index: int, job: _Job) -> Any:

@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
-from rondevud import records
+from rondevud import failpoints, records
 from rondevud.errors import StoreConflict
 from rondevud.records import ChannelRecord, Operation, PeerKind, ProducerRecord, Role, SessionRecord
 from rondevud.store.base import Limits, check_numbers
@@ -127,7 +127,9 @@ class SqlTables:
 
     def execute(self, operation: Operation[Result]) -> Result:
         """Carry out one operation."""
-        return cast("Result", self._handlers[type(operation)](operation))
+        result = self._handlers[type(operation)](operation)
+        failpoints.hit_operation("write", operation)
+        return cast("Result", result)
 
     def moved(self) -> int:
         """Payload bytes written and read since the last `flush` or `clear`."""

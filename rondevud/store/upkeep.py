@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from rondevud import failpoints
 from rondevud.store.tables import SqlTables
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,9 @@ class Upkeep:
             return
         self._live()
         try:
+            failpoints.hit("checkpoint.before")
             self._connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+            failpoints.hit("checkpoint.after")
         except sqlite3.Error as error:
             self._next_checkpoint = time.monotonic() + CHECKPOINT_RETRY
             logger.warning("the checkpoint failed, the log grows: %s", error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rondevu_client.messages import MAX_CREDIT, SEND_WINDOW
+from rondevud import failpoints
 from rondevud.errors import RequestError
 from rondevud.events import Scope
 from rondevud.ipc.handle import Handle
@@ -18,6 +19,7 @@ async def attach(session: Session, params: dict[str, Any]) -> Answer:
     target, mode = params["target"], params["mode"]
     if target.startswith("service:") and mode != "observe":
         raise RequestError("bad_target", "a whole service can only be observed; attach to its connections one by one")
+    failpoints.hit("attach.before")
     handle = session.new_handle(params["acknowledged"])
     try:
         channel = await session.house.channel(target, params["label"], params["options"], create=mode != "observe")
@@ -27,6 +29,7 @@ async def attach(session: Session, params: dict[str, Any]) -> Answer:
         handle.close()
         session.end_handle(handle.number)
         raise
+    failpoints.hit("attach.after")
     return Answer(answer, lambda: handle.start(params["credit"]))
 
 
