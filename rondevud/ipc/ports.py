@@ -147,7 +147,7 @@ class Channel(Protocol):
 
     @property
     def state(self) -> str:
-        """``open``, ``waiting`` (no link), ``closing`` or ``closed``."""
+        """``connecting`` (no link, or not announced on it), ``open``, ``closing`` or ``closed``."""
 
     @property
     def waiting(self) -> int:
