@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -13,27 +12,12 @@ from tests.integration.daemons import (
     PATIENCE,
     SCALE,
     Ear,
-    Pair,
-    World,
     exchange_few,
-    open_pair,
-    open_world,
     take,
     watch,
 )
 
 pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(120 * SCALE)]
-
-
-@pytest.fixture
-async def world(tmp_path) -> AsyncIterator[World]:
-    async with open_world(tmp_path) as world:
-        yield world
-
-
-@pytest.fixture
-async def pair(world) -> Pair:
-    return await open_pair(world)
 
 
 async def data_of_all(channel):

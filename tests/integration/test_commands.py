@@ -5,21 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.integration.daemons import PATIENCE, SCALE, World, open_pair, open_world
+from tests.integration.daemons import PATIENCE, SCALE, open_pair
 from tests.integration.foreign import Foreigners
 from tests.integration.mixed import Host, visit
 
 pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(120 * SCALE)]
-
-
-@pytest.fixture
-async def world(tmp_path) -> AsyncIterator[World]:
-    async with open_world(tmp_path) as world:
-        yield world
 
 
 async def begin(place, *args: str):

@@ -6,7 +6,6 @@ import asyncio
 import json
 import re
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import click
@@ -15,7 +14,7 @@ import pytest
 from rondevud.ctl.common import EXIT_CODES
 from rondevud.ctl.main import main as ctl_group
 from rondevud.reloading import Changes
-from tests.integration.daemons import FQN, SCALE, World, exchange_few, open_pair, open_world
+from tests.integration.daemons import FQN, SCALE, exchange_few, open_pair
 
 pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(120 * SCALE)]
 
@@ -53,12 +52,6 @@ async def ctl(place, *args: str, stdin: bytes = b"", first_line: bool = False):
     assert process.returncode == 0, (args, err)
     answer = json.loads(out)
     return answer[0] if isinstance(answer, list) else answer
-
-
-@pytest.fixture
-async def world(tmp_path) -> AsyncIterator[World]:
-    async with open_world(tmp_path) as world:
-        yield world
 
 
 async def test_every_key_is_documented_and_there(world, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -14,20 +13,9 @@ from rondevud.durable import channels as channels_module
 from rondevud.durable.effects import LinkUp, SessionFailed
 from rondevud.errors import ConfigError, SignallingUnreachable, StoreFailed, TransportError
 from rondevud.records import CreateChannel, ForgetProducers, LoadSessions, SaveDeclaration, SaveSession
-from tests.integration.daemons import FQN, PATIENCE, SCALE, SERVICE, Pair, World, open_pair, open_world, take, watch
+from tests.integration.daemons import FQN, PATIENCE, SCALE, SERVICE, Pair, take, watch
 
 pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(120 * SCALE)]
-
-
-@pytest.fixture
-async def world(tmp_path) -> AsyncIterator[World]:
-    async with open_world(tmp_path) as world:
-        yield world
-
-
-@pytest.fixture
-async def pair(world) -> Pair:
-    return await open_pair(world)
 
 
 # --- declarations ----------------------------------------------------------------------------------------------------
@@ -390,11 +378,11 @@ async def test_a_handle_on_a_held_connection_is_good_when_it_is_declared_again(w
     declared = f'[[connection]]\nname = "chat"\nusername = "alice"\nfqn = "{FQN}"\n'
     pair = Pair(world, await world.daemon("home"), await world.daemon("away", declared))
     program = await pair.away.client()
-    await (await program.attach("chat", "main")).send("one")
+    channel = await program.attach("chat", "main")
+    await channel.send("one")
     pair.away.config = pair.home.config
     await pair.away.restart()
     (row,) = await program.connections()
-    channel = await program.attach(row["connection_id"], "main")
     connection = await program.connect("alice", FQN, name="chat")
     assert connection.id == row["connection_id"]
     await channel.send("two")

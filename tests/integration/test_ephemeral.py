@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -12,19 +11,13 @@ from rondevu_client import RequestRefused
 from rondevud import owners as owners_module
 from rondevud.records import DeclarationKind
 from rondevud.statedir import DATABASE
-from tests.integration.daemons import FQN, PATIENCE, SCALE, SERVICE, Place, World, exchange_few, open_world, take, watch
+from tests.integration.daemons import FQN, PATIENCE, SCALE, SERVICE, Place, exchange_few, take, watch
 
 pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(120 * SCALE)]
 
 EXPOSE = {"username": "alice", "fqn": FQN, "options": SERVICE, "ephemeral": True}
 CONNECT = {"username": "alice", "fqn": FQN, "name": "chat", "ephemeral": True}
 NOT = {"ephemeral": False}
-
-
-@pytest.fixture
-async def world(tmp_path) -> AsyncIterator[World]:
-    async with open_world(tmp_path) as world:
-        yield world
 
 
 @pytest.fixture

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.integration.daemons import PATIENCE, SCALE, World, open_pair, open_world, send_stream, watch
+from tests.integration.daemons import PATIENCE, SCALE, open_pair, send_stream, watch
 from tests.integration.daemons import payload as stream_payload
 
 pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(120 * SCALE)]
-
-
-@pytest.fixture
-async def world(tmp_path) -> AsyncIterator[World]:
-    async with open_world(tmp_path) as world:
-        yield world
 
 
 @pytest.mark.parametrize(("policy", "left"), [("drop_oldest", range(40, 50)), ("reject", range(10))])

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 
 from rondevu_client import RequestRefused
-from tests.integration.daemons import FQN, World, open_world
-
-
-@pytest.fixture
-async def world(tmp_path) -> AsyncIterator[World]:
-    async with open_world(tmp_path) as world:
-        yield world
+from tests.integration.daemons import FQN
 
 
 async def test_a_name_is_free_then_ours_and_for_others_taken(world):

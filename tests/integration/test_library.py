@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from concurrent.futures import Future
 
 import pytest
@@ -11,15 +10,9 @@ import pytest
 from rondevu_client import MessageRejected, MessagesRemoved, NotAcknowledged, RequestRefused
 from rondevu_client import sync as blocking
 from rondevud.config import parse
-from tests.integration.daemons import CONFIG, FQN, PATIENCE, SCALE, SERVICE, Ear, World, exchange_few, open_world, take
+from tests.integration.daemons import CONFIG, FQN, PATIENCE, SCALE, SERVICE, Ear, exchange_few, take
 
 pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(120 * SCALE)]
-
-
-@pytest.fixture
-async def world(tmp_path) -> AsyncIterator[World]:
-    async with open_world(tmp_path) as world:
-        yield world
 
 
 async def expose(place, **options):

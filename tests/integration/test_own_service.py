@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 
-from tests.integration.daemons import SCALE, Ear, Exchange, Pair, World, exchange_few, open_world
+from tests.integration.daemons import SCALE, Ear, Exchange, Pair, exchange_few
 
 pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(120 * SCALE)]
-
-
-@pytest.fixture
-async def world(tmp_path) -> AsyncIterator[World]:
-    async with open_world(tmp_path) as world:
-        yield world
 
 
 @pytest.fixture

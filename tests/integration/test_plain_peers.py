@@ -41,12 +41,6 @@ pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(120 * SCALE)]
 
 
 @pytest.fixture
-async def world(tmp_path) -> AsyncIterator[World]:
-    async with open_world(tmp_path) as world:
-        yield world
-
-
-@pytest.fixture
 async def foreigners(world) -> AsyncIterator[Foreigners]:
     async with Foreigners(world.url) as foreigners:
         yield foreigners

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -20,7 +19,6 @@ from tests.integration.daemons import (
     Place,
     World,
     exchange_few,
-    open_world,
     take,
     watch,
 )
@@ -28,12 +26,6 @@ from tests.integration.daemons import (
 pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(120 * SCALE)]
 
 NOTHING = {"added": [], "changed": [], "removed": [], "restart_needed": []}
-
-
-@pytest.fixture
-async def world(tmp_path) -> AsyncIterator[World]:
-    async with open_world(tmp_path) as world:
-        yield world
 
 
 def connection(name: str, more: str = "", username: str = "alice") -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -13,28 +12,13 @@ from tests.integration.daemons import (
     SCALE,
     Ear,
     Exchange,
-    Pair,
-    World,
     exchange_few,
-    open_pair,
-    open_world,
     take,
 )
 
 pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(240 * SCALE)]
 
 COUNT = 4_000
-
-
-@pytest.fixture
-async def world(tmp_path) -> AsyncIterator[World]:
-    async with open_world(tmp_path) as world:
-        yield world
-
-
-@pytest.fixture
-async def pair(world) -> Pair:
-    return await open_pair(world)
 
 
 @pytest.mark.parametrize(("side", "receives"), [("home", "there"), ("away", "back")])

@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
 from rondevu_client import MessageRejected
 from rondevud.network import Change
 from rondevud.transport import ice
-from tests.integration.daemons import FQN, PATIENCE, SCALE, Ear, Exchange, Pair, World, open_pair, open_world, take
+from tests.integration.daemons import FQN, PATIENCE, SCALE, Ear, Exchange, Pair, take
 
 pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(240 * SCALE)]
 
 COUNT = 10_000
-
-
-@pytest.fixture
-async def world(tmp_path) -> AsyncIterator[World]:
-    async with open_world(tmp_path) as world:
-        yield world
-
-
-@pytest.fixture
-async def pair(world) -> Pair:
-    return await open_pair(world)
 
 
 # --- broken links ----------------------------------------------------------------------------------------------------

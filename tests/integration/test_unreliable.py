@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
 from rondevud.transport.base import ChannelOptions
-from tests.integration.daemons import PATIENCE, SCALE, Ear, Pair, World, open_pair, open_world, take
+from tests.integration.daemons import PATIENCE, SCALE, Ear, Pair, take
 
 pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(120 * SCALE)]
 
 FAST = {"ordered": False, "max_retransmits": 0}
-
-
-@pytest.fixture
-async def world(tmp_path) -> AsyncIterator[World]:
-    async with open_world(tmp_path) as world:
-        yield world
-
-
-@pytest.fixture
-async def pair(world) -> Pair:
-    return await open_pair(world)
 
 
 async def carried(pair: Pair, label: str) -> list[ChannelOptions]:

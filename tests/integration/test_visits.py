@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
@@ -23,20 +22,12 @@ from tests.integration.daemons import (
     PATIENCE,
     SCALE,
     Ear,
-    World,
     exchange_few,
     open_pair,
-    open_world,
     watch,
 )
 
 pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(120 * SCALE)]
-
-
-@pytest.fixture
-async def world(tmp_path) -> AsyncIterator[World]:
-    async with open_world(tmp_path) as world:
-        yield world
 
 
 def service_of(place):

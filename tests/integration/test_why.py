@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 
 from rondevud.ctl.why import explain
-from tests.integration.daemons import FQN, PATIENCE, World, exchange_few, open_pair, open_world, watch
+from tests.integration.daemons import FQN, PATIENCE, exchange_few, open_pair, watch
 
 pytestmark = [pytest.mark.webrtc]
-
-
-@pytest.fixture
-async def world(tmp_path) -> AsyncIterator[World]:
-    async with open_world(tmp_path) as world:
-        yield world
 
 
 def page(answer) -> dict[str, str]:

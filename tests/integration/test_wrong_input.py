@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -18,26 +17,13 @@ from tests.integration.daemons import (
     Exchange,
     Pair,
     Place,
-    World,
     exchange_few,
-    open_pair,
     open_world,
     watch,
 )
 from tests.unit.ipc.raw import raw_client
 
 pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(120 * SCALE)]
-
-
-@pytest.fixture
-async def world(tmp_path) -> AsyncIterator[World]:
-    async with open_world(tmp_path) as world:
-        yield world
-
-
-@pytest.fixture
-async def pair(world) -> Pair:
-    return await open_pair(world)
 
 
 async def while_messages_pass(pair, *wrong):

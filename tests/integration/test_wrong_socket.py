@@ -7,7 +7,6 @@ import contextlib
 import logging
 import os
 import resource
-from collections.abc import AsyncIterator
 
 import msgpack
 import pytest
@@ -18,21 +17,10 @@ from rondevud.config import ConnectionOptions, ServiceOptions
 from rondevud.ipc import server as server_module
 from rondevud.ipc import session as session_module
 from rondevud.ipc import writer
-from tests.integration.daemons import FQN, PATIENCE, SCALE, Exchange, Pair, World, exchange_few, open_pair, open_world
+from tests.integration.daemons import FQN, PATIENCE, SCALE, Exchange, exchange_few
 from tests.unit.ipc.raw import raw_client
 
 pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(120 * SCALE)]
-
-
-@pytest.fixture
-async def world(tmp_path) -> AsyncIterator[World]:
-    async with open_world(tmp_path) as world:
-        yield world
-
-
-@pytest.fixture
-async def pair(world) -> Pair:
-    return await open_pair(world)
 
 
 async def while_messages_pass(pair, wrong, count=1_000):
