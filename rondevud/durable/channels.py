@@ -251,6 +251,26 @@ def _reliability(options: ChannelOptions) -> dict[str, Any]:
 
 
 def _compare_options(asked: ChannelSettings, has: ChannelSettings, label: str) -> None:
-    one = (asked.outbox, asked.inbox, asked.durability, asked.reliability)
-    if one != (has.outbox, has.inbox, has.durability, has.reliability):
-        raise RequestError("options_differ", f"channel {label!r} exists with other options")
+    one, other = _by_key(asked), _by_key(has)
+    keys = sorted(key for key in one if one[key] != other[key])
+    if keys:
+        raise RequestError(
+            "options_differ", f"channel {label!r} exists with other options: {', '.join(keys)}", {"keys": keys}
+        )
+
+
+def _by_key(settings: ChannelSettings) -> dict[str, Any]:
+    """The settings by the keys under which users write them."""
+    outbox, inbox, reliability = settings.outbox, settings.inbox, settings.reliability
+    return {
+        "durability": settings.durability,
+        "max_queue_size": outbox.max_count,
+        "max_queue_bytes": outbox.max_bytes,
+        "max_message_age": outbox.max_age,
+        "overflow": outbox.overflow,
+        "inbox_size": inbox.max_count,
+        "inbox_bytes": inbox.max_bytes,
+        "ordered": reliability.ordered,
+        "max_retransmits": reliability.max_retransmits,
+        "max_packet_life_time": reliability.max_packet_life_time,
+    }

@@ -131,6 +131,7 @@ async def test_other_options_for_what_exists_are_a_conflict_that_names_them(pair
     with pytest.raises(RequestRefused) as refused:
         await pair.visitor.attach("chat", "main", mode="send", options={"overflow": "block"})
     assert refused.value.code == "options_differ"
+    assert refused.value.data == {"keys": ["overflow"]}
     await exchange_few(pair.near, pair.far)
 
 
