@@ -186,6 +186,12 @@ class NotifySocket:
         await asyncio.gather(listening, ending, return_exceptions=True)
         assert heard, f"{process.name} does not say {assignment}: exit code {process.exit_code}"
 
+    def forget(self) -> None:
+        """What was said so far was said by a process that is gone."""
+        with contextlib.suppress(BlockingIOError):
+            while self._socket.recv(4096):
+                pass
+
     def close(self) -> None:
         self._socket.close()
 
@@ -197,6 +203,8 @@ class Daemon:
         self.name = name
         self.socket = stage.path / f"{name}.sock"
         self.state = stage.path / name
+        self.source = ROOT
+        """The checkout that it runs from."""
         self._config = stage.path / f"{name}.toml"
         self._config.write_text(config)
         self._stage = stage
@@ -214,7 +222,7 @@ class Daemon:
         assert self.process is not None
         await self._notify.wait_for(assignment, self.process)
 
-    async def begin(self, **other: Path) -> Process:
+    async def begin(self, failpoint: str = "", **other: Path) -> Process:
         """Start the process, without waiting until it is ready; `other` can name another socket or state directory."""
         self.lives += 1
         places = {"config": self._config, "socket": self.socket, "state-dir": self.state}
@@ -223,12 +231,16 @@ class Daemon:
         return await self._stage.start(
             f"{self.name}-{self.lives}",
             [sys.executable, "-m", "rondevud", "run", *options],
-            env={"NOTIFY_SOCKET": str(self._notify.path)},
+            env={"NOTIFY_SOCKET": str(self._notify.path), "RONDEVU_FAILPOINT": failpoint},
+            cwd=self.source,
         )
 
-    async def start(self) -> Process:
-        """Start it and wait until it is ready."""
-        self.process = await self.begin()
+    async def start(self, failpoint: str = "") -> Process:
+        """Start it and wait until it is ready; with a `failpoint` (see `rondevud.failpoints`) it may die before."""
+        self._notify.forget()
+        self.process = await self.begin(failpoint)
+        if failpoint:
+            return self.process
         await self._notify.wait_for("READY=1", self.process)
         return self.process
 
@@ -312,11 +324,12 @@ class Stage:
     """All processes of a test, and the directory of their files. An async context manager.
 
     What it surrounds may take `within` seconds, so that the processes end before somebody ends the test for its length.
-    Leaving it in good order raises `AssertionError` if one of the processes logged an error.
+    Leaving it in good order raises `AssertionError` if one of the processes logged an error, unless `errors_expected`.
     """
 
-    def __init__(self, path: Path, within: float = LONGEST) -> None:
+    def __init__(self, path: Path, within: float = LONGEST, *, errors_expected: bool = False) -> None:
         self.path = path
+        self._errors_expected = errors_expected
         self._deadline = asyncio.timeout(within)
         self.rendezvous = Rendezvous(self)
         self._processes: list[Process] = []
@@ -338,7 +351,7 @@ class Stage:
             self._exits.close()
             if error is not None:
                 self._show()
-        if error is not None:
+        if error is not None or self._errors_expected:
             return
         if bugs := self._bugs():
             raise AssertionError("\n".join(bugs))
@@ -380,13 +393,13 @@ class Stage:
             await client.wait(CONNECTION, "connected", PATIENCE)
         return service, connection
 
-    async def declared_pair(self) -> tuple[Daemon, Daemon]:
-        """The same without starting the daemons."""
+    async def declared_pair(self, extra: str = "") -> tuple[Daemon, Daemon]:
+        """The same without starting the daemons; `extra` is more of both configurations."""
         await self.rendezvous.start()
         username, fqn = SERVICE
         target = f'username = "{username}"\nfqn = "{fqn}"\n'
-        service = self.daemon("alice", f"[[service]]\n{target}polling_interval = 0.2\n")
-        connection = self.daemon("bob", f'[[connection]]\nname = "{CONNECTION}"\n{target}channels = ["main"]\n')
+        service = self.daemon("alice", f"[[service]]\n{target}polling_interval = 0.2\n{extra}")
+        connection = self.daemon("bob", f'[[connection]]\nname = "{CONNECTION}"\n{target}channels = ["main"]\n{extra}')
         return service, connection
 
     def _bugs(self) -> list[str]:

@@ -26,3 +26,19 @@ def digest(data: str | bytes) -> str:
     """A short word for content and kind, text or binary."""
     kind = "t" if isinstance(data, str) else "b"
     return kind + hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()[:16]
+
+
+LABELS = ("one", "two", "three")
+AHEAD = 12
+"""The labels of short streams, and how many messages are sent there beyond what was received."""
+
+FRAGMENTED = 40 * 1024
+"""Bytes of every tenth message of a short stream: some pieces of the link, and no more than they must be."""
+
+
+def stream_payload(sender: str, label: str, number: int) -> str | bytes:
+    """Message `number` (from 1) of a short stream; every third one is binary, every tenth `FRAGMENTED`."""
+    head = f"{sender} {number} {label} "
+    seed = hashlib.sha256(head.encode()).hexdigest()
+    text = head + seed * (FRAGMENTED // 64 if number % 10 == 5 else 1 + number % 5)
+    return text.encode() if number % 3 == 0 else text

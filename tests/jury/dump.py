@@ -1,0 +1,51 @@
+"""What a daemon's store holds, read with sqlite3 alone. As a program: dump.py FILE prints it as JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+CLOSING, TEXT, BINARY = 0, 1, 2
+
+
+def dump(path: Path) -> dict[str, dict[str, Any]]:
+    """By label: counts of the channel's row, producers' last numbers, and the messages in both queues.
+
+    A message is ``[number, digest]``, the number being the one that its sender wrote into it. The daemon may be running.
+    """
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+        connection.row_factory = sqlite3.Row
+        channels = connection.execute("SELECT * FROM channels ORDER BY id").fetchall()
+        return {row["label"]: _channel(connection, row) for row in channels}
+
+
+def _channel(connection: sqlite3.Connection, row: sqlite3.Row) -> dict[str, Any]:
+    number = (row["id"],)
+    outbox = connection.execute("SELECT * FROM outbox WHERE channel = ? ORDER BY seq", number).fetchall()
+    inbox = connection.execute("SELECT * FROM inbox WHERE channel = ? ORDER BY row", number).fetchall()
+    last = connection.execute("SELECT ifnull(max(last_seq), 0) FROM producers WHERE channel = ?", number)
+    return {
+        "out_count": row["out_count"],
+        "in_count": row["in_count"],
+        "last_seq": last.fetchone()[0],
+        "outbox": [_message(message) for message in outbox if message["kind"] != CLOSING],
+        "inbox": [_message(message) for message in inbox if message["kind"] in {TEXT, BINARY}],
+        "gaps": sum(message["kind"] not in {TEXT, BINARY} for message in inbox),
+    }
+
+
+def _message(row: sqlite3.Row) -> tuple[int, str]:
+    payload = bytes(row["payload"])
+    words = payload[:64].decode(errors="replace").split()
+    number = int(words[1]) if len(words) > 1 and words[1].isdecimal() else 0
+    kind = "t" if row["kind"] == TEXT else "b"
+    return number, kind + hashlib.sha256(payload).hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    print(json.dumps(dump(Path(sys.argv[1])), indent=1))
