@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rondevud import __version__, clock, logs, open_files, systemd
+from rondevud.care import Care
 from rondevud.config import Config
 from rondevud.durable.session import Environment
 from rondevud.errors import ConfigError, RequestError
@@ -109,7 +110,7 @@ async def start(
     engine = _make_engine(config)
     stack.push_async_callback(engine.close)
     _absorb_library_errors(loop, engine)
-    house = House(config, environment, signalling, engine, events, identities, config_path)
+    house = House(config, environment, signalling, engine, events, identities, Care(disk), config_path)
     house.signalling_url = url
     await house.load()
     descriptors = systemd.take_listen_fds()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rondevud import rows, why
+from rondevud.care import Care
 from rondevud.config import Config
 from rondevud.declarations import connection_from, service_from
 from rondevud.declaring import Declaring
@@ -49,6 +50,7 @@ class House:
         engine: Engine,
         events: EventBus,
         identities: Identities,
+        care: Care,
         config_path: Path | None = None,
     ) -> None:
         self.events = events
@@ -58,6 +60,7 @@ class House:
         self.signalling_url = config.signalling.url
         self.holdings = Holdings(config, environment, signalling, engine, events)
         self.keys = Keys(identities, self.holdings.services_of)
+        self.care = care
         self.endings = Endings(self.holdings)
         self._declaring = Declaring(self.holdings)
         self._reloading = Reloading(self.holdings, self.endings, config_path)

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from rondevud import __version__
-from rondevud.errors import RondevuError, StateDirectoryError, StoreFailed
+from rondevud.errors import RondevuError, StateDirectoryError, StoreError, StoreFailed
 
 if TYPE_CHECKING:
     from rondevud.config import Config
+    from rondevud.doctor import Report
 
 Result = TypeVar("Result")
 
 FAILED = 1
+FINDINGS = 1
 NO_STATE_DIRECTORY = 3
 INTERRUPTED = 130
 
@@ -29,7 +32,7 @@ Exit codes:
   0    done, or stopped by SIGTERM or Ctrl-C
   1    failed; what was wrong stands on stderr
   2    usage: a wrong command, option or argument
-  3    the state directory is in use by another daemon, or cannot be used
+  3    the state directory is in use by another daemon, or cannot be used (doctor: cannot be looked at)
   130, 143  ended at once by a second Ctrl-C or SIGTERM
 
 \b
@@ -102,6 +105,53 @@ def check_config(file: Path | None, state_dir: Path | None) -> None:
         click.echo(f"  {name:<12}{value}")
     for warning in _left_behind(config, state_dir):
         click.echo(f"rondevud: warning: {warning}", err=True)
+
+
+@main.command(short_help="Look whether a stopped daemon's state is whole; mend it.")
+@click.option("--state-dir", type=PATH, metavar="DIR", help="As of `rondevud run`; must be there.")
+@click.option("--repair", is_flag=True, help="Mend what can be mended; the store is copied beside it first.")
+@click.option("--json", "as_json", is_flag=True, help="Answer with JSON.")
+@click.pass_context
+def doctor(context: click.Context, state_dir: Path | None, repair: bool, as_json: bool) -> None:
+    """Look whether what a daemon keeps is as it was written, while the daemon does not run.
+
+    Reads everything: checksums of all rows, counts and numbers of queues, what SQLite finds, keys, free space. Prints a line
+    for each finding, with what it means and what can be done. Exit code 0: nothing is wrong (or nothing any more);
+    1: something is; 3: it cannot be looked at. `rondevuctl doctor` asks a running daemon.
+
+    --repair invents nothing: damaged messages become gaps that are reported to both sides, damaged sessions are set
+    aside, counts are made true; everything else is kept.
+
+    JSON: {clean, findings, copy, mended, remaining}; a finding is {kind, where, found, meaning, advice, harmless}.
+    """
+    from rondevud import doctor as doctors  # noqa: PLC0415
+
+    directory = (state_dir or _places(_load(None)[1])[1]).absolute()
+    try:
+        report = doctors.examine(directory, mend=repair)
+    except StoreError as error:
+        click.echo(f"rondevud: {error}", err=True)
+        context.exit(NO_STATE_DIRECTORY)
+    if as_json:
+        click.echo(json.dumps(report.as_map(), ensure_ascii=False))
+    else:
+        for line in _lines(report):
+            click.echo(line)
+    context.exit(0 if report.clean else FINDINGS)
+
+
+def _lines(report: Report) -> Iterator[str]:
+    from rondevud.doctor import as_line  # noqa: PLC0415
+
+    yield from map(as_line, report.findings)
+    if report.copy is not None:
+        yield f"mended; as it was, the store is kept in {report.copy}"
+    for done in report.mended:
+        yield f"mended: {done}"
+    if report.mended and report.remaining is not None:
+        yield from (f"still there: {as_line(finding)}" for finding in report.remaining)
+    if report.clean:
+        yield "nothing is wrong"
 
 
 @main.command()

@@ -54,6 +54,8 @@ CODES = {
     "detached": "the handle was taken away while it was being made",
     "not_found": "the signalling server knows no such thing",
     "signalling": "the signalling server could not be asked or refused",
+    "file_exists": "there is a file of that name already",
+    "backup_failed": "the copy of the store cannot be written",
     "bad_config": "the configuration file cannot be used; nothing has been changed",
     "timeout": "it did not come about in time",
     # of rejected messages

@@ -63,6 +63,14 @@ class Requests(ABC):
         """Make the daemon take its changed configuration file over: ``{added, changed, removed, restart_needed}``."""
         return await self._fact("reload")
 
+    async def doctor(self) -> Rows:
+        """What is not as it should be in the daemon's store: ``{kind, where, found, meaning, advice, harmless}``."""
+        return await self._rows("doctor")
+
+    async def back_up(self, path: str, *, force: bool = False) -> Data:
+        """Let the daemon copy its store, as it is now, to the absolute `path`: ``{path, bytes}``."""
+        return await self._fact("backup", path=path, force=force)
+
     # --- services and connections ------------------------------------------------------------------------------
 
     async def withdraw(

@@ -103,6 +103,8 @@ HINTS = {
     "timeout": "`rondevuctl why TARGET` says what is in the way.",
     "signalling": "Its URL stands in the configuration ([signalling] url); `rondevuctl status` shows it.",
     "bad_config": "`rondevud check-config FILE` shows every mistake.",
+    "file_exists": "`--force` writes over it.",
+    "backup_failed": "The daemon writes the file itself: it needs the right to, and room.",
     "in_use": "`rondevuctl clients` lists the programs; `tail` looks on without taking messages.",
 }
 """What can be done about a refusal, by its code."""

@@ -10,6 +10,7 @@ from rondevud.ctl import (
     clients,
     completion,
     connections,
+    doctor,
     events,
     keys,
     pipe,
@@ -57,6 +58,7 @@ for _module in (
     pipe,
     events,
     top,
+    doctor,
     completion,
 ):
     for _command in _module.COMMANDS:

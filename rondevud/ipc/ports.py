@@ -212,6 +212,16 @@ class Keys(Protocol):
         """Raises ``key_in_use`` while a service of that user is declared."""
 
 
+class Care(Protocol):
+    """The store's health."""
+
+    async def examine(self) -> list[Data]:
+        """``[{kind, where, found, meaning, advice, harmless}]``, what is not as it should be."""
+
+    async def back_up(self, path: str, *, force: bool) -> Data:
+        """A copy of the store: ``{path, bytes}``. Raises ``file_exists`` (without `force`) and ``backup_failed``."""
+
+
 class House(Protocol):
     """The daemon."""
 
@@ -227,6 +237,9 @@ class House(Protocol):
 
     @property
     def keys(self) -> Keys: ...
+
+    @property
+    def care(self) -> Care: ...
 
     async def status(self) -> Data: ...
 

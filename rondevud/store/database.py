@@ -66,18 +66,23 @@ def open_database(
     """
     try:
         try:
-            return _open(path, factory), None
+            return connect(path, factory), None
         except sqlite3.DatabaseError as error:
             if not is_damage(error):
                 raise
             moved = _move_aside(path)
             logger.error("SQLite refuses %s (%s): moved to %s, starting with an empty store", path, error, moved)  # noqa: TRY400
-            return _open(path, factory), moved
+            return connect(path, factory), moved
     except (sqlite3.Error, OSError) as error:
         raise StoreError(f"cannot open {path}: {error}") from error
 
 
-def _open(path: Path, factory: type[sqlite3.Connection]) -> sqlite3.Connection:
+def connect(path: Path, factory: type[sqlite3.Connection] = sqlite3.Connection) -> sqlite3.Connection:
+    """The database at `path` as it is, made when there is none.
+
+    Raises `sqlite3.DatabaseError` (see `is_damage`) for one that SQLite refuses, `OSError`, and `StoreError` for one that
+    belongs to another program or has a newer schema.
+    """
     _make_file(path)
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, factory=factory)
     try:
@@ -99,6 +104,17 @@ def _open(path: Path, factory: type[sqlite3.Connection]) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def check_integrity(connection: sqlite3.Connection) -> list[str]:
+    """What SQLite finds wrong with the file, a line each, 100 at most. Reads all of it: some seconds for a gigabyte."""
+    try:
+        found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check(100)")]
+    except sqlite3.DatabaseError as error:
+        if not is_damage(error):
+            raise
+        return [str(error)]
+    return [line for text in found if text != "ok" for line in text.splitlines()]
 
 
 def _make_file(path: Path) -> None:

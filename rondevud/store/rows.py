@@ -264,7 +264,7 @@ class ProducerRows:
         if row is None:
             number = self._insert(ProducerState(channel, ProducerRecord(0, name), stamp))
         elif not intact(row):
-            number = self._replace_damaged(row, channel, name, stamp)
+            number = self.replace_damaged(row, channel, name, stamp)
         else:
             number = row[0]
         state = self._states.get(number) or _producer_of_row(row)
@@ -284,7 +284,7 @@ class ProducerRows:
         self._states[number] = state
         return number
 
-    def _replace_damaged(self, row: Sequence[Any], channel: int, name: bytes, stamp: Stamp) -> int:
+    def replace_damaged(self, row: Sequence[Any], channel: int, name: bytes, stamp: Stamp) -> int:
         """A row in place of a damaged one; its number is that of the last message held, which is all that is known."""
         logger.error("the row of producer %s in channel %d is damaged; what it remembered is lost", row[0], channel)
         set_aside(self._connection, "producers", row)
@@ -293,6 +293,12 @@ class ProducerRows:
             "SELECT ifnull(max(producer_seq), 0) FROM outbox WHERE channel = ? AND producer = ?", (channel, row[0])
         ).fetchone()[0]
         return self._insert(ProducerState(channel, ProducerRecord(row[0], name, last_seq), stamp))
+
+    def raise_last(self, number: int, last_seq: int) -> None:
+        """Say that a producer has decided everything up to `last_seq`, at least."""
+        if (state := self.find(number)) is not None:
+            state.record = replace(state.record, last_seq=max(state.record.last_seq, last_seq))
+            self._changed.add(number)
 
     def advance(self, state: ProducerState, put: Put) -> None:
         """Take over what a `Put` says about its producer."""

@@ -11,6 +11,7 @@ from rondevud import failpoints, records
 from rondevud.errors import StoreConflict
 from rondevud.records import ChannelRecord, Operation, PeerKind, ProducerRecord, Role, SessionRecord
 from rondevud.store.base import Limits, check_numbers
+from rondevud.store.examination import ExamineSlice, Finding
 from rondevud.store.inbox_table import InboxTable
 from rondevud.store.outbox_table import OutboxTable
 from rondevud.store.rows import (
@@ -37,6 +38,7 @@ READS: frozenset[type[Operation[Any]]] = frozenset(
         records.ReadOut,
         records.ReadIn,
         records.FindExpiry,
+        ExamineSlice,
     }
 )
 """Operations that write only when they meet damage."""
@@ -123,6 +125,7 @@ class SqlTables:
             records.TrimIn: self._inbox.trim_in,
             records.OpenProducer: self._open_producer,
             records.ForgetProducers: self._forget_producers,
+            ExamineSlice: self._examine_slice,
         }
 
     def execute(self, operation: Operation[Result]) -> Result:
@@ -224,6 +227,11 @@ class SqlTables:
             set_aside(self._connection, "declarations", row)
             self._connection.execute("DELETE FROM declarations WHERE kind = ? AND name = ?", row[:2])
         return declarations
+
+    def _examine_slice(self, operation: ExamineSlice) -> list[Finding] | None:
+        self._channels.flush()
+        self._producers.flush()
+        return operation.examination.next_slice(self._connection)
 
     # --- channels --------------------------------------------------------------------------------------------------
 

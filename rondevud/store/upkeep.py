@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rondevud import failpoints
+from rondevud.store.database import BUSY_TIMEOUT
 from rondevud.store.tables import SqlTables
 
 logger = logging.getLogger(__name__)
@@ -87,14 +88,28 @@ class Upkeep:
             return 0
 
     def checkpoint(self, mode: str) -> None:
-        """Bring the log into the file; a failure is logged, and tried again after `CHECKPOINT_RETRY`."""
+        """Bring the log into the file; a failure is logged, and tried again after `CHECKPOINT_RETRY`.
+
+        A reader (a backup) that keeps the log from being cut is not waited for: commits go on meanwhile.
+        """
         if time.monotonic() < self._next_checkpoint:
             return
         self._live()
         try:
             failpoints.hit("checkpoint.before")
-            self._connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+            busy = self._checkpoint_now(mode)
             failpoints.hit("checkpoint.after")
         except sqlite3.Error as error:
             self._next_checkpoint = time.monotonic() + CHECKPOINT_RETRY
             logger.warning("the checkpoint failed, the log grows: %s", error)
+        else:
+            if busy:
+                self._next_checkpoint = time.monotonic() + CHECKPOINT_RETRY
+
+    def _checkpoint_now(self, mode: str) -> bool:
+        """Whether a reader kept it from being finished."""
+        self._connection.execute("PRAGMA busy_timeout = 0")
+        try:
+            return bool(self._connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()[0])
+        finally:
+            self._connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT * 1_000:.0f}")

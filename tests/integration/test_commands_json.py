@@ -95,6 +95,7 @@ async def test_every_key_is_documented_and_there(world, tmp_path):
     await check(away, "close", "close", "other")
     await check(away, "queue --purge", "queue", "chat", "main", "--purge")
     await check(away, "reconnect", "reconnect", "chat")
+    await check(away, "backup", "backup", str(tmp_path / "copy.sqlite3"))
 
 
 async def test_messages_are_documented(world):

@@ -16,6 +16,8 @@ PARTS = ("durable", "store", "signalling", "rendezvous", "transport", "ipc", "ct
 MEETING = {
     "rondevud.main": ("rondevud.__main__",),
     "rondevud.daemon": ("rondevud.main",),
+    "rondevud.doctor": ("rondevud.main", "rondevud.care"),
+    "rondevud.care": ("rondevud.house", "rondevud.daemon"),
     "rondevud.house": ("rondevud.main", "rondevud.daemon"),
     "rondevud.restoring": ("rondevud.house",),
     "rondevud.reloading": ("rondevud.house",),

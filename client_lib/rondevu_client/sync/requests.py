@@ -48,6 +48,14 @@ class Requests(Facade):
         """Make the daemon take its changed configuration file over: ``{added, changed, removed, restart_needed}``."""
         return self._run(timeout, self._inner.reload)
 
+    def doctor(self, *, timeout: float | None = None) -> Rows:
+        """What is not as it should be in the daemon's store: ``{kind, where, found, meaning, advice, harmless}``."""
+        return self._run(timeout, self._inner.doctor)
+
+    def back_up(self, path: str, *, force: bool = False, timeout: float | None = None) -> Data:
+        """Let the daemon copy its store, as it is now, to the absolute `path`: ``{path, bytes}``."""
+        return self._run(timeout, self._inner.back_up, path, force=force)
+
     # --- services and connections ------------------------------------------------------------------------------
 
     def withdraw(

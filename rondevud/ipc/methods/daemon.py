@@ -7,7 +7,7 @@ from typing import Any
 from rondevu_client.protocol import PROTOCOL_VERSION
 from rondevud.errors import RequestError
 from rondevud.ipc.session import Session
-from rondevud.ipc.table import Table, integers, text
+from rondevud.ipc.table import Table, flag, integers, text
 
 FEATURES = ["shared", "sent", "threshold"]
 """What this daemon has beyond version 1 of the protocol."""
@@ -39,6 +39,14 @@ async def reload(session: Session, _params: dict[str, Any]) -> dict[str, Any]:
     return await session.house.reload()
 
 
+async def doctor(session: Session, _params: dict[str, Any]) -> list[dict[str, Any]]:
+    return await session.house.care.examine()
+
+
+async def backup(session: Session, params: dict[str, Any]) -> dict[str, Any]:
+    return await session.house.care.back_up(params["path"], force=params["force"])
+
+
 def clients(session: Session, _params: dict[str, Any]) -> list[dict[str, Any]]:
     return session.clients()
 
@@ -50,4 +58,6 @@ def register(table: Table) -> None:
     table.method("ping", "Answer.")(ping)
     table.method("status", "What the daemon does and how it is.")(status)
     table.method("reload", "Take the changed configuration file over.")(reload)
+    table.method("doctor", "What is not as it should be in the store.")(doctor)
+    table.method("backup", "Copy the store into a file.", path=text(required=True), force=flag())(backup)
     table.method("clients", "The programs on this socket.")(clients)

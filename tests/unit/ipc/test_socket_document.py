@@ -71,7 +71,7 @@ def result_keys(name):
         ("key_list", "key list"), ("key_show", "key list"), ("key_generate", "key list"), ("key_delete", "key list"),
         ("key_export", "key export"), ("key_import", "key import"), ("services", "services"), ("expose", "expose"),
         ("connections", "connections"), ("connect", "connect"), ("reconnect", "reconnect"), ("wait", "wait"),
-        ("channels", "channels"), ("queue", "channels"),
+        ("channels", "channels"), ("queue", "channels"), ("doctor", "doctor"), ("backup", "backup"),
     ],
 )  # fmt: skip
 def test_result_keys_are_those_of_the_command(name, heading):

@@ -1,7 +1,11 @@
-"""Flipped bits anywhere in the file: nothing wrong is delivered, and everything is delivered, reported or refused."""
+"""Flipped bits anywhere in the file: nothing wrong is delivered, and everything is delivered, reported or refused.
+
+After a repair nothing is refused any more.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
@@ -21,6 +25,9 @@ from rondevud.records import (
     Reason,
     Receive,
 )
+from rondevud.store.database import check_integrity, connect
+from rondevud.store.examination import KINDS, Examination
+from rondevud.store.repair import repair
 from rondevud.store.sqlite import SqliteStore
 from tests.unit.store.kit import NOW, PEER, make_channel
 
@@ -49,8 +56,10 @@ async def intact(tmp_path):
     return path.read_bytes()
 
 
-async def check_outbox(store, channel: int) -> None:
+async def check_outbox(store, channel: int) -> int:
+    """How many of its messages are told to be damaged."""
     told: list[int] = []
+    lost = 0
     number, end = 0, False
     while not end:
         page = await store.execute(ReadOut(channel, number))
@@ -61,36 +70,47 @@ async def check_outbox(store, channel: int) -> None:
             else:
                 assert item.reason is Reason.DAMAGED
                 told.extend(range(item.first, item.next))
+                lost += item.next - item.first
         assert page.end or page.next > number
         number, end = page.next, page.end
     assert told == list(range(1, COUNT + 1))
     await store.execute(Acknowledge(channel, number))
+    return lost
 
 
-async def check_inbox(store, channel: int) -> None:
+async def check_inbox(store, channel: int) -> int:
+    """How many of its messages are told to be damaged."""
     rows: list[int] = []
-    row = 0
+    row = lost = 0
     while items := (await store.execute(ReadIn(channel, row))).items:
         for item in items:
             if isinstance(item, InMessage):
                 assert item.payload == text(item.row)
             else:
                 assert item.removal.reason is Reason.DAMAGED
+                lost += 1
             rows.append(item.row)
         row = items[-1].row + 1
     assert rows == list(range(1, COUNT + 1))
+    return lost
+
+
+def flipped(intact, directory):
+    """Files with one flipped bit each."""
+    drawn = random.Random(20240229)
+    for number in range(FLIPS):
+        content = bytearray(intact)
+        content[drawn.randrange(len(content))] ^= 1 << drawn.randrange(8)
+        path = directory / f"{number}.sqlite3"
+        path.write_bytes(content)
+        yield path
 
 
 @pytest.mark.timeout(600)
 async def test_a_flipped_bit_never_delivers_anything_wrong(intact, tmp_path, caplog):
     caplog.set_level(logging.CRITICAL)
-    drawn = random.Random(20240229)
     outcomes = {"read": 0, "refused": 0, "moved aside": 0, "set aside": 0}
-    for number in range(FLIPS):
-        content = bytearray(intact)
-        content[drawn.randrange(len(content))] ^= 1 << drawn.randrange(8)
-        path = tmp_path / f"{number}.sqlite3"
-        path.write_bytes(content)
+    for path in flipped(intact, tmp_path):
         store = await SqliteStore.open(path, pause=0.001)
         try:
             loaded = await store.execute(LoadSessions())
@@ -108,3 +128,37 @@ async def test_a_flipped_bit_never_delivers_anything_wrong(intact, tmp_path, cap
         finally:
             await store.close()
     assert outcomes["read"] > 3 * FLIPS
+
+
+def find_harm(path) -> list:
+    """What the doctor finds, but for what is harmless."""
+    with contextlib.closing(connect(path)) as connection:
+        found = check_integrity(connection)
+        examination = Examination()
+        while (findings := examination.next_slice(connection)) is not None:
+            found += [finding for finding in findings if not KINDS[finding.kind].harmless]
+    return found
+
+
+@pytest.mark.timeout(600)
+async def test_after_a_repair_every_queue_answers_and_at_most_one_table_has_lost_anything(intact, tmp_path, caplog):
+    caplog.set_level(logging.CRITICAL)
+    kept = 0
+    for path in flipped(intact, tmp_path):
+        done: list[str] = []
+        repair(path, done.append)
+        assert find_harm(path) == []
+        store = await SqliteStore.open(path)
+        try:
+            loaded = await store.execute(LoadSessions())
+            assert (store.moved_aside, loaded.damaged) == (None, [])
+            lost = {"outbox": 0, "inbox": 0}
+            for channel in loaded.channels:
+                lost["outbox"] += await check_outbox(store, channel.id)
+                lost["inbox"] += await check_inbox(store, channel.id)
+            assert min(lost.values()) == 0
+            assert max(lost.values()) == 0 or done
+            kept += 2 * COUNT * len(loaded.channels) - sum(lost.values())
+        finally:
+            await store.close()
+    assert kept > 0.9 * 4 * COUNT * FLIPS

@@ -1,0 +1,129 @@
+"""``rondevud doctor``: what it says about a state directory, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+
+import pytest
+from click.testing import CliRunner
+
+from rondevud.main import main
+from rondevud.records import Put
+from rondevud.signalling.identity import Identities
+from rondevud.statedir import DATABASE, StateDirectory
+from rondevud.store.sqlite import SqliteStore
+from tests.unit.store.kit import NOW, make_channel
+
+
+@pytest.fixture
+async def directory(tmp_path):
+    state = tmp_path / "state"
+    StateDirectory(state).close()
+    store = await SqliteStore.open(state / DATABASE)
+    channel = await make_channel(store)
+    await store.execute(Put(channel, ("one", "two", "three"), NOW))
+    await store.close()
+    Identities(state / "keys").obtain("alice")
+    return state
+
+
+def doctor(directory, *options):
+    return CliRunner().invoke(main, ["doctor", "--state-dir", str(directory), *options])
+
+
+def damage(directory, statement="UPDATE outbox SET payload = x'00' WHERE payload = x'74776f'"):
+    with closing(sqlite3.connect(directory / DATABASE)) as connection, connection:
+        assert connection.execute(statement).rowcount
+
+
+def test_a_directory_in_order_ends_with_0(directory):
+    done = doctor(directory)
+    assert (done.exit_code, done.output) == (0, "nothing is wrong\n")
+    assert json.loads(doctor(directory, "--json").output) == {
+        "clean": True, "findings": [], "copy": None, "mended": [], "remaining": None,
+    }  # fmt: skip
+
+
+def test_a_directory_without_a_store_is_in_order(directory):
+    (directory / DATABASE).unlink()
+    assert doctor(directory).output == "nothing is wrong\n"
+    assert not (directory / DATABASE).exists()
+
+
+def test_a_finding_is_a_line_with_its_meaning_and_ends_with_1(directory):
+    damage(directory)
+    done = doctor(directory)
+    assert done.exit_code == 1
+    assert done.output.splitlines()[0] == (
+        "outbox of channel 1, number 2: fails its checksum: this row is not what was written; it will not be used;"
+        " nothing is needed, or stop the daemon and run `rondevud doctor --repair`"
+    )
+
+
+def test_a_repair_names_its_copy_says_what_it_did_and_leaves_nothing(directory):
+    damage(directory)
+    report = json.loads(doctor(directory, "--repair", "--json").output)
+    assert [finding["kind"] for finding in report["findings"]] == ["damaged_row", "wrong_count"]
+    assert report["mended"][0] == "the outbox of channel 1: numbers 2 to 2 are reported as damaged"
+    assert (report["clean"], [finding["kind"] for finding in report["remaining"]]) == (True, ["file_aside"])
+    with closing(sqlite3.connect(report["copy"])) as copy:
+        assert copy.execute("SELECT count(*) FROM outbox").fetchone() == (3,)
+    done = doctor(directory)
+    assert (done.exit_code, done.output.splitlines()[-1]) == (0, "nothing is wrong")
+
+
+def test_a_repair_of_what_is_in_order_changes_nothing(directory):
+    before = (directory / DATABASE).read_bytes()
+    done = doctor(directory, "--repair")
+    assert (done.exit_code, done.output) == (0, "nothing is wrong\n")
+    assert (directory / DATABASE).read_bytes() == before
+
+
+def test_a_file_that_sqlite_refuses_stays_until_a_repair_moves_it_aside(directory):
+    (directory / DATABASE).write_bytes(b"no database" * 1_000)
+    assert doctor(directory).exit_code == 1
+    assert (directory / DATABASE).read_bytes() == b"no database" * 1_000
+    done = doctor(directory, "--repair")
+    assert done.exit_code == 0
+    (aside,) = directory.glob(f"{DATABASE}.damaged-*")
+    assert aside.read_bytes() == b"no database" * 1_000
+    assert str(aside) in done.output
+
+
+def test_keys_that_others_can_read_or_nobody_can_use_are_found(directory):
+    (directory / "keys" / "alice.key").chmod(0o640)
+    (directory / "keys" / "bob.key").write_text("{}")
+    (directory / "keys" / "bob.key").chmod(0o600)
+    report = json.loads(doctor(directory, "--json").output)
+    assert [(finding["kind"], finding["where"]) for finding in report["findings"]] == [
+        ("open_key", "keys/alice.key"),
+        ("bad_key", "keys/bob.key"),
+    ]
+
+
+def test_little_space_is_found(directory, monkeypatch):
+    monkeypatch.setattr("rondevud.doctor.SPACE_KEPT", 2**62)
+    report = json.loads(doctor(directory, "--json").output)
+    assert [finding["kind"] for finding in report["findings"]] == ["little_space"]
+
+
+def test_a_directory_in_use_or_none_ends_with_3_and_is_not_made(directory, tmp_path):
+    with StateDirectory(directory):
+        done = doctor(directory)
+    assert done.exit_code == 3
+    assert "is in use by process" in done.output
+    done = doctor(tmp_path / "nowhere")
+    assert (done.exit_code, "there is none" in done.output) == (3, True)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_database_of_another_program_ends_with_3_and_is_left_alone(directory):
+    (directory / DATABASE).unlink()
+    with closing(sqlite3.connect(directory / DATABASE)) as connection, connection:
+        connection.execute("CREATE TABLE theirs (x)")
+    before = (directory / DATABASE).read_bytes()
+    done = doctor(directory, "--repair")
+    assert (done.exit_code, "is a database of another program" in done.output) == (3, True)
+    assert (directory / DATABASE).read_bytes() == before
