@@ -83,8 +83,12 @@ class Channels(Mapping[str, DurableChannel]):
         self._configure, self._most, self._reserved = configure, most, reserved
         self.apply()
 
+    def is_making(self, label: str) -> bool:
+        """Whether a channel of that label is being made."""
+        return label in self._creating
+
     def apply(self) -> None:
-        """Tell every channel the settings that hold for it now."""
+        """Tell every channel the settings that hold for it now: they depend on what the peer has shown itself to be."""
         for channel in self._channels.values():
             has = channel.settings
             options = stored_settings(self._configure, channel.label, has.options, has.durability, plain=self._plain)

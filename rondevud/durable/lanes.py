@@ -132,8 +132,9 @@ class Lanes(Mapping[str, Lane]):
         self._waiting.clear()
         for lane in self._lanes.values():
             lane.announced = lane.answer_due = False
-            lane.out.link_lost()
             lane.incoming.link_lost()
+            if not lane.unreliable:  # who carries those has to see first what they had under way
+                lane.out.link_lost()
 
     # --- what programs do ------------------------------------------------------------------------------------------
 

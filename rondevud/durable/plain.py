@@ -30,7 +30,8 @@ BUFFER_LOW = 8 * 1024 * 1024
 """Bytes in the engine's buffer at which handing over pauses, and goes on: the seed's marks."""
 
 EARLY_MESSAGES = 1_024
-"""Messages kept of a label while its channel is being made."""
+EARLY_BYTES = 1024 * 1024
+"""What is kept of a label while its channel is being made; one message at least."""
 
 OPEN_LATER = 1.0
 """Seconds for which the side that was dialled leaves it to the other one to open a label: one data channel is enough."""
@@ -53,6 +54,9 @@ class Host(Protocol):
 
     def unsent(self, label: str) -> bool:
         """Whether something waits in its outbox."""
+
+    def label_stopped(self, label: str) -> None:
+        """The data channel it went out on is gone; another may take over."""
 
     def label_closed(self, label: str) -> None:
         """No data channel carries it any more, and the connection is alive."""
@@ -86,7 +90,9 @@ class Carry:
         """Whether this side closes the data channels that there are."""
         self.over = False
         """Whether the peer has closed the label for good: this side's closing message needs no data channel any more."""
+        self._ended = False
         self._early: deque[Message] = deque()
+        self._early_bytes = 0
         self._moved: deque[int] = deque(maxlen=MOVED_KEPT)
         """Bytes of the messages given to the engine last."""
 
@@ -98,9 +104,11 @@ class Carry:
 
     def add(self, channel: DataChannel) -> None:
         """Another data channel of this label, open or about to be."""
+        channel.on_message = lambda message: self._receive(channel, message)
+        if channel.state is ChannelState.CLOSED:  # what came on it is all there will be
+            return
         self.over = False
         self.channels.append(channel)
-        channel.on_message = lambda message: self._receive(channel, message)
         channel.on_close = lambda: self._closed(channel)
         channel.on_open = self._host.schedule_flush
         channel.on_buffered_amount_low = self._host.schedule_flush
@@ -116,8 +124,13 @@ class Carry:
         """Whether a data channel is open, or about to be."""
         return bool(self.channels)
 
+    @property
+    def waiting(self) -> bool:
+        """Whether messages of the peer wait for the channel."""
+        return bool(self._early)
+
     def _closed(self, channel: DataChannel) -> None:
-        if self._connection.state is ConnectionState.CLOSED:
+        if self._ended or self._connection.state is ConnectionState.CLOSED:
             return  # `end` follows
         self._pass()
         self.channels.remove(channel)
@@ -136,7 +149,14 @@ class Carry:
         self._current = None
         lane = self.lane
         if lane is not None:
+            self._forget_moved(lane.out.in_flight_bytes)
             lane.out.link_lost()
+            self._host.label_stopped(self.label)
+
+    def _forget_moved(self, size: int) -> None:
+        """The last messages, of `size` bytes, will be moved again."""
+        while size > 0 and self._moved:
+            size -= self._moved.pop()
 
     def close(self) -> None:
         """Close every data channel behind what was sent; nothing is said of it."""
@@ -145,26 +165,29 @@ class Carry:
             channel.close()
 
     def end(self) -> None:
-        """The connection is gone: count what was on its way."""
-        lane = self.lane
-        if lane is None or self._current is None:
+        """The connection is gone, or this label's part of it: count what was on its way. What came early stays."""
+        self._ended = True
+        if self._current is None:
             return
         self._pass()
-        count = self._on_their_way(lane.out.in_flight_bytes, self._connection.unacknowledged)
+        self._stop()
+        count = self._on_their_way(sum(channel.unacknowledged for channel in self.channels))
         if count:
             self._host.in_doubt(self.label, count)
-        self._stop()
 
-    def _on_their_way(self, buffered: int, unacknowledged: int) -> int:
-        """How many of the last messages were with the network, behind them those that had not left the buffer."""
-        count = total = 0
-        for size in reversed(self._moved):
-            if buffered > 0 or total >= unacknowledged:
-                buffered -= size
-                continue
-            total += size
+    def _on_their_way(self, unacknowledged: int) -> int:
+        """How many of the messages that left the buffer last make up so many bytes."""
+        count = 0
+        while unacknowledged > 0 and self._moved:
+            unacknowledged -= self._moved.pop()
             count += 1
         return count
+
+    def drop_early(self) -> None:
+        """Nobody will take what came early."""
+        for _ in range(len(self._early)):
+            self._host.dropped(self.label)
+        self._early.clear()
 
     # --- in --------------------------------------------------------------------------------------------------------
 
@@ -173,11 +196,16 @@ class Carry:
         lane = self.lane
         if lane is not None and not lane.drawing and not self._early:
             self._take(message)
-        elif len(self._early) < EARLY_MESSAGES and (lane is not None or self._early or self._wanted()):
+        elif self._keeps(message) and (lane is not None or self._early or self._wanted()):
             self._early.append(message)
+            self._early_bytes += len(message)
             self._host.schedule_flush()
         else:
             self._host.dropped(self.label)
+
+    def _keeps(self, message: Message) -> bool:
+        fits = len(self._early) < EARLY_MESSAGES and self._early_bytes + len(message) <= EARLY_BYTES
+        return fits or not self._early
 
     def _wanted(self) -> bool:
         return self._host.want_channel(self.label)
@@ -190,6 +218,7 @@ class Carry:
     def _take_early(self) -> None:
         while self._early:
             self._take(self._early.popleft())
+        self._early_bytes = 0
 
     # --- out -------------------------------------------------------------------------------------------------------
 
@@ -199,6 +228,8 @@ class Carry:
         if lane is None or lane.drawing:
             return
         self._take_early()
+        if self._ended:
+            return
         if self.over:
             self._finish(lane)
             return
@@ -355,11 +386,12 @@ class PlainLink:
         if self._parted is not None and not any(carry.carried for carry in self._carries.values()):
             self._parted()
 
-    def end(self) -> None:
-        """The connection is gone, or about to be closed."""
+    def end(self) -> list[Carry]:
+        """The connection is gone, or about to be closed; answers the carries that have something to take."""
         self._stop_timer()
         for carry in self._carries.values():
             carry.end()
+        return [carry for carry in self._carries.values() if carry.waiting]
 
     def _stop_timer(self) -> None:
         if self._open_timer is not None:

@@ -175,7 +175,7 @@ class DurableSession:
 
     @property
     def connected(self) -> bool:
-        return self.machine.current is not None or self._unframed.connection is not None
+        return self.machine.current is not None or self._unframed.up
 
     @property
     def peer_connection(self) -> PeerConnection | None:
@@ -189,7 +189,7 @@ class DurableSession:
         link = self._links.get(self.machine.current)  # type: ignore[call-overload]
         connection = link.connection if link is not None else self._unframed.connection
         pair = connection.selected_pair if connection is not None else None
-        return pair.local.rpartition(":")[0] if pair is not None else None
+        return pair.local.rpartition(":")[0].strip("[]") if pair is not None else None
 
     @property
     def suspect(self) -> bool:
@@ -249,7 +249,9 @@ class DurableSession:
     def say_goodbye(self, code: frames.GoodbyeCode, reason: str) -> None:
         """End every link; a plain peer sees its data channels close, behind what was sent."""
         self.machine.say_goodbye(code, reason, self.now())
-        self._unframed.part()
+        if self._unframed.up:
+            self._unframed.part()
+            self._link_down(LinkDown(None, True, code, reason))
         self.schedule_flush()
 
     def reconfigure(self, settings: LinkSettings, configure: Configure) -> None:
@@ -298,9 +300,6 @@ class DurableSession:
 
     def open_plain(self, connection: PeerConnection, channels: list[DataChannel], *, dialled: bool) -> None:
         """A connection with a plain peer is up; `channels` are the data channels that it has so far."""
-        if connection.state is TransportState.CLOSED:
-            self._owner.discard(connection)
-            return
         resumed = self.record.contacted
         self.machine.plain_contact()
         self.channels.apply()
@@ -311,7 +310,7 @@ class DurableSession:
     def plain_ended(self, connection: PeerConnection, reason: str | None) -> None:
         self._owner.discard(connection)
         self._tell_unlinked()
-        if reason is not None:
+        if reason is not None and not self._stopped:
             self._link_down(LinkDown(None, True, "transport", reason))
         self.schedule_flush()
 
@@ -476,6 +475,8 @@ class DurableSession:
         match effect:
             case LinkUp():
                 self._unframed.link_ended()
+                self._unframed.drop()
+                self.channels.apply()
                 self._owner.link_up(self, effect)
             case LinkDown():
                 self._link_down(effect)

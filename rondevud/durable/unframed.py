@@ -49,6 +49,8 @@ class Unframed:
         """Ends a plain connection whose data channels do not close by themselves."""
         self._carries: dict[str, Carry] = {}
         """The unreliable labels of the current link."""
+        self._late: list[Carry] = []
+        """Of connections that are gone, with messages whose channel is still being made."""
         self._tasks = Tasks(session.connection_id)
 
     @property
@@ -60,6 +62,11 @@ class Unframed:
         """The connection with a plain peer."""
         return self._plain.connection if self._plain else None
 
+    @property
+    def up(self) -> bool:
+        """Whether a plain peer is connected."""
+        return self._plain is not None and self._parting is None
+
     def schedule_flush(self) -> None:
         self._session.schedule_flush()
 
@@ -67,15 +74,24 @@ class Unframed:
         """Move what can be moved."""
         if self._plain is not None:
             self._plain.flush()
-        for carry in list(self._carries.values()):
+        for carry in (*self._carries.values(), *self._late):
             carry.flush()
+        self._late = [carry for carry in self._late if self._still_waits(carry)]
+
+    def _still_waits(self, carry: Carry) -> bool:
+        if carry.waiting and carry.lane is None and not self._session.channels.is_making(carry.label):
+            carry.drop_early()
+        return carry.waiting
 
     # --- a plain peer ----------------------------------------------------------------------------------------------
 
     def open(self, connection: PeerConnection, channels: list[DataChannel], *, dialled: bool, most: int) -> None:
         """A connection with a plain peer is up; `channels` are the data channels that it has so far."""
+        self.drop()  # one is enough
         plain = self._plain = PlainLink(self, connection, channels, dialled=dialled, max_channels=most)
         connection.on_state = lambda state: self._state_changed(plain, state)
+        if connection.state is ConnectionState.CLOSED:  # behind what the engine has kept of its data channels
+            asyncio.get_running_loop().call_soon(self._state_changed, plain, connection.state)
 
     def _state_changed(self, plain: PlainLink, state: ConnectionState) -> None:
         if state is ConnectionState.CLOSED and plain is self._plain:
@@ -94,7 +110,7 @@ class Unframed:
             self._parting.cancel()
             self._parting = None
         if plain is not None:
-            plain.end()
+            self._late += plain.end()
             self._session.plain_ended(plain.connection, reason)
 
     # --- unreliable labels of a link -------------------------------------------------------------------------------
@@ -142,10 +158,11 @@ class Unframed:
     def label_opened(self, label: str) -> None:
         self._session.channels[label].opened(None)
 
+    def label_stopped(self, label: str) -> None:
+        self._session.channels[label].link_lost()
+
     def label_closed(self, label: str) -> None:
-        channel = self._session.channels[label]
-        channel.event("close", {})
-        channel.outbox.settle()
+        self._session.channels[label].event("close", {})
         if self._plain is None:  # on a link that is the end of it: daemons close no data channel by accident
             self._tasks.spawn(self._end_label(label), f"end label {label}")
 
@@ -175,5 +192,8 @@ class Unframed:
     def stop(self) -> None:
         """No more tasks and connections. Idempotent."""
         self._tasks.cancel()
+        for carry in self._late:
+            carry.drop_early()
+        self._late.clear()
         self.link_ended()
         self.drop()

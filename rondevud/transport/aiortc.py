@@ -94,11 +94,11 @@ class AiortcPeerConnection:
         remote = self._pc.sctp._remote_max_message_size if self._pc.sctp is not None else 0
         return min(remote, MAX_MESSAGE_SIZE) or MAX_MESSAGE_SIZE
 
-    @property
-    def unacknowledged(self) -> int:
+    def unacknowledged(self, stream: int | None) -> int:
+        """Bytes of one stream that are with the network."""
         sctp = self._pc.sctp
         queues = (sctp._sent_queue, sctp._outbound_queue) if sctp is not None else ()
-        return sum(len(chunk.user_data) for queue in queues for chunk in queue)
+        return sum(len(chunk.user_data) for queue in queues for chunk in queue if chunk.stream_id == stream)
 
     # --- what channels call ----------------------------------------------------------------------------------------
 

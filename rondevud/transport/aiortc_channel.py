@@ -56,6 +56,8 @@ class AiortcDataChannel:
         self._channel = channel
         self._state = ChannelState(channel.readyState)
         self._close_reported = False
+        self._muted = False
+        """Whether this side has closed it: nothing is delivered any more."""
         channel.on("open", self._opened)
         channel.on("message", self._received)
         channel.on("close", self._closed_by_engine)
@@ -75,7 +77,7 @@ class AiortcDataChannel:
     @on_message.setter
     def on_message(self, handler: Callable[[Message], None]) -> None:
         self._on_message = handler
-        if self._early:
+        if self._early:  # what came before, also if the peer has closed meanwhile
             asyncio.get_running_loop().call_soon(self._deliver_early)
         else:
             self._early = None
@@ -92,6 +94,10 @@ class AiortcDataChannel:
     def buffered_amount_low_threshold(self, value: int) -> None:
         self._channel.bufferedAmountLowThreshold = value
 
+    @property
+    def unacknowledged(self) -> int:
+        return self._connection.unacknowledged(self._channel.id)
+
     def send(self, message: Message) -> None:
         if self._state is not ChannelState.OPEN:
             raise TransportError(f"channel {self.label[:64]!r} is {self._state}, not open")
@@ -104,6 +110,8 @@ class AiortcDataChannel:
         if self._state is ChannelState.CLOSED:
             return
         self._state = ChannelState.CLOSED
+        self._muted = True
+        self.drop_early()
         try:
             self._channel.close()
         except Exception:
@@ -115,9 +123,6 @@ class AiortcDataChannel:
         if self._close_reported:
             return
         self._deliver_early()
-        for _ in self._early or ():
-            self._connection.count("early_messages_dropped")
-        self._early = None
         self._state = ChannelState.CLOSED
         self._close_reported = True
         self._connection.forget_channel(self)
@@ -143,8 +148,14 @@ class AiortcDataChannel:
     def _deliver_early(self) -> None:
         if self._on_message is nothing:
             return
-        while self._early and self._state is not ChannelState.CLOSED:
+        while self._early and not self._muted:
             self._connection.call(self._on_message, self._early.popleft())
+        self._early = None
+
+    def drop_early(self) -> None:
+        """Count what nobody will read."""
+        for _ in self._early or ():
+            self._connection.count("early_messages_dropped")
         self._early = None
 
     def _drained(self) -> None:
@@ -152,8 +163,8 @@ class AiortcDataChannel:
             self._connection.call(self.on_buffered_amount_low)
 
     def _closed_by_engine(self) -> None:
+        self._connection.check_association()  # when that has ended, the connection has, and this channel with it
         self.report_close()
-        self._connection.check_association()
 
 
 def check_channel(label: str, protocol: str, options: ChannelOptions) -> None:

@@ -93,7 +93,8 @@ class DataChannel(Protocol):
     on_open: Callable[[], None]
     """Called for channels made here; a channel that the peer opened is open when it is shown."""
     on_message: Callable[[Message], None]
-    """Set it at once. What comes before is kept (bounded) and delivered in order soon after it was set."""
+    """Set it at once. What comes before is kept (bounded) and delivered in order soon after it was set, also when the peer
+    has closed the channel meanwhile."""
     on_close: Callable[[], None]
     on_buffered_amount_low: Callable[[], None]
     """Called when `buffered_amount` falls to `buffered_amount_low_threshold` or below."""
@@ -105,6 +106,10 @@ class DataChannel(Protocol):
     @property
     def buffered_amount(self) -> int:
         """Bytes handed over and not yet given to the network."""
+
+    @property
+    def unacknowledged(self) -> int:
+        """Bytes given to the network that the other side's SCTP has not acknowledged; 0 when unknown."""
 
     def send(self, message: Message) -> None:
         """Hand a message over. Raises `TransportError` when the channel is not open or the message is too long."""
@@ -132,10 +137,6 @@ class PeerConnection(Protocol):
     @property
     def max_message_size(self) -> int:
         """Bytes of the largest message that both sides take (W3C RTCSctpTransport), once connected."""
-
-    @property
-    def unacknowledged(self) -> int:
-        """Bytes given to the network, on all channels, that the other side's SCTP has not acknowledged; 0 when unknown."""
 
     def create_data_channel(self, label: str, *, protocol: str = "", options: ChannelOptions = RELIABLE) -> DataChannel:
         """Open a channel, in-band.

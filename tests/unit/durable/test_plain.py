@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from rondevud import clock
-from rondevud.durable import plain
+from rondevud.durable import frames, plain
+from rondevud.durable.frames import GoodbyeCode
+from rondevud.durable.handshake import Fingerprints
 from rondevud.durable.incoming import InboxLimits
 from rondevud.durable.link import LinkSettings
 from rondevud.durable.session import DurableSession, Environment
@@ -20,7 +22,7 @@ from rondevud.errors import RequestError, TransportError
 from rondevud.records import Durability, LoadSessions, PeerKind, Role, SessionRecord
 from rondevud.store.memory import MemoryStore
 from rondevud.transport import base
-from rondevud.transport.base import RELIABLE, ChannelOptions, ConnectionState
+from rondevud.transport.base import RELIABLE, CandidatePair, ChannelOptions, ConnectionState
 
 SERVICE = "rondevu-service"
 
@@ -38,6 +40,7 @@ class Line:
         self.options = options
         self.state = base.ChannelState.OPEN if is_open else base.ChannelState.CONNECTING
         self.buffered_amount_low_threshold = 0
+        self.unacknowledged = 0
         self.buffer: list[str | bytes] = []
         self.passed: list[str | bytes] = []
         self.on_open: Callable[[], None] = nothing
@@ -79,7 +82,6 @@ class Wire:
     def __init__(self) -> None:
         self.state = ConnectionState.CONNECTED
         self.max_message_size = 1_000
-        self.unacknowledged = 0
         self.lines: list[Line] = []
         """The data channels that were opened here."""
         self.on_state: Callable[[ConnectionState], None] = nothing
@@ -91,6 +93,8 @@ class Wire:
 
     def end(self) -> None:
         self.state = ConnectionState.CLOSED
+        for line in self.lines:
+            line.on_close()
         self.on_state(self.state)
 
 
@@ -273,7 +277,7 @@ async def test_what_had_not_left_the_buffer_goes_again_and_what_was_on_its_way_i
     await house.settle()
     line.let_pass(3)
     await house.settle()
-    wire.unacknowledged = len("two" + "three")
+    line.unacknowledged = len("two" + "three")
     wire.end()
     await house.settle()
     assert house.owner.told == ["up", "down transport"]
@@ -579,3 +583,158 @@ async def test_reserved_labels_are_refused_unless_the_peer_is_said_to_be_plain(h
     allowed = House(store, reserved_labels=True)
     assert (await allowed.session.channel(SERVICE, None)).label == SERVICE
     allowed.session.stop()
+
+
+# --- ends at bad moments ---------------------------------------------------------------------------------------------
+
+
+async def test_what_came_while_the_channel_was_being_made_outlives_the_connection(house):
+    line = Line("main")
+    wire = house.connect(line, dialled=False)
+    line.on_message("the only one")
+    wire.end()
+    await house.settle()
+    reader = await house.receiver()
+    await house.settle()
+    assert reader.received == ["the only one"]
+
+
+async def test_a_connection_that_ended_before_it_was_taken_gives_what_came_on_it(house):
+    """As when the store was slow: the engine has kept the message for who sets the handler."""
+    wire, line = Wire(), Line("main")
+    line.state, wire.state = base.ChannelState.CLOSED, ConnectionState.CLOSED
+    house.session.open_plain(wire, [line], dialled=False)
+    line.on_message("kept by the engine")
+    await house.settle()
+    assert house.owner.told == ["up", "down transport"]
+    assert house.owner.discarded == [wire]
+    reader = await house.receiver()
+    await house.settle()
+    assert reader.received == ["kept by the engine"]
+
+
+async def test_a_data_channel_that_closed_before_it_was_taken_does_not_block_its_label(house):
+    line = Line("main")
+    line.state = base.ChannelState.CLOSED
+    await house.session.channel("main", None)
+    wire = house.connect(line)
+    (await house.producer()).send(1, ["one"], None)
+    await house.settle()
+    assert [opened.label for opened in wire.lines] == ["main"]
+
+
+async def test_a_second_connection_takes_the_place_of_the_first_in_order(house):
+    wire, line = await opened(house)
+    (await house.producer()).send(1, ["one", "two"], None)
+    await house.settle()
+    line.let_pass(1)
+    await house.settle()
+    second = house.connect()
+    await house.settle()
+    second.lines[0].open()
+    await house.settle()
+    line.let_pass()
+    line.confirm()
+    await house.settle()
+    assert house.owner.discarded == [wire]
+    assert second.lines[0].buffer == ["two"]
+    assert house.session.channels["main"].outbox.count == 1
+    assert house.named("close") == []
+
+
+async def test_a_goodbye_tells_the_owner_as_one_on_a_link_does(house):
+    _wire, line = await opened(house)
+    house.session.say_goodbye(GoodbyeCode.RESTARTING, "given up for now")
+    assert not house.session.connected
+    line.confirm()
+    await house.settle()
+    assert house.owner.told == ["up", "down restarting"]
+
+
+async def test_in_doubt_counts_what_its_own_data_channel_had_under_way(house):
+    for label in ("main", "quiet"):
+        await house.session.channel(label, None)
+    wire = house.connect()
+    await house.settle()
+    for line in wire.lines:
+        line.open()
+    for label in ("quiet", "main"):
+        (await house.producer(label)).send(1, ["a" * 10] * 5, None)
+        await house.settle()
+    for line in wire.lines:
+        line.let_pass()
+        line.unacknowledged = 30 if line.label == "main" else 0
+    await house.settle()
+    wire.end()
+    await house.settle()
+    assert [house.counters(label)["in_doubt"] for label in ("main", "quiet")] == [3, 0]
+
+
+async def test_early_messages_are_bounded_in_bytes_too(house):
+    line = Line("main")
+    house.connect(line, dialled=False)
+    for _ in range(10):
+        line.on_message(b"x" * (plain.EARLY_BYTES // 4))
+    assert house.environment.counters["plain_dropped"] == 6
+    await house.settle()
+    assert house.session.channels["main"].waiting == 4
+
+
+async def test_a_data_channel_that_closes_with_messages_unsent_has_not_drained(house):
+    _wire, line = await opened(house)
+    heard: list[int] = []
+    house.session.channels["main"].watch_buffer(3, heard.append)
+    (await house.producer()).send(1, ["aaaa", "bbbb"], None)
+    await house.settle()
+    line.confirm()
+    await house.settle()
+    assert heard == []
+
+
+# --- beside links ----------------------------------------------------------------------------------------------------
+
+
+async def link_up(house: House) -> tuple[Wire, Line]:
+    """A link with another daemon, as far as this side can tell."""
+    wire, line = Wire(), Line(frames.LABEL)
+    house.session.open_link(wire, line, Fingerprints(b"1" * 32, b"2" * 32))
+    await house.settle()
+    hello = frames.decode(line.buffer[-1])
+    line.on_message(frames.encode(frames.Welcome(False, hello.link, None, "test", 1_000_000, 1.0, None)))
+    await house.settle()
+    return wire, line
+
+
+async def test_a_link_after_a_plain_contact_ends_that_and_has_the_limits_of_links(house):
+    wire, _line = await opened(house)
+    channel = house.session.channels["main"]
+    await link_up(house)
+    assert house.session.record.kind is PeerKind.LINK
+    assert channel.outbox.limits == house.limits
+    assert house.owner.discarded == [wire]
+    assert channel.acknowledges is None
+
+
+async def test_an_unreliable_label_sends_nothing_twice_when_its_link_ends(house):
+    options = ChannelOptions(ordered=False, max_retransmits=0)
+    await house.session.channel("fast", {"ordered": False, "max_retransmits": 0})
+    wire, line = await link_up(house)
+    line.on_message(frames.encode(frames.Channel("fast", b"", b"", 0, 0, 0, Durability.MEMORY, options)))
+    await house.settle()
+    (data,) = wire.lines
+    data.open()
+    (await house.producer("fast")).send(1, ["aaaa", "bbbb", "cccc"], None)
+    await house.settle()
+    data.buffer.pop(0)
+    data.buffer.pop(0)  # the session has not been told
+    data.unacknowledged = 4
+    wire.end()
+    await house.settle()
+    assert house.session.channels["fast"].outbox.count == 1
+    assert house.counters("fast")["in_doubt"] == 1
+
+
+async def test_the_local_address_of_a_connection_is_as_the_kernel_writes_it(house):
+    wire, _line = await opened(house)
+    wire.selected_pair = CandidatePair("[2001:db8::1]:5000", "host", "[2001:db8::2]:1", "host")
+    assert house.session.local_address == "2001:db8::1"
