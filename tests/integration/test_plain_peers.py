@@ -21,7 +21,7 @@ from tests.integration.daemons import (
     open_pair,
     open_world,
 )
-from tests.integration.foreign import SERVICE_LABEL, ForeignChannel, ForeignClient, Foreigners, mute
+from tests.integration.foreign import SERVICE_LABEL, ForeignChannel, ForeignClient, Foreigners, end, mute
 from tests.integration.misbehaving import MisbehavingServer
 from tests.integration.mixed import (
     Guest,
@@ -682,3 +682,58 @@ async def test_a_service_without_offers_is_tried_again_without_counting(world, f
     assert (await guest.events.next("reconnecting"))["attempt"] == 0
     service.polling.set()
     await exchange(await service.next_channel(), near)
+
+
+# --- ends at bad moments ---------------------------------------------------------------------------------------------
+
+
+async def test_a_client_that_says_one_thing_and_leaves_is_heard(world, foreigners):
+    """Its message may come before the daemon has stored the connection and the channel, and be all there is of it."""
+    host = Host(await world.daemon("home"))
+    await host.expose(pool_size=6)
+    for number in range(6):
+        client = await foreigners.client()
+        near = client.create_channel("main")
+        near.send(f"message {number}")
+        await client.connect()
+        await near.opened()
+        while client.pc.sctp._outbound_queue or client.pc.sctp._sent_queue or near.data_channel.bufferedAmount:
+            await asyncio.sleep(0)
+        await end(client.pc)
+    heard = set()
+    async with asyncio.timeout(PATIENCE):
+        while len(heard) < 6:
+            channel = await host.next_channel()
+            heard.add((await anext(channel)).data)
+    assert heard == {f"message {number}" for number in range(6)}
+
+
+async def test_a_peer_that_ends_its_connection_closes_no_label(guest, foreigners):
+    service = await foreigners.service()
+    near, far = await call(guest, service)
+    await exchange(far, near)
+    await end(service.live[0].pc)
+    await guest.events.next("disconnected")
+    assert guest.events.counts["close"] == 0
+
+
+async def test_a_peer_is_sent_away_when_its_service_is_retired(host, foreigners):
+    _client, near, far = await visit(foreigners, host)
+    await exchange(near, far)
+    (service,) = host.place.house.holdings.services.values()
+    await service.retire()
+    await host.events.next("disconnected", reason="restarting")
+    assert not any(visit.session.connected for visit in service.visits.values())
+
+
+async def test_a_plain_connection_whose_address_goes_is_replaced_and_ended(guest, foreigners):
+    service = await foreigners.service(pool_size=2)
+    near, far = await call(guest, service)
+    await exchange(far, near)
+    (connection,) = guest.place.house.holdings.by_id.values()
+    first = connection.session.peer_connection
+    connection.network_changed({connection.session.local_address})
+    async with asyncio.timeout(PATIENCE):
+        while connection.session.peer_connection is first or first.state != "closed":
+            await asyncio.sleep(0)
+    assert connection.session.connected
