@@ -6,6 +6,8 @@ ends by SIGKILL (``kill``, the default), the point raises `FailpointReached` (``
 
 Names are ``PLACE``, ``PLACE.FRAME`` (of `hit_frame`: ``send.before.data``) or ``PLACE.OPERATION`` (of `hit_operation`:
 ``write.Put``).
+``write`` is inside the transaction, ``stored`` behind the commit and before anybody hears of it; ``.before`` and ``.after``
+say on which side of the act a point lies.
 """
 
 from __future__ import annotations

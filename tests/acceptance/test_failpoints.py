@@ -11,10 +11,12 @@ from collections.abc import AsyncIterator
 import pytest
 
 from rondevu_client import Channel, Daemon, Message
+from rondevud import failpoints, records
 from tests.acceptance.processes import CONNECTION, LIMIT, PATIENCE, Stage
 from tests.acceptance.processes import SERVICE as TARGET
 from tests.acceptance.programs.patient import patient_client
 from tests.jury.trial import CONNECTING, DATABASE, SERVICE, Trial
+from tests.unit.test_failpoints import FRAME_PLACES, OPERATION_PLACES, POINTS
 
 pytestmark = [pytest.mark.acceptance, LIMIT]
 
@@ -105,6 +107,15 @@ def at(point: str) -> str:
     """At which hit of `point` to die, drawn with the seed."""
     hits = next((hits for word, hits in HITS.items() if word in point), (1, 12))
     return f"{point}:{random.Random(f'{SEED} {point}').randint(*hits)}"
+
+
+def test_every_point_is_tried():
+    tried = {*STREAM, *MEETING, *MEETING_SERVICE, *REFUSED, *STOPPING, *PEER_STOPPING, *REOPENING, *PLAIN}
+    of_frames = {f"{place}.{kind}" for place in FRAME_PLACES for kind in failpoints.FRAME_KINDS.values()}
+    of_operations = {point for point in tried if point.startswith(OPERATION_PLACES)}
+    assert tried == {*POINTS} | of_frames | of_operations
+    for point in of_operations:
+        assert issubclass(getattr(records, point.partition(".")[2]), records.Operation)
 
 
 async def assert_nothing_is_wrong(trial: Trial) -> None:
