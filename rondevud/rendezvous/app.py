@@ -11,10 +11,12 @@ a refused publication leaves the old service     a bad SDP must not unpublish wh
 a service is deleted by who published it only    serviceId and user name are public: any stranger could
 candidates are stamped in strictly rising order  a candidate posted right behind a batch was lost to who reads ``since``
 a claim that has expired is free                 its row would have kept the name for ever
-at most 1,000 candidates for one offer           one peer must not fill the store
+at most 1,000 candidates for one offer,          one peer must not fill the store
+of 4 KiB each
 bodies over 8 MiB: 413; slow bodies: 408         the same for the memory
 many requests from one address: 429              ``Retry-After`` says how long; loopback is exempt: local programs and
                                                  a proxy in front share that address
+text that is not UTF-8: 500                      the seed's server replaced what it could not read
 texts that name JavaScript internals             are this server's own words, with the same status
 ===============================================  =====================================================================
 
@@ -24,18 +26,18 @@ Deleting the offer that came with a publication deletes the service, as there.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from email.utils import formatdate
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from aiohttp import web
 
 from rondevud.errors import ListenError
+from rondevud.rendezvous import json_text
 from rondevud.rendezvous.checks import INTERNAL, Refusal
 from rondevud.rendezvous.limits import RateLimiter, is_loopback
 from rondevud.rendezvous.records import Storage
@@ -251,9 +253,7 @@ async def _read_json(request: web.Request, settings: Settings, *, details: bool)
     except TimeoutError as error:
         raise Refusal(408, f"Request body did not come within {settings.body_timeout:g} s") from error
     try:
-        body = json.loads(raw, parse_constant=_refuse_constant)
-        if b"\\ud" in raw.lower():
-            json.dumps(body, ensure_ascii=False).encode()  # half a surrogate pair can be neither stored nor answered
+        body = json_text.parse(raw)
     except (ValueError, RecursionError) as error:
         members = {"details": "The request body is not JSON"} if details else {}
         raise Refusal(500, INTERNAL, **members) from error
@@ -263,13 +263,8 @@ async def _read_json(request: web.Request, settings: Settings, *, details: bool)
     return body
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
 def _json(status: int, body: dict[str, Any]) -> web.Response:
-    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-    return web.Response(status=status, body=text.encode(), content_type="application/json")
+    return web.Response(status=status, body=json_text.write(body).encode(), content_type="application/json")
 
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

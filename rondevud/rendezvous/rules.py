@@ -17,6 +17,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
+from rondevud.rendezvous import json_text
 from rondevud.rendezvous.checks import (
     INTERNAL,
     MAX_OFFER_SECRET,
@@ -59,6 +60,8 @@ class Limits:
     """Offers in one request."""
     max_candidates: int = 1_000
     """Candidates of one offer, both sides together."""
+    max_candidate_size: int = 4_096
+    """Bytes of one candidate as JSON; a browser's has about 200."""
 
 
 class Rules:
@@ -143,7 +146,7 @@ class Rules:
             offer_id=offer.id,
             peer_id=peer_id,
             public=not is_absent(members.get("isPublic")),
-            metadata=None if metadata is None else compact_json(metadata),
+            metadata=None if metadata is None else json_text.write(metadata),
             created_at=now,
             expires_at=offer.expires_at,
         )
@@ -250,7 +253,7 @@ class Rules:
         if is_absent(secret):
             secret = None
         elif not isinstance(secret, str):
-            secret = compact_json(secret)
+            secret = json_text.write(secret)
         kept = None if secret is None else secret[:MAX_OFFER_SECRET]
         return Offer(offer_id_of(sdp), peer_id, sdp, kept, now, now + ttl)
 
@@ -319,6 +322,9 @@ class Rules:
             raise Refusal(404, "Offer not found")
         if self._storage.count_candidates(offer_id) + len(candidates) > self._limits.max_candidates:
             raise Refusal(400, f"Too many candidates (max {self._limits.max_candidates} per offer)")
+        most = self._limits.max_candidate_size
+        if any(len(json_text.write(candidate).encode()) > most for candidate in candidates):
+            raise Refusal(400, f"Candidate too large (max {most} bytes)")
         self._storage.add_candidates(offer_id, _role_of(peer_id, offer), candidates, now)
         return {"count": len(candidates)}
 
@@ -341,11 +347,6 @@ def _same_text(expected: str, given: Any) -> bool:
     return isinstance(given, str) and hmac.compare_digest(expected.encode(), given.encode())
 
 
-def compact_json(value: Any) -> str:
-    """JSON without blanks, as JavaScript writes it."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
 def offer_id_of(sdp: str) -> str:
     """Hex SHA-256 over the compact JSON text ``{"sdp":…}``: the same SDP has the same id."""
-    return hashlib.sha256(compact_json({"sdp": sdp}).encode()).hexdigest()
+    return hashlib.sha256(json_text.write({"sdp": sdp}).encode()).hexdigest()

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rondevud.errors import ConfigError, StoreError
+from rondevud.rendezvous import json_text
 from rondevud.rendezvous.records import (
     CandidateRole,
     DuplicateOffer,
@@ -258,7 +259,7 @@ class SqliteStorage:
             self._database.executemany(
                 "INSERT INTO candidates (offer_id, role, candidate, created_at) VALUES (?, ?, ?, ?)",
                 [
-                    (offer_id, role, json.dumps(candidate, ensure_ascii=False), first + index)
+                    (offer_id, role, json_text.write(candidate), first + index)
                     for index, candidate in enumerate(candidates)
                 ],
             )

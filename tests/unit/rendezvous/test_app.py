@@ -48,12 +48,41 @@ async def test_a_body_that_does_not_come_ends_in_a_time_out() -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"null", b"{", b'{"serviceFqn": NaN}', b'{"serviceFqn": "\\ud800"}', b"[" * 100_000, b"\xff", b"9" * 5000],
+    [
+        b"",
+        b"null",
+        b"{",
+        b'{"serviceFqn": NaN}',
+        b'{"serviceFqn": "\\ud800"}',
+        b'{"serviceFqn": "\xed\xa0\x80"}',
+        '{"serviceFqn": "x"}'.encode("utf-16"),
+        b"[" * 100_000,
+        b"\xff",
+        b"9" * 5000,
+    ],
 )
-async def test_what_is_no_json_is_answered_like_the_seeds_server_does(body: bytes) -> None:
+async def test_what_is_no_json_is_answered_like_the_seeds_server_does(
+    body: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     async with serving(Settings()) as server:
         status, _, answer = await ask(server, "POST", "/index/alice/query", data=body)
         assert (status, answer) == (500, {"error": "Internal server error"})
+    assert "failed" not in caplog.text
+
+
+async def test_a_number_too_large_for_a_float_is_answered_as_null() -> None:
+    async with serving(Settings()) as server:
+        _, _, peer = await ask(server, "POST", "/register")
+        headers = {"Authorization": f"Bearer {peer['peerId']}:{peer['secret']}"}
+        offers = await ask(server, "POST", "/offers", data=b'{"offers": [{"sdp": "offer"}]}', headers=headers)
+        path = f"/offers/{offers[2]['offers'][0]['id']}/ice-candidates"
+        _, _, other = await ask(server, "POST", "/register")
+        answerer = {"Authorization": f"Bearer {other['peerId']}:{other['secret']}"}
+        candidates = b'{"candidates": [{"numbers": [1e999, 1.5]}, -1e999]}'
+        status, _, _ = await ask(server, "POST", path, data=candidates, headers=answerer)
+        assert status == 200
+        _, _, answer = await ask(server, "GET", path, headers=headers)
+        assert [one["candidate"] for one in answer["candidates"]] == [{"numbers": [None, 1.5]}, None]
 
 
 async def test_a_surrogate_pair_is_text() -> None:

@@ -174,6 +174,15 @@ def test_candidates_of_one_offer_are_bounded(storage: SqliteStorage) -> None:
     rules.add_candidates("p2", offer, {"candidates": [3]}, NOW)
 
 
+def test_a_candidate_is_bounded_in_bytes(storage: SqliteStorage) -> None:
+    rules = Rules(storage, limits=Limits(max_candidate_size=10))
+    offer = rules.create_offers("p1", {"offers": [{"sdp": "offer"}]}, NOW)["offers"][0]["id"]
+    rules.add_candidates("p1", offer, {"candidates": ["ääää"]}, NOW)
+    with pytest.raises(Refusal, match=r"Candidate too large \(max 10 bytes\)"):
+        rules.add_candidates("p1", offer, {"candidates": [1, "äääää"]}, NOW)
+    assert storage.count_candidates(offer) == 1
+
+
 def test_who_reads_since_the_last_candidate_misses_none(storage: SqliteStorage) -> None:
     rules = Rules(storage)
     offer = rules.create_offers("p1", {"offers": [{"sdp": "offer"}]}, NOW)["offers"][0]["id"]
