@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import logging
 import socket
@@ -50,17 +51,32 @@ class Change:
 
 
 class Addresses:
-    """Follows the messages of the kernel (sans-I/O)."""
+    """Follows the messages of the kernel (sans-I/O).
+
+    Link-local and loopback addresses are none of a link's: every container's interface brings one.
+    """
 
     def __init__(self) -> None:
         self.known: set[str] = set()
         self._listed = False
         """Whether the kernel has told all that there was at the beginning."""
+        self._listing: set[str] | None = set()
+        """What the list under way has told so far; None while there is none."""
+
+    @property
+    def listing(self) -> bool:
+        """Whether the kernel has not finished telling what there is."""
+        return self._listing is not None
+
+    def list_again(self) -> None:
+        """Changes were missed, and the kernel tells anew what there is: what it leaves out has gone."""
+        self._listing = set()
 
     def take(self, data: bytes, change: Change) -> None:
         """Add what one datagram says to `change`. What is not understood is passed over."""
         for kind, body in _messages(data):
-            self._listed |= kind == NLMSG_DONE
+            if kind == NLMSG_DONE:
+                self._end_list(change)
             with contextlib.suppress(struct.error, ValueError):
                 if kind in {RTM_NEWADDR, RTM_DELADDR}:
                     self._address(kind, body, change if self._listed else Change())
@@ -73,16 +89,36 @@ class Addresses:
         found = attributes.get(IFA_LOCAL) or attributes.get(IFA_ADDRESS)
         if found is None:
             return
-        address = str(ipaddress.ip_address(found))
+        ip = ipaddress.ip_address(found)
+        if ip.is_link_local or ip.is_loopback:
+            return
         if kind == RTM_DELADDR:
-            if address in self.known:
-                self.known.discard(address)
-                change.removed.add(address)
-                change.added.discard(address)
-        elif address not in self.known and not flags & IFA_F_TENTATIVE:  # told again when it has proved to be free
+            self._gone(str(ip), change)
+        elif not flags & IFA_F_TENTATIVE:  # told again when it has proved to be free
+            self._there(str(ip), change)
+
+    def _there(self, address: str, change: Change) -> None:
+        if self._listing is not None:
+            self._listing.add(address)
+        if address not in self.known:
             self.known.add(address)
             change.added.add(address)
             change.removed.discard(address)
+
+    def _gone(self, address: str, change: Change) -> None:
+        if self._listing is not None:
+            self._listing.discard(address)
+        if address in self.known:
+            self.known.discard(address)
+            change.removed.add(address)
+            change.added.discard(address)
+
+    def _end_list(self, change: Change) -> None:
+        self._listed = True
+        listed, self._listing = self._listing, None
+        if listed is not None:
+            for address in self.known - listed:
+                self._gone(address, change)
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -112,6 +148,11 @@ def _is_default(body: bytes) -> bool:
     return bool(prefix == 0 and table == RT_TABLE_MAIN)
 
 
+def _ask_for_list(watch: socket.socket) -> None:
+    request = ADDRESS.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+    watch.send(HEADER.pack(HEADER.size + len(request), RTM_GETADDR, NLM_F_REQUEST | NLM_F_DUMP, 1, 0) + request)
+
+
 class NetworkWatch:
     """Tells `changed` of every change; what there was at the beginning is none."""
 
@@ -121,6 +162,8 @@ class NetworkWatch:
         self._change = Change()
         self._socket: socket.socket | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._missed = False
+        """Whether the kernel is to be asked once more for what there is."""
 
     def start(self) -> None:
         """Ask for what there is, then listen. A kernel that tells nothing is logged; all goes on without."""
@@ -128,9 +171,7 @@ class NetworkWatch:
             watch = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
             watch.setblocking(False)
             watch.bind((0, GROUPS))
-            request = ADDRESS.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
-            flags = NLM_F_REQUEST | NLM_F_DUMP
-            watch.send(HEADER.pack(HEADER.size + len(request), RTM_GETADDR, flags, 1, 0) + request)
+            _ask_for_list(watch)
         except OSError as error:
             logger.warning("Changes of the network are noticed late: no netlink socket: %s", error)
             return
@@ -153,13 +194,29 @@ class NetworkWatch:
                 data = watch.recv(65_536)
             except BlockingIOError:
                 break
-            except OSError as error:  # ENOBUFS: some were lost
-                logger.info("Changes of the network were missed: %s", error)
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    logger.warning("Changes of the network are noticed late from now on: %s", error)
+                    self.stop()
+                    return
+                logger.info("Changes of the network came faster than they were read; asking for what there is")
+                self._missed = True
                 self._change.routes = True
-                break
+                continue
             self._addresses.take(data, self._change)
+        if self._missed and not self._addresses.listing:  # one list at a time: the kernel refuses another
+            self._list_again(watch)
         if self._change and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(SETTLE, self._tell)
+
+    def _list_again(self, watch: socket.socket) -> None:
+        self._missed = False
+        try:
+            _ask_for_list(watch)
+        except OSError as error:
+            logger.warning("Changes of the network were missed: %s", error)
+        else:
+            self._addresses.list_again()
 
     def _tell(self) -> None:
         self._timer = None
