@@ -197,9 +197,19 @@ class House:
         return {"purged": purged}
 
     def network_changed(self, change: Change) -> None:
-        """This machine's addresses or default routes changed: connections dial at once where that can help."""
+        """This machine's addresses or default routes changed.
+
+        Connections dial at once where that can help, services replace the offers that have become useless, and after a
+        change of routes every link is measured: its peer hears at once where this machine is to be found now.
+        """
         for connection in self.holdings.by_id.values():
-            connection.network_changed(change.removed)
+            connection.network_changed(change.added, change.removed, routes=change.routes)
+        for service in self.holdings.services.values():
+            service.addresses_gone(change.removed)
+        if change.routes:
+            for session in self.holdings.sessions(None):
+                session.machine.ping(session.now())
+                session.schedule_flush()
 
     def live_producers(self) -> frozenset[int]:
         """Ids of the named producers that programs have a handle on now, in either store."""

@@ -41,6 +41,12 @@ FIRST_MINUTE = 60.0
 
 FIRST_MINUTE_DELAY = 2.0
 
+OUTDATED = 2.0
+"""Seconds after which a dial is begun anew when a default route changes: a younger one has most likely seen the change."""
+
+CANCEL_EVERY = 5.0
+"""Seconds at least between two dials that are given up because the network changed: each of them uses up an offer."""
+
 STOOD = 10.0
 """Seconds that a link must have stood before the attempts are forgotten."""
 
@@ -72,6 +78,10 @@ class DurableConnection:
         self._delays: Iterator[float] = self._new_delays()
         self._wanted = asyncio.Event()
         self._soon = False
+        self._added: set[str] | None = None
+        """Addresses that this machine has got since the last dial began; None when the network is as it was."""
+        self._cancelled_at: float | None = None
+        """When a dial was last given up because the network had changed."""
         self._lost_at: float | None = None
         self._stood: asyncio.TimerHandle | None = None
         """Runs while the link is younger than `STOOD`."""
@@ -237,15 +247,27 @@ class DurableConnection:
         self.session.cut()
         self._wanted.set()
 
-    def network_changed(self, removed: set[str]) -> None:
-        """Addresses of this machine came, or went (`removed`): dial at once where that can help."""
-        if not self.session.connected:
-            if self._dialling is not None:  # with the candidates of before
-                self._dialling.cancel()
-            self._wanted.set()
-        elif self.session.local_address in removed:
+    def network_changed(self, added: set[str], removed: set[str], *, routes: bool) -> None:
+        """This machine's addresses, or its default routes, changed: dial at once where that can help."""
+        if self.session.local_address in removed:
             self._dialler.moved = True
-            self._wanted.set()
+        if self._dialling is None:
+            if self._dialler.wanted:
+                self._wanted.set()
+            return
+        had = removed - (self._added or set())
+        self._added = (self._added or set()) | added
+        age = self._now() - (self.dialled_at or 0.0)
+        if had or (routes and age > OUTDATED):
+            self._cancel_outdated()
+
+    def _cancel_outdated(self) -> None:
+        """Give up the dial that was begun in another network, unless it has come far or another was given up just now."""
+        now = self._now()
+        recently = self._cancelled_at is not None and now - self._cancelled_at < CANCEL_EVERY
+        if self._dialling is not None and not self._dialler.greeting and not recently:
+            self._cancelled_at = now
+            self._dialling.cancel()
 
     # --- dialling --------------------------------------------------------------------------------------------------
 
@@ -291,7 +313,8 @@ class DurableConnection:
         self.last_error = str(error)
         if not self._dialler.wanted:
             return None
-        early = self._lost_at is not None and self._now() - self._lost_at < FIRST_MINUTE
+        lost_now = self._lost_at is not None and self._now() - self._lost_at < FIRST_MINUTE
+        early = lost_now or self._added is not None
         if error.counts and not early and not self.session.connected:
             self.attempt += 1
         limit = self.max_attempts
@@ -328,6 +351,7 @@ class DurableConnection:
 
     async def _dial(self) -> None:
         self._soon = False
+        self._added = None
         self.dialled_at = self._now()
         await self._dialler.dial(self.settings)
 
@@ -338,7 +362,7 @@ class DurableConnection:
         if self.state in {ConnectionState.FAILED, ConnectionState.CLOSED}:  # this link came too late
             session.cut()
             return
-        self.last_error = None
+        self.last_error = self._added = None
         for timer in (self._stood, self._redial):
             if timer is not None:
                 timer.cancel()

@@ -89,7 +89,8 @@ class Dialler:
 
     def settle(self, effect: LinkUp | LinkDown) -> None:
         """A link is up, or is down: the answer to hello."""
-        self.moved = False
+        if isinstance(effect, LinkUp):
+            self.moved = False
         outcome = self._greetings.get(effect.link)  # type: ignore[call-overload]
         if outcome is not None and not outcome.done():
             outcome.set_result(effect)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from rondevud.durable import sdp
 from rondevud.durable.settings import PeerChoice, ServiceSettings
-from rondevud.errors import TransportError
+from rondevud.errors import SignallingGarbled, SignallingRejected, TransportError
 from rondevud.signalling.base import Publication, ServicePublisher
 from rondevud.transport.base import DataChannel, Engine, PeerConnection
 
@@ -70,6 +70,10 @@ class OfferPool:
         self._now = now
         self._discard = discard
         self._offers: dict[str, PendingOffer] = {}
+        self._gone: set[str] = set()
+        """Addresses that this machine has lost since it began to make the last offers."""
+        self._useless: set[str] = set()
+        """Offers given up before their time, to be deleted at the server."""
 
     @property
     def size(self) -> int:
@@ -94,6 +98,7 @@ class OfferPool:
 
     async def publish(self) -> Publication:
         """Publish the service, or publish it again, with one new offer. Raises `SignallingError`, `TransportError`."""
+        self._gone.clear()
         offer = await self._make_offer()
         settings = self._settings
         try:
@@ -106,6 +111,7 @@ class OfferPool:
         self.publication = publication
         self.refresh_at = self._now() + publication.ttl * (1 - settings.ttl_refresh_margin)
         self._keep(offer, publication.offer_id, publication.ttl)
+        self._drop_useless()
         return publication
 
     async def refill(self, missed: int) -> int:
@@ -113,6 +119,7 @@ class OfferPool:
         count = min(BATCH, self.wanted(missed) - self.size)
         if count <= 0:
             return 0
+        self._gone.clear()
         offers: list[PendingOffer] = []
         try:
             for _ in range(count):
@@ -124,6 +131,7 @@ class OfferPool:
             raise
         for offer, accepted in zip(offers, added, strict=True):
             self._keep(offer, accepted.offer_id, accepted.ttl)
+        self._drop_useless()
         return count
 
     def take(self, offer_id: str) -> PendingOffer | None:
@@ -139,6 +147,40 @@ class OfferPool:
             self._discard(offer.connection)
         return len(gone)
 
+    def addresses_gone(self, addresses: set[str]) -> bool:
+        """This machine has lost these addresses: give up the offers that name them; answers whether there were any.
+
+        Offers that are being made are judged when they are there.
+        """
+        self._gone |= addresses
+        return self._drop_useless()
+
+    def _drop_useless(self) -> bool:
+        """Give up the offers that name an address in `_gone`. The one of the publication calls for another one."""
+        useless = [offer for offer in self._offers.values() if sdp.addresses(offer.sdp) & self._gone]
+        for offer in useless:
+            del self._offers[offer.offer_id]
+            self._discard(offer.connection)
+            self._useless.add(offer.offer_id)
+            if self.publication is not None and offer.offer_id == self.publication.offer_id:
+                self.refresh_at = self._now()
+        return bool(useless)
+
+    async def delete_useless(self) -> None:
+        """Delete at the server what was given up before its time, so that nobody is handed it.
+
+        Raises `SignallingUnreachable` and `SignallingRejected` ``unauthorized``; offers that cannot be deleted for another
+        reason stay there until their TTL ends.
+        """
+        for offer_id in list(self._useless):
+            try:
+                await self._publisher.delete_offer(offer_id)
+            except (SignallingRejected, SignallingGarbled) as error:
+                if getattr(error, "code", None) == "unauthorized":
+                    raise
+                logger.info("An offer that has become useless stays at the server until its TTL ends: %s", error)
+            self._useless.discard(offer_id)
+
     def next_change(self) -> float | None:
         """When an offer stops counting or the service is to be refreshed, in the time of `now`."""
         now = self._now()
@@ -152,6 +194,7 @@ class OfferPool:
         for offer in self._offers.values():
             self._discard(offer.connection)
         self._offers.clear()
+        self._useless.clear()
 
     def forget(self) -> None:
         """The server has forgotten us: no offer of ours is usable any more."""

@@ -6,6 +6,8 @@ Chromium drop ``x-rondevu-link``).
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import re
 
 from rondevud.durable.frames import VERSION
@@ -46,6 +48,15 @@ def fingerprint(sdp: str) -> bytes:
 def candidates(sdp: str) -> list[Candidate]:
     """The candidates in `sdp`, as they are trickled."""
     return [Candidate(line, "0", 0) for line in _CANDIDATE.findall(sdp)]
+
+
+def addresses(sdp: str) -> frozenset[str]:
+    """The addresses of the candidates in `sdp`, in their usual spelling; names are left out."""
+    found = set()
+    for line in _CANDIDATE.findall(sdp):
+        with contextlib.suppress(ValueError, IndexError):
+            found.add(str(ipaddress.ip_address(line.split()[4])))
+    return frozenset(found)
 
 
 def _split(sdp: str) -> tuple[str, str]:

@@ -244,6 +244,7 @@ class DurableService:
         if self.pool.refresh_at is None or self.pool.refresh_at <= now:
             await self._publish_service()
         try:
+            await self.pool.delete_useless()
             if await self.pool.refill(self.visits.missing):
                 self.counters["offers"] += 1
         except SignallingRejected as error:
@@ -347,6 +348,11 @@ class DurableService:
     def forget_read(self) -> None:
         """Forget closed connections in which nothing waits any more: see `Visits.forget_read`."""
         self.visits.forget_read()
+
+    def addresses_gone(self, addresses: set[str]) -> None:
+        """This machine has lost these addresses: offers that name them are replaced at once."""
+        if self.pool.addresses_gone(addresses):
+            self._changed.set()
 
     def _visits_changed(self, missed: bool) -> None:
         """A peer is there, or `missed` and expected back: other offers are wanted, or answers sooner."""

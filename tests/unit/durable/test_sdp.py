@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from rondevud.durable.sdp import fingerprint, link_versions, mark
+from rondevud.durable.sdp import addresses, fingerprint, link_versions, mark
 from rondevud.errors import TransportError
 
 SHA_256 = "A1:" * 31 + "0b"
@@ -83,3 +83,14 @@ def test_endless_numbers_are_not_read():
 def test_text_without_a_whole_sha_256_fingerprint_is_refused(text):
     with pytest.raises(TransportError, match="fingerprint"):
         fingerprint(text)
+
+
+def test_addresses_are_those_of_candidates_in_their_usual_spelling():
+    text = (
+        "v=0\r\nc=IN IP4 192.0.2.9\r\n"
+        "a=candidate:1 1 udp 2130706431 192.0.2.1 5000 typ host\r\n"
+        "a=candidate:2 1 udp 2130706431 2001:DB8:0::1 5000 typ host\r\n"
+        "a=candidate:3 1 udp 1694498815 198.51.100.1 5000 typ srflx raddr 192.0.2.2 rport 5000\r\n"
+        "a=candidate:4 1 udp 2130706431 4d3c.local 5000 typ host\r\na=candidate:5 1\r\n"
+    )
+    assert addresses(text) == {"192.0.2.1", "2001:db8::1", "198.51.100.1"}
