@@ -237,6 +237,8 @@ class House:
             "clients": len(self.clients()),
             "store": "ok" if failing is None else str(failing),
             "counters": dict(self._environment.counters),
+            "engine_counters": dict(self._engine.counters),
+            "signalling_counters": dict(self.holdings.signalling.counters) if self.holdings.can_reach_out else {},
         }
 
     def services(self) -> list[Data]:

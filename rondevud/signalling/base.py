@@ -7,6 +7,7 @@ Times are seconds since 1970 by the *server's* clock unless said otherwise, dura
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -127,6 +128,10 @@ class Signalling(Protocol):
 
     @property
     def health(self) -> Health: ...
+
+    @property
+    def counters(self) -> Counter[str]:
+        """What was repeated or dropped, by name; they only rise."""
 
     async def claim(self, username: str) -> float:
         """Claim, or renew, a user name with this daemon's key for it (made when there is none).

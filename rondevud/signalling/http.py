@@ -12,6 +12,7 @@ import json
 import logging
 import random
 import ssl
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
@@ -98,8 +99,8 @@ class HttpClient:
         self._user_agent = user_agent
         self._closed = False
         self.health = Health(clock.steady)
-        self.retries = 0
-        """Tries that followed another one."""
+        self.counters: Counter[str] = Counter()
+        """``retries``, tries that followed another one, and what others who share this client count; they only rise."""
 
     async def close(self) -> None:
         """Idempotent."""
@@ -149,7 +150,7 @@ class HttpClient:
                 self.health.failed(error)
                 raise error
             logger.debug("%s; trying again in %.1f s", error, pause)
-            self.retries += 1
+            self.counters["retries"] += 1
             await asyncio.sleep(pause)
         raise AssertionError("unreachable")
 

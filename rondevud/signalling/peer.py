@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Collection
 from typing import Any, Final
 from urllib.parse import quote
@@ -79,10 +79,10 @@ class Peer:
 class SeenCandidates:
     """Which candidates of which offer have been passed on; bounded, and what it drops is counted."""
 
-    def __init__(self) -> None:
+    def __init__(self, counters: Counter[str]) -> None:
+        """`counters` gets ``candidates_dropped``, those beyond `MAX_CANDIDATES`."""
         self._offers: OrderedDict[str, set[Candidate]] = OrderedDict()
-        self.dropped = 0
-        """Candidates beyond `MAX_CANDIDATES`."""
+        self._counters = counters
 
     def take_new(self, offer_id: str, candidates: list[Candidate]) -> list[Candidate]:
         seen = self._offers.setdefault(offer_id, set())
@@ -91,7 +91,8 @@ class SeenCandidates:
             self._offers.popitem(last=False)
         new = [candidate for candidate in dict.fromkeys(candidates) if candidate not in seen]
         room = MAX_CANDIDATES - len(seen)
-        self.dropped += max(0, len(new) - room)
+        if len(new) > room:
+            self._counters["candidates_dropped"] += len(new) - room
         seen.update(new[:room])
         return new[:room]
 
@@ -102,9 +103,9 @@ class SeenCandidates:
 class TrickledCandidates:
     """The candidates of both roles: the server decides by the peer which side's are stored and answered."""
 
-    def __init__(self, peer: Peer) -> None:
+    def __init__(self, peer: Peer, counters: Counter[str]) -> None:
         self._peer = peer
-        self.seen = SeenCandidates()
+        self.seen = SeenCandidates(counters)
 
     async def read(self, offer_id: str, *, renew: bool) -> list[Candidate]:
         """From the beginning each time: a server stamps a batch into the future, and what comes after it would be lost

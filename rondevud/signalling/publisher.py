@@ -55,7 +55,7 @@ class RestPublisher:
         self._username = username
         self._fqn = fqn
         self._peer = Peer(http)
-        self._candidates = TrickledCandidates(self._peer)
+        self._candidates = TrickledCandidates(self._peer, http.counters)
         self._publication: Publication | None = None
         self._published_as = 0
         """`Peer.number` of the publication."""

@@ -17,6 +17,7 @@ that it has the same offer already. The caller publishes again with a new offer.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import aiohttp
@@ -51,11 +52,15 @@ class RestSignalling:
         self._http = HttpClient(url, clock=self._clock, session=session, timeout=timeout, user_agent=user_agent)
         self._identities = identities
         self._peer = Peer(self._http)
-        self._candidates = TrickledCandidates(self._peer)
+        self._candidates = TrickledCandidates(self._peer, self._http.counters)
 
     @property
     def health(self) -> Health:
         return self._http.health
+
+    @property
+    def counters(self) -> Counter[str]:
+        return self._http.counters
 
     async def close(self) -> None:
         await self._http.close()

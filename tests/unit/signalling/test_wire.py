@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -55,15 +56,16 @@ def test_a_list_entry_that_is_wrong_is_named_with_its_place() -> None:
 
 
 def test_candidates_are_passed_on_once_and_beyond_the_bound_they_are_counted() -> None:
-    seen = SeenCandidates()
+    counters: Counter[str] = Counter()
+    seen = SeenCandidates(counters)
     many = [Candidate(f"candidate:{number}") for number in range(MAX_CANDIDATES + 5)]
     assert seen.take_new("o", [many[0], many[0]]) == [many[0]]
     assert seen.take_new("o", many) == many[1:MAX_CANDIDATES]
-    assert seen.dropped == 5
+    assert counters == {"candidates_dropped": 5}
 
 
 def test_the_offer_not_asked_for_longest_is_forgotten_first() -> None:
-    seen = SeenCandidates()
+    seen = SeenCandidates(Counter())
     one = Candidate("candidate:1")
     for number in range(MAX_CANDIDATE_OFFERS):
         seen.take_new(str(number), [one])
