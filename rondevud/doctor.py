@@ -27,7 +27,7 @@ SPACE_KEPT = 64 * 1024 * 1024
 
 OWN_KINDS = {
     "corrupt": Kind(
-        "SQLite finds the file damaged; queues in the damaged part stand still", "run `rondevud doctor --repair`"
+        "SQLite finds the file damaged; what is in the damaged part is lost", "run `rondevud doctor --repair`"
     ),
     "open_key": Kind("other users of this machine can be this user name", "run `chmod 600` on it"),
     "bad_key": Kind("the user name of this key cannot be used", "import the key anew, or remove the file"),

@@ -70,7 +70,8 @@ def open_database(
         except sqlite3.DatabaseError as error:
             if not is_damage(error):
                 raise
-            moved = _move_aside(path)
+            moved = aside(path)
+            _move(path, moved)
             logger.error("SQLite refuses %s (%s): moved to %s, starting with an empty store", path, error, moved)  # noqa: TRY400
             return connect(path, factory), moved
     except (sqlite3.Error, OSError) as error:
@@ -183,15 +184,19 @@ def _check_schema(connection: sqlite3.Connection) -> None:
         raise damage(f"its schema is damaged at {', '.join(wrong)}")
 
 
-def _move_aside(path: Path) -> Path:
-    """Rename the database with its -wal and -shm; never onto something that is there. Answers its new path."""
+def aside(path: Path) -> Path:
+    """A name for a damaged database, beside its own, that nothing has."""
     stem = f"{path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     target, attempt = path.with_name(stem), 1
     while target.exists():
         attempt += 1
         target = path.with_name(f"{stem}-{attempt}")
+    return target
+
+
+def _move(path: Path, target: Path) -> None:
+    """Rename the database with its -wal and -shm."""
     path.rename(target)
     for suffix in ("-wal", "-shm"):
         if (log := _beside(path, suffix)).exists():
             log.rename(_beside(target, suffix))
-    return target

@@ -40,7 +40,10 @@ KINDS = {
         "SQLite cannot use the file; the daemon would move it aside and start with an empty store",
         "`--repair` does that now; a backup can be put in its place",
     ),
-    "unreadable": Kind("a part of the file cannot be read, and its queue stands still", _REPAIR),
+    "unreadable": Kind(
+        "a part of the file cannot be read; a daemon that meets it copies what can be read into a new file",
+        "nothing is needed, or " + _REPAIR,
+    ),
     "damaged_row": Kind("this row is not what was written; it will not be used", f"nothing is needed, or {_REPAIR}"),
     "missing": Kind("messages that are counted are not there; they are lost", f"nothing is needed, or {_REPAIR}"),
     "wrong_count": Kind("limits and `queue` go by this count", _REPAIR),

@@ -6,6 +6,9 @@ the loop in one call, in the order of submission. So the price of an fsync is sh
 A failed commit is *undecided*: its rows can come back after a crash, because what reached the log may be whole. Nothing is
 answered then. The thread repeats a small transaction until one commits, which overwrites what the failed one left in the
 log; only then the operations of the failed transaction, and all queued behind it by then, are answered with `StoreFailed`.
+
+An operation that meets damage is tried again with new indexes and then with a new file of all that can be read: what is
+lost with the rest is a damaged message like any other.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ from rondevud import failpoints
 from rondevud.errors import StoreError, StoreFailed
 from rondevud.records import Operation
 from rondevud.store.base import Done, Limits
-from rondevud.store.database import failure, is_damage, open_database, primary_code
+from rondevud.store.database import aside, connect, failure, is_damage, open_database, primary_code
+from rondevud.store.salvage import rebuild
 from rondevud.store.tables import READS, SqlTables
 from rondevud.store.upkeep import Upkeep
 
@@ -50,6 +54,9 @@ GARBAGE_COMMITS = 16
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 2.0
 """Seconds before the first and between later attempts to recover from a failed commit."""
+
+REBUILD_RETRY = 60.0
+"""Seconds after an attempt to make a new file that failed (no room) before the next one."""
 
 CLOSE_TIMEOUT = 30.0
 """Seconds that `close` waits for the writer."""
@@ -121,7 +128,8 @@ class SqliteStore:
         self._stop = False
         self._held: _Job | None = None
         self._commits = 0
-        self._healed = False
+        self._reindexed = self._rebuilt = False
+        self._next_rebuild = 0.0
         self._connection: sqlite3.Connection
         self._tables: SqlTables
         self._upkeep: Upkeep
@@ -245,8 +253,7 @@ class SqliteStore:
             self._call(self._settle_open, wrapped)
             self._call(self._end, [])
             return
-        self._tables = SqlTables(self._connection, self._limits)
-        self._upkeep = Upkeep(self.path, self._connection, self._tables, self._live)
+        self._use_connection()
         self._call(self._settle_open, None)
         try:
             self._work()
@@ -257,6 +264,10 @@ class SqliteStore:
             with contextlib.suppress(sqlite3.Error):
                 self._connection.close()
             self._call(self._end, self._drain(StoreFailed("the store has ended")))
+
+    def _use_connection(self) -> None:
+        self._tables = SqlTables(self._connection, self._limits)
+        self._upkeep = Upkeep(self.path, self._connection, self._tables, self._live)
 
     def _work(self) -> None:
         while not self._stop:
@@ -353,11 +364,33 @@ class SqliteStore:
         return StoreError(f"{name} cannot be stored: {cause}")
 
     def _heal(self, cause: Exception) -> bool:
-        """Once in a life, answer damage by making the indexes anew; whether the operation is worth another try."""
-        if self._healed or not (isinstance(cause, sqlite3.Error) and is_damage(cause)):
+        """Answer damage, once in a life by new indexes and once by a new file; whether to try the operation again."""
+        if not (isinstance(cause, sqlite3.Error) and is_damage(cause)):
             return False
-        self._healed = True
-        return self._upkeep.reindex()
+        if not self._reindexed:
+            self._reindexed = True
+            if self._upkeep.reindex():
+                return True
+        return not self._rebuilt and self._rebuild()
+
+    def _rebuild(self) -> bool:
+        """Go on with a new file of everything that can be read; whether that succeeded. The damaged one stays beside it."""
+        if time.monotonic() < self._next_rebuild:
+            return False
+        kept = aside(self.path)
+        try:
+            lost = rebuild(self.path, self._connection, keep=kept, live=self._live)
+        except (sqlite3.Error, OSError, StoreError) as error:
+            self._next_rebuild = time.monotonic() + REBUILD_RETRY
+            logger.error("the store is damaged, and cannot be copied into a new file: %s", error)  # noqa: TRY400
+            self._connection.close()
+        else:
+            self._rebuilt = True
+            logger.error("the store was damaged; what can be read is in a new file, the damaged one is %s", kept)
+            logger.error("what could not be read is in: %s", ", ".join(lost) or "no table")
+        self._connection = connect(self.path, self._factory)
+        self._use_connection()
+        return self._rebuilt
 
     def _fail(self, jobs: list[_Job], error: Exception) -> None:
         """Wait until a transaction commits again, then answer `jobs` and all that is queued with `StoreFailed`."""

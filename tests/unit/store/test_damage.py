@@ -128,6 +128,7 @@ async def test_a_flipped_bit_never_delivers_anything_wrong(intact, tmp_path, cap
         finally:
             await store.close()
     assert outcomes["read"] > 3 * FLIPS
+    assert outcomes["refused"] == 0
 
 
 def find_harm(path) -> list:

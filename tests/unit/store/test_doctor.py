@@ -27,6 +27,7 @@ from rondevud.store.backup import BackupExists, back_up
 from rondevud.store.database import check_integrity, connect
 from rondevud.store.examination import Examination, ExamineSlice
 from rondevud.store.rows import ChannelRows, sealed
+from rondevud.store.salvage import rebuild
 from rondevud.store.sqlite import SqliteStore
 from tests.unit.store.kit import NOW, PEER, later, make_channel
 
@@ -251,8 +252,7 @@ async def test_a_page_that_sqlite_cannot_read_is_left_behind_with_everything_els
 async def test_ids_are_not_given_again_after_a_repair(path):
     edit(path, "DELETE FROM channels", "UPDATE sqlite_sequence SET seq = 0")
     with closing(connect(path)) as connection:
-        fresh = repair.rebuild(path, connection, lambda _done: None)
-        fresh.close()
+        rebuild(path, connection)
     store = await SqliteStore.open(path)
     assert await make_channel(store) == 2
     await store.close()

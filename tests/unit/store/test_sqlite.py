@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import sqlite3
 import stat
 import threading
@@ -442,22 +443,56 @@ async def test_a_damaged_producer_goes_on_behind_what_is_held(path, opened):
     assert (record.id, record.last_seq, record.rejected) == (producer, 9, ())
 
 
-async def test_a_malformed_page_fails_its_operation_and_no_other(path, opened):
+async def with_a_malformed_page(path, opened, table="sqlite_autoindex_inbox_1"):
+    """A store with one channel, whose outbox holds a message, and the channel."""
     store = await opened()
-    good = await fill(store, "fine")
+    channel = await fill(store, "fine")
     [(size,)] = edit(path, "PRAGMA page_size")
-    [(page,)] = edit(path, "SELECT rootpage FROM sqlite_schema WHERE name = 'sqlite_autoindex_inbox_1'")
+    [(page,)] = edit(path, f"SELECT rootpage FROM sqlite_schema WHERE name = '{table}'")
     await store.close()
     with path.open("r+b") as file:
         file.seek((page - 1) * size)
         file.write(b"\xff" * size)
+    return await opened(), channel
+
+
+async def test_a_malformed_page_is_left_behind_and_everything_else_goes_on_in_a_new_file(path, opened):
+    store, channel = await with_a_malformed_page(path, opened)
+    damaged = path.read_bytes()
+    reading = asyncio.ensure_future(store.execute(ReadIn(channel, 0)))
+    putting = asyncio.ensure_future(store.execute(Put(channel, ("more",), NOW)))
+    assert (await reading).items == []
+    assert (await putting).first == 2
+    assert store.failing is None
+    (kept,) = path.parent.glob(f"{path.name}.damaged-*")
+    assert kept.read_bytes()[4096:] == damaged[4096:]  # behind the header, which says how the log is kept
     store = await opened()
-    reading = asyncio.ensure_future(store.execute(ReadIn(good, 0)))
-    putting = asyncio.ensure_future(store.execute(Put(good, ("more",), NOW)))
+    assert [item.payload for item in (await store.execute(ReadOut(channel, 0))).items] == ["fine", "more"]
+
+
+async def test_messages_in_a_malformed_page_are_reported_and_those_behind_them_delivered(path, opened):
+    store, channel = await with_a_malformed_page(path, opened, "outbox")
+    assert (await store.execute(Put(channel, ("more",), NOW))).first == 2
+    page = await store.execute(ReadOut(channel, 0))
+    assert page.items == [Removal(1, 2, Reason.DAMAGED, 1), OutMessage(2, "more")]
+    assert page.damaged == [Removed(1, 2, Reason.DAMAGED, 1, 0, ())]
+
+
+async def test_a_malformed_page_fails_its_operation_and_no_other_while_there_is_no_new_file(path, opened, monkeypatch):
+    def fail(*_args, **_options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sqlite, "rebuild", fail)
+    store, channel = await with_a_malformed_page(path, opened)
+    reading = asyncio.ensure_future(store.execute(ReadIn(channel, 0)))
+    putting = asyncio.ensure_future(store.execute(Put(channel, ("more",), NOW)))
     with pytest.raises(StoreFailed, match="malformed"):
         await reading
     assert (await putting).first == 2
     assert store.failing is None
+    monkeypatch.undo()
+    monkeypatch.setattr(store, "_next_rebuild", 0.0)  # as after a minute
+    assert (await store.execute(ReadIn(channel, 0))).items == []
 
 
 # --- the writer ------------------------------------------------------------------------------------------------
