@@ -308,6 +308,8 @@ class SqliteStore:
                 refused[blamed.index] = self._refuse(jobs[blamed.index], blamed.cause)
             except Exception as error:  # noqa: BLE001 - a commit that failed, or what never should happen
                 self._upkeep.roll_back()
+                if self._heal(error):  # with a transaction of its own, so that nothing is undecided
+                    continue
                 self._fail(jobs, error)
                 return
         self._commits += 1

@@ -478,6 +478,13 @@ async def test_messages_in_a_malformed_page_are_reported_and_those_behind_them_d
     assert page.damaged == [Removed(1, 2, Reason.DAMAGED, 1, 0, ())]
 
 
+async def test_an_index_that_is_found_malformed_at_a_commit_is_made_anew(path, opened):
+    store, channel = await with_a_malformed_page(path, opened, "sqlite_autoindex_channels_1")
+    assert (await store.execute(Put(channel, ("more",), NOW))).first == 2  # its channel's row goes through the index
+    store = await opened()
+    assert [item.payload for item in (await store.execute(ReadOut(channel, 0))).items] == ["fine", "more"]
+
+
 async def test_a_malformed_page_fails_its_operation_and_no_other_while_there_is_no_new_file(path, opened, monkeypatch):
     def fail(*_args, **_options):
         raise OSError(errno.ENOSPC, "No space left on device")
