@@ -62,14 +62,14 @@ LOST = {"lost", "accepted-but-nowhere"}
 TRIALS = {
     "accept-before-the-commit": Bug(LOST, "write.Put", 5, stalled=True, quick=True),
     "acknowledge-before-the-commit": Bug(LOST, "write.Receive", 8, stalled=True, quick=True),
-    "deliver-before-the-commit": Bug({"unmarked"}, "write.Receive", 8, stalled=True, quick=True),
+    "deliver-before-the-commit": Bug({"unmarked"}, "write.Receive", 8, stalled=True),
     "delete-inbox-rows-beyond-the-acknowledged": Bug(LOST, "deliver.before", 3, stalled=True, late=True),
     "drop-the-tail-of-a-pack": Bug(LOST),
     "expire-fresh-messages": Bug({"removed", *LOST}, "send.before.data", 3, cured=False),
     "forget-a-producers-last-number": Bug({"duplicated"}, "accepted.before", 5),
     "give-up-what-waits-at-a-start": Bug(LOST, "stored.Put", 4, cured=False),
     "lose-the-text-flag-of-pieces": Bug({"altered"}),
-    "redeliver-without-counting-attempts": Bug({"unmarked"}, "write.AckIn", 3, cured=False),
+    "redeliver-without-counting-attempts": Bug({"unmarked"}, "write.AckIn", 3, cured=False, quick=True),
     "renumber-after-a-restart": Bug({"duplicated"}, "receive.before.ack", 4, cured=False, quick=True),
     "skip-the-duplicate-test": Bug(
         {"unmarked", "duplicated"}, "receive.before.ack", 4, cured=False, buggy=(CONNECTING, SERVICE)
