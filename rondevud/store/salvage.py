@@ -26,7 +26,7 @@ KEYED_TABLES = {
 }
 """Tables without a rowid, and their primary keys."""
 
-PROBES = 200_000
+PROBES = 20_000
 """Rowids that are looked at one by one between two places at which a table cannot be read."""
 
 BATCH = 256
