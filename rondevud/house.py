@@ -235,6 +235,7 @@ class House:
             + sum(len(service.visits) for service in self.holdings.all_services()),
             "connected": sum(session.connected for session in self.holdings.sessions(None)),
             "clients": len(self.clients()),
+            "tasks": len(asyncio.all_tasks()),
             "store": "ok" if failing is None else str(failing),
             "counters": dict(self._environment.counters),
             "engine_counters": dict(self._engine.counters),

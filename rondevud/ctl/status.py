@@ -14,8 +14,8 @@ from rondevud.ctl.output import show_record
 def status(settings: Settings) -> None:
     """Show how the daemon is.
 
-    JSON: {version, instance, pid, uptime, signalling, engine, services, connections, connected, clients, store,
-    counters, engine_counters, signalling_counters}.
+    JSON: {version, instance, pid, uptime, signalling, engine, services, connections, connected, clients, tasks,
+    store, counters, engine_counters, signalling_counters}.
     """
     show_record(ask(settings, "status"), as_json=settings.json)
 
