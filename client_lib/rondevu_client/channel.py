@@ -17,7 +17,7 @@ from rondevu_client.emitter import Emitter, Listener
 from rondevu_client.errors import ConnectionLost, Detached, MessageRejected, NotAcknowledged, RequestRefused
 from rondevu_client.inbox import Inbox, Message
 from rondevu_client.outbox import Entry, Outbox, Payload, SendFrame
-from rondevu_client.wire import Wire
+from rondevu_client.wire import PASSING, Wire
 
 if TYPE_CHECKING:
     from rondevu_client.client import Daemon
@@ -144,7 +144,11 @@ class Channel(Emitter):
         undecided = self._outbox.futures()
         if undecided:
             await asyncio.wait(undecided)
-        return self._outbox.last_given
+        upto = self._outbox.last_given
+        while not self._outbox.is_decided(upto):
+            self._check_usable()
+            await self._change()
+        return upto
 
     @property
     def ready_state(self) -> str:
@@ -186,11 +190,14 @@ class Channel(Emitter):
         return self
 
     async def __anext__(self) -> Message:
-        """The next message. With `auto_ack` the one before it is acknowledged by asking.
+        """The next message. With `auto_ack` the one that this task got before is acknowledged by asking.
+
+        Several tasks may receive on one channel: each message goes to one of them, and none is acknowledged while a task
+        still has an older one. A task that has ended has nothing any more.
 
         Ends when the channel was closed or detached here; raises `Detached` when it was taken away.
         """
-        message = await self._take_next(self)
+        message = await self._take_next(asyncio.current_task())
         if message is None:
             raise StopAsyncIteration
         return message
@@ -255,13 +262,18 @@ class Channel(Emitter):
         )
 
     async def _revive(self, wire: Wire) -> None:
-        """Attach again on a new socket; ends the channel when the daemon refuses. Raises `ConnectionLost`."""
+        """Attach again on a new socket; ends the channel when the daemon refuses for good.
+
+        Raises `RequestRefused` with a code of `PASSING`, `ConnectionLost`, `TimeoutError`.
+        """
         for attempt in range(1, STOLEN_TRIES + 1):
-            if self.end_reason is not None:
+            if self.end_reason is not None or self._wire is wire:
                 return
             try:
                 await self._attach(wire)
             except RequestRefused as error:
+                if error.code in PASSING:
+                    raise
                 stolen = error.code in {"in_use", "producer_in_use"} and self._daemon._same_instance
                 if not stolen or attempt == STOLEN_TRIES:
                     logger.warning(
@@ -276,7 +288,7 @@ class Channel(Emitter):
     def _begin(self, wire: Wire, answer: dict[str, Any]) -> None:
         """The attach was answered; called before anything behind the answer is looked at."""
         self.connection_id = answer["connection_id"]
-        if self.connection_id and not answer["ephemeral"]:
+        if self.connection_id and not answer.get("ephemeral", False):
             # A name may mean another connection when the daemon is back; only ephemeral ones have no other way.
             self._request["target"] = self.connection_id
         self.verdict = answer["verdict"]
@@ -446,10 +458,17 @@ class Channel(Emitter):
         """
         if self._auto_ack:
             self._inbox.release(consumer)
+            self._release_for_ended_tasks()
         message = await self._next(acknowledge_gaps=self._auto_ack)
         if message is not None and self._auto_ack:
             self._inbox.hold(consumer, message)
         return message
+
+    def _release_for_ended_tasks(self) -> None:
+        """Such as one that only waited for a message, as `asyncio.wait_for` makes them, and handed it on."""
+        for consumer in self._inbox.consumers:
+            if isinstance(consumer, asyncio.Task) and consumer.done():
+                self._inbox.release(consumer)
 
     async def _next(self, *, acknowledge_gaps: bool) -> Message | None:
         """The next message; None at the end. Hands gaps to their listeners on the way."""
@@ -504,21 +523,26 @@ class Channel(Emitter):
             self.buffered_amount_low_threshold = 0
 
     async def _pump_loop(self) -> None:
+        try:
+            await self._pump_messages(asyncio.current_task())
+        finally:
+            self._pump = None
+
+    async def _pump_messages(self, pump: asyncio.Task[None] | None) -> None:
+        """Until there is no listener or no message any more; `pump` is the consumer that has the message."""
         pause = RETRY_FIRST
         while True:
             while not self._inbox and self.end_reason is None:
                 await self._change()
             if not self._listeners.get("message"):
-                self._pump = None
                 return
             message = await self._next(acknowledge_gaps=True)
             if message is None:
                 return
+            if self._auto_ack:
+                self._inbox.hold(pump, message)
             try:
-                for listener in self._take_listeners("message"):
-                    result = listener(message)
-                    if inspect.isawaitable(result):
-                        await result
+                await self._hand_to_listeners(message)
             except Exception as error:
                 logger.exception("A message listener of %r failed", self.label)
                 self._emit("error", describe_failure(error))
@@ -526,7 +550,16 @@ class Channel(Emitter):
                 pause = min(2 * pause, RETRY_LAST)
             else:
                 pause = RETRY_FIRST
-                await message.ack()
+                if self._auto_ack:
+                    self._inbox.release(pump)
+                else:
+                    await message.ack()
+
+    async def _hand_to_listeners(self, message: Message) -> None:
+        for listener in self._take_listeners("message"):
+            result = listener(message)
+            if inspect.isawaitable(result):
+                await result
 
     async def _attach_again_after(self, pause: float) -> None:
         """Give the channel back for a while; whoever has it by then keeps it."""

@@ -24,7 +24,7 @@ from rondevu_client.requests import Requests
 from rondevu_client.service import Handler, Service
 from rondevu_client.sockets import describe_problem, describe_unavailable, socket_candidates
 from rondevu_client.stream import EventStream
-from rondevu_client.wire import Wire, open_wire
+from rondevu_client.wire import PASSING, Wire, open_wire
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,11 @@ REOPEN_FIRST = 0.05
 
 REOPEN_LAST = 1.0
 
+PUT_BACK_FIRST = 1.0
+"""Seconds until something that the daemon refused for a while is declared or attached again; doubles."""
+
+PUT_BACK_LAST = 30.0
+
 ONCE_ONLY = {"close", "close_channel", "detach", "purge", "withdraw", "unsubscribe"}
 """Requests that are not repeated by themselves when the socket breaks before they are answered."""
 
@@ -43,7 +48,8 @@ ONCE_ONLY = {"close", "close_channel", "detach", "purge", "withdraw", "unsubscri
 class _Revivable(Protocol):
     """What has to be told when the socket is gone, back, or gone for good."""
 
-    async def _revive(self, wire: Wire) -> None: ...
+    async def _revive(self, wire: Wire) -> None:
+        """Raises `RequestRefused` with a code of `PASSING` only; another refusal is the end of it."""
 
     def _away(self) -> None: ...
 
@@ -302,7 +308,10 @@ class Daemon(Emitter, Requests):
         """After the channel gave its handle back for a while; it ends when it cannot be had."""
         with contextlib.suppress(ConnectionLost):
             wire = await self._usable()
-            await channel._revive(wire)
+            try:
+                await channel._revive(wire)
+            except (RequestRefused, TimeoutError) as error:
+                await self._put_back(channel, wire, error)
 
     async def _join(self, member: _Revivable, declare: Callable[[Wire], Awaitable[None]]) -> None:
         """Declare or attach something, on another socket where the first one breaks, and keep it so from then on."""
@@ -396,9 +405,29 @@ class Daemon(Emitter, Requests):
         connections = [member for member in members if isinstance(member, Connection)]
         for group in (connections, [member for member in members if not isinstance(member, Connection)]):
             outcomes = await asyncio.gather(*(member._revive(wire) for member in group), return_exceptions=True)
-            for outcome in outcomes:
-                if outcome is not None:
+            for member, outcome in zip(group, outcomes, strict=True):
+                if isinstance(outcome, RequestRefused) and outcome.code in PASSING:
+                    self._spawn(self._put_back(member, wire, outcome), "rondevu: put back what was refused")
+                elif outcome is not None:
                     raise outcome
+
+    async def _put_back(self, member: _Revivable, wire: Wire, error: Exception) -> None:
+        """Declare or attach again what was refused with `error` for a while, unless it ends or there is another socket."""
+        pause = PUT_BACK_FIRST
+        while True:
+            logger.warning("%s is tried again in %g s: %s", type(member).__name__, pause, error)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, PUT_BACK_LAST)
+            if wire is not self._wire or id(member) not in self._members:
+                return
+            try:
+                await member._revive(wire)
+            except ConnectionLost:
+                return
+            except (RequestRefused, TimeoutError) as again:
+                error = again
+            else:
+                return
 
     def _finish(self, reason: str, error: Exception) -> None:
         """Nothing works from here on."""

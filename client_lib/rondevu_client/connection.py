@@ -10,7 +10,7 @@ from rondevu_client.channel import Channel
 from rondevu_client.emitter import Emitter
 from rondevu_client.errors import ConnectionLost, RequestRefused
 from rondevu_client.messages import EVENT
-from rondevu_client.wire import Wire
+from rondevu_client.wire import PASSING, Wire
 
 if TYPE_CHECKING:
     from rondevu_client.client import Daemon
@@ -84,6 +84,8 @@ class Connection(Emitter):
         try:
             await self._declare(wire)
         except RequestRefused as error:
+            if error.code in PASSING:
+                raise
             self._end(error.code)
 
     def _begin(self, wire: Wire, answer: dict[str, Any]) -> None:

@@ -89,6 +89,11 @@ class Inbox:
         """`consumer` has that message until `release`."""
         self._held[consumer] = message._tag
 
+    @property
+    def consumers(self) -> list[object]:
+        """Who has a message."""
+        return list(self._held)
+
     def release(self, consumer: object) -> None:
         """`consumer` is done with what it has, if it has anything."""
         if self._held.pop(consumer, 0):

@@ -58,6 +58,8 @@ class Outbox:
         self._waiting: deque[Entry] = deque()
         self._undecided: dict[int, Entry] = {}
         self._undecided_bytes = 0
+        self._never_decided: int | None = None
+        """The first number of which nobody will say any more what became of it."""
         self._unacknowledged: list[list[int]] = []
         self._removed: list[RemovedRange] = []
         self._removed_unnumbered = 0
@@ -173,6 +175,11 @@ class Outbox:
             else:
                 self._unacknowledged[0][0] = upto + 1
 
+    def is_decided(self, upto: int) -> bool:
+        """Whether the daemon has decided every number up to that one, of messages whose senders have gone away, too."""
+        first = next(iter(self._undecided), self._never_decided)
+        return first is None or first > upto
+
     def is_acknowledged(self, upto: int) -> bool:
         """Whether every accepted message up to that number is acknowledged or removed."""
         return not self._unacknowledged or self._unacknowledged[0][0] > upto
@@ -194,6 +201,7 @@ class Outbox:
         for entry in [*self._undecided.values(), *self._waiting]:
             if not entry.future.done():
                 entry.future.set_exception(error)
+        self._never_decided = next(iter(self._undecided), None)
         self._undecided.clear()
         self._waiting.clear()
         self._undecided_bytes = 0

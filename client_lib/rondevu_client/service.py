@@ -12,7 +12,7 @@ from rondevu_client.channel import Channel, describe_failure
 from rondevu_client.emitter import Emitter, Listener
 from rondevu_client.errors import ConnectionLost, Detached, RequestRefused
 from rondevu_client.messages import EVENT
-from rondevu_client.wire import Wire
+from rondevu_client.wire import PASSING, Wire
 
 if TYPE_CHECKING:
     from rondevu_client.client import Daemon
@@ -36,9 +36,6 @@ class ServiceInfo(NamedTuple):
 
 TAKEN = {"in_use", "detached"}
 """Refusals of a channel that somebody else has or that has just ended: it is offered again when it is free."""
-
-PASSING = {"too_many_requests", "internal", "store_failed", "disk_full"}
-"""What attaching to a channel may be refused with for a while."""
 
 
 class Service(Emitter):
@@ -130,6 +127,8 @@ class Service(Emitter):
         try:
             await self._declare(wire)
         except RequestRefused as error:
+            if error.code in PASSING:
+                raise
             logger.warning("Service %s/%s cannot be declared again: %s", self.username, self.fqn, error)
             self._end(error.code)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rondevu_client.errors import Detached, RequestRefused
 from rondevu_client.messages import EVENT
-from rondevu_client.wire import Wire
+from rondevu_client.wire import PASSING, Wire
 
 if TYPE_CHECKING:
     from rondevu_client.client import Daemon
@@ -85,6 +85,8 @@ class EventStream:
         try:
             await self._declare(wire)
         except RequestRefused as error:
+            if error.code in PASSING:
+                raise
             self._end(error.code)
 
     def _begin(self, wire: Wire, answer: dict[str, Any]) -> None:

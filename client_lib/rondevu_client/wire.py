@@ -35,6 +35,9 @@ REQUESTS = 32
 LASTING = {"wait"}
 """Requests that take as long as they take; they need no turn."""
 
+PASSING = frozenset({"disk_full", "internal", "stopping", "store_failed", "too_many_requests"})
+"""Codes of refusals that may be over in a while: what the library does by itself is tried again."""
+
 Sink: TypeAlias = Callable[[str, list[Any]], None]
 """Takes the notifications of one handle or subscription: method and checked parameters."""
 
