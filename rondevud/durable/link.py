@@ -285,6 +285,7 @@ class Session:
         current = link is self._current
         if current:
             self._current = None
+            self.lanes.ask_store()  # what the peer has confirmed by now counts
             self.lanes.detach()
         if link.state in {LinkState.GREETING, LinkState.UP}:
             self._effects.append(LinkDown(link.key, current, code, reason))

@@ -732,7 +732,7 @@ async def test_a_plain_connection_whose_address_goes_is_replaced_and_ended(guest
     await exchange(far, near)
     (connection,) = guest.place.house.holdings.by_id.values()
     first = connection.session.peer_connection
-    connection.network_changed({connection.session.local_address})
+    connection.network_changed(set(), {connection.session.local_address}, routes=False)
     async with asyncio.timeout(PATIENCE):
         while connection.session.peer_connection is first or first.state != "closed":
             await asyncio.sleep(0)

@@ -21,7 +21,19 @@ from rondevud.durable.effects import (
     SessionFailed,
     Suspect,
 )
-from rondevud.durable.frames import Channel, Data, Goodbye, GoodbyeCode, Hello, Piece, Ping, Refuse, RefuseCode, Skip
+from rondevud.durable.frames import (
+    Ack,
+    Channel,
+    Data,
+    Goodbye,
+    GoodbyeCode,
+    Hello,
+    Piece,
+    Ping,
+    Refuse,
+    RefuseCode,
+    Skip,
+)
 from rondevud.durable.incoming import InboxLimits
 from rondevud.durable.link import BUFFER_LEAST, BUFFER_MOST, CONFLICT_WINDOW, LinkSettings
 from rondevud.durable.outgoing import LOADED_BYTES, LOADED_MESSAGES, Direction, VerdictKind
@@ -715,6 +727,23 @@ class TestUnreliableLabels:
         forget_events(world)
         tell(world, "s", Data("fast", 1, ["x"]))
         assert [event.code for event in events(world, "s", LinkDown)] == ["protocol"]
+
+
+class TestLastWords:
+    def test_what_was_confirmed_right_before_a_goodbye_counts(self):
+        """Both frames can come before the machine is flushed once."""
+        world = joined()
+        send(world, "s", "to be confirmed")
+        node = world.nodes["s"]
+        session = node.session()
+        key = session.current
+        node.commit(100)
+        confirmed = session.lanes["alpha"].out.sent_high
+        session.receive(key, frames.encode(Ack("alpha", confirmed, MIB)), world.now)
+        session.receive(key, frames.encode(Goodbye(GoodbyeCode.CLOSING, "closed")), world.now)
+        node.carry_out(session)
+        node.commit(100)
+        assert outbox_count(world, "s") == 0
 
 
 class TestClosing:
