@@ -314,6 +314,12 @@ class Channel(Emitter):
         self._schedule()
         self._wake()
 
+    def _give_back(self) -> None:
+        wire, handle = self._wire, self._handle
+        self._end("detached")
+        if wire is not None:
+            wire.send_detach(handle)
+
     def _away(self) -> None:
         """The socket is gone; what was received and not acknowledged will come again."""
         self._wire = None

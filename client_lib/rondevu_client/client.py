@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, Unpack, cast
@@ -41,7 +41,16 @@ PUT_BACK_FIRST = 1.0
 
 PUT_BACK_LAST = 30.0
 
-ONCE_ONLY = {"close", "close_channel", "detach", "purge", "withdraw", "unsubscribe"}
+ONCE_ONLY = {
+    "close",
+    "close_channel",
+    "detach",
+    "key_delete",
+    "key_generate",
+    "purge",
+    "withdraw",
+    "unsubscribe",
+}
 """Requests that are not repeated by themselves when the socket breaks before they are answered."""
 
 
@@ -50,6 +59,9 @@ class _Revivable(Protocol):
 
     async def _revive(self, wire: Wire) -> None:
         """Raises `RequestRefused` with a code of `PASSING` only; another refusal is the end of it."""
+
+    def _give_back(self) -> None:
+        """End, and free what the daemon keeps for it: nobody waits for the declaration any more."""
 
     def _away(self) -> None: ...
 
@@ -61,24 +73,36 @@ class _OwnEvents:
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
+        self._wire: Wire | None = None
+        self._subscription = 0
 
     async def _declare(self, wire: Wire) -> None:
         await wire.request(
-            "subscribe", timeout=self._daemon.request_timeout, on_result=lambda answer: self._begin(wire, answer)
+            "subscribe",
+            timeout=self._daemon.request_timeout,
+            on_result=lambda answer: self._begin(wire, answer),
+            undo=lambda answer: wire.send_unsubscribe(answer["subscription"]),
         )
 
     async def _revive(self, wire: Wire) -> None:
         await self._declare(wire)
 
     def _begin(self, wire: Wire, answer: dict[str, Any]) -> None:
-        wire.sinks[answer["subscription"]] = self._take
+        self._wire, self._subscription = wire, answer["subscription"]
+        wire.sinks[self._subscription] = self._take
 
     def _take(self, method: str, params: list[Any]) -> None:
         if method == EVENT and not {"service", "connection_id"} & params[3].keys():
             self._daemon._emit(params[2], params[3])
 
+    def _give_back(self) -> None:
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.sinks.pop(self._subscription, None)
+            wire.send_unsubscribe(self._subscription)
+
     def _away(self) -> None:
-        """Nothing is kept."""
+        self._wire = None
 
     def _end(self, reason: str, error: Exception | None = None) -> None:
         del reason, error
@@ -136,7 +160,12 @@ class Daemon(Emitter, Requests):
         await self.close()
 
     async def open(self) -> None:
-        """Find the socket and say hello. Raises `DaemonUnavailable`, `RequestRefused` (``access_denied``)."""
+        """Find the socket and say hello. Raises `DaemonUnavailable`, `RequestRefused` (``access_denied``).
+
+        Raises `RuntimeError` when it is open already.
+        """
+        if self._closed is None:
+            raise RuntimeError("the daemon object is open")
         self._closed = ConnectionLost("the daemon object is not open")
         self._ready.clear()
         tried: list[tuple[Path, str]] = []
@@ -183,7 +212,8 @@ class Daemon(Emitter, Requests):
     # --- use ---------------------------------------------------------------------------------------------------
 
     async def call(self, method: str, params: dict[str, Any] | None = None, *, timeout: float | None = None) -> Any:
-        return await self._ask(method, params, self.request_timeout if timeout is None else timeout)
+        async with asyncio.timeout(timeout):
+            return await self._ask(method, params, self.request_timeout if timeout is None else None)
 
     async def connect(
         self,
@@ -271,9 +301,18 @@ class Daemon(Emitter, Requests):
 
         Raises `RequestRefused`: ``timeout``, or ``closed`` and ``failed`` when it will not come about.
         """
-        params = {"target": target, "for": what, "timeout": timeout}
-        limit = None if timeout is None else self.request_timeout + timeout
-        return cast("dict[str, Any]", await self._ask("wait", params, limit))
+        until = None if timeout is None else asyncio.get_running_loop().time() + timeout
+        while True:
+            try:
+                async with asyncio.timeout_at(until):
+                    wire = await self._usable()
+            except TimeoutError:
+                raise RequestRefused("timeout", f"the daemon has not come back within {timeout} s") from None
+            left = None if until is None else max(0.0, until - asyncio.get_running_loop().time())
+            limit = None if left is None else self.request_timeout + left
+            with self._repeating("wait"):
+                params = {"target": target, "for": what, "timeout": left}
+                return cast("dict[str, Any]", await wire.request("wait", params, timeout=limit))
 
     # --- inside ------------------------------------------------------------------------------------------------
 
@@ -284,14 +323,19 @@ class Daemon(Emitter, Requests):
             self._spawn(self._join(self._own_events, self._own_events._declare), "events of the daemon")
 
     async def _ask(self, method: str, params: dict[str, Any] | None, limit: float | None) -> Any:
-        """`limit` None: as long as it takes."""
         while True:
             wire = await self._usable()
-            try:
+            with self._repeating(method):
                 return await wire.request(method, params, timeout=limit)
-            except ConnectionLost:
-                if not self._reconnect or method in ONCE_ONLY or self._closed is not None:
-                    raise
+
+    @contextlib.contextmanager
+    def _repeating(self, method: str) -> Iterator[None]:
+        """Passes over `ConnectionLost` where the request may be made again on the next socket."""
+        try:
+            yield
+        except ConnectionLost:
+            if not self._reconnect or method in ONCE_ONLY or self._closed is not None:
+                raise
 
     async def _connect(
         self, service: dict[str, Any], name: str | None, options: dict[str, Any], *, ephemeral: bool
@@ -323,6 +367,11 @@ class Daemon(Emitter, Requests):
                 if not self._reconnect or self._closed is not None:
                     raise
                 continue
+            except RequestRefused:
+                raise
+            except BaseException:
+                member._give_back()
+                raise
             if wire is self._wire:
                 self._members[id(member)] = member
                 return

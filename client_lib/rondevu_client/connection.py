@@ -78,7 +78,13 @@ class Connection(Emitter):
         answer = await wire.request("connect", self._declaration, timeout=timeout)
         self.id, self.name = answer["connection_id"], answer["name"]
         self.state, self.created = answer["state"], answer["created"]
-        await wire.request("subscribe", {"target": self.id}, timeout=timeout, on_result=lambda a: self._begin(wire, a))
+        await wire.request(
+            "subscribe",
+            {"target": self.id},
+            timeout=timeout,
+            on_result=lambda answer: self._begin(wire, answer),
+            undo=lambda answer: wire.send_unsubscribe(answer["subscription"]),
+        )
 
     async def _revive(self, wire: Wire) -> None:
         try:
@@ -92,6 +98,9 @@ class Connection(Emitter):
         self._wire, self._subscription = wire, answer["subscription"]
         wire.sinks[self._subscription] = self._take
         self._take_rows(answer["connections"])
+
+    def _give_back(self) -> None:
+        self._leave()
 
     def _away(self) -> None:
         self._wire = None

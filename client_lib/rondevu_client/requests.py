@@ -20,15 +20,19 @@ class Requests(ABC):
 
     @abstractmethod
     async def call(self, method: str, params: Data | None = None, *, timeout: float | None = None) -> Any:
-        """Any request of the socket. Parameters that are None are left out; `timeout` in seconds, None: the default.
+        """Any request of the socket. Parameters that are None are left out.
 
-        Raises `RequestRefused`, `ConnectionLost`, `TimeoutError`.
+        `timeout` is in seconds for everything, waiting for a daemon that is away included; None: `request_timeout` for the
+        answer of a daemon that is there. Raises `RequestRefused`, `ConnectionLost`, `TimeoutError`.
         """
+
+    @abstractmethod
+    async def _ask(self, method: str, params: Data | None, limit: float | None) -> Any:
+        """Ask when the daemon is there; `limit` is in seconds for one attempt's answer, None: as long as it takes."""
 
     async def _fact(self, method: str, *, taking: float | None = None, **params: Any) -> Data:
         """An answer that is one map; the daemon takes `taking` seconds on purpose."""
-        timeout = self.request_timeout + (taking or 0)
-        return cast("Data", await self.call(method, params, timeout=timeout))
+        return cast("Data", await self._ask(method, params, self.request_timeout + (taking or 0)))
 
     async def _rows(self, method: str, **params: Any) -> Rows:
         return cast("Rows", await self.call(method, params))

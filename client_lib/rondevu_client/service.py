@@ -119,9 +119,13 @@ class Service(Emitter):
     # --- for the daemon object ---------------------------------------------------------------------------------
 
     async def _declare(self, wire: Wire) -> None:
-        params = {**self._declaration, "subscribe": True}
-        timeout = self._daemon.request_timeout
-        await wire.request("expose", params, timeout=timeout, on_result=lambda answer: self._begin(wire, answer))
+        await wire.request(
+            "expose",
+            {**self._declaration, "subscribe": True},
+            timeout=self._daemon.request_timeout,
+            on_result=lambda answer: self._begin(wire, answer),
+            undo=lambda answer: wire.send_unsubscribe(answer["subscription"]),
+        )
 
     async def _revive(self, wire: Wire) -> None:
         try:
@@ -171,11 +175,13 @@ class Service(Emitter):
 
     async def _fill(self, wire: Wire) -> None:
         """Events were dropped because this program did not read: look again at what there is."""
-        target = {"target": f"service:{self.username}/{self.fqn}"}
-        timeout = self._daemon.request_timeout
         try:
             await wire.request(
-                "subscribe", target, timeout=timeout, on_result=lambda answer: self._follow(wire, answer)
+                "subscribe",
+                {"target": f"service:{self.username}/{self.fqn}"},
+                timeout=self._daemon.request_timeout,
+                on_result=lambda answer: self._follow(wire, answer),
+                undo=lambda answer: wire.send_unsubscribe(answer["subscription"]),
             )
         except ConnectionLost:
             pass  # declared again when the socket is back
@@ -185,6 +191,13 @@ class Service(Emitter):
                 self._end("closed")
         finally:
             self._filling = False
+
+    def _give_back(self) -> None:
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.sinks.pop(self._subscription, None)
+            wire.send_unsubscribe(self._subscription)
+        self._end("detached")
 
     def _away(self) -> None:
         self._wire = None

@@ -75,9 +75,13 @@ class EventStream:
     # --- for the daemon object ---------------------------------------------------------------------------------
 
     async def _declare(self, wire: Wire) -> None:
-        params = {"target": self._target, "since": self._since}
-        timeout = self._daemon.request_timeout
-        await wire.request("subscribe", params, timeout=timeout, on_result=lambda answer: self._begin(wire, answer))
+        await wire.request(
+            "subscribe",
+            {"target": self._target, "since": self._since},
+            timeout=self._daemon.request_timeout,
+            on_result=lambda answer: self._begin(wire, answer),
+            undo=lambda answer: wire.send_unsubscribe(answer["subscription"]),
+        )
 
     async def _revive(self, wire: Wire) -> None:
         if self._instance != self._daemon.instance:
@@ -98,6 +102,13 @@ class EventStream:
             self._put(Event(max(0, self.next - 1), "overrun", {"count": None}))
         self._instance = self._daemon.instance
         wire.sinks[self._subscription] = self._take
+
+    def _give_back(self) -> None:
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.sinks.pop(self._subscription, None)
+            wire.send_unsubscribe(self._subscription)
+        self._end("detached")
 
     def _away(self) -> None:
         self._wire = None

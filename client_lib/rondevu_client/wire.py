@@ -82,7 +82,7 @@ class Wire(asyncio.Protocol):
         """Ask and wait for the answer. Raises `RequestRefused`, `ConnectionLost`, `TimeoutError`.
 
         `timeout` is in seconds from when the request has its turn. `on_result` gets the answer before anything that
-        came behind it is looked at; `undo` gets an answer that comes when nobody waits for it any more.
+        came behind it is looked at; `undo` gets an answer for which nobody waits any more.
         """
         async with contextlib.nullcontext() if method in LASTING else self._turns:
             return await self._request(method, params, timeout, _Reaction(on_result, undo))
@@ -188,18 +188,21 @@ class Wire(asyncio.Protocol):
         call = self._pending.pop(frame.msgid, None)
         if call is None:
             return
-        if call.future.done():
-            if error is None and call.reaction.undo is not None:
-                call.reaction.undo(frame.result)
-            return
         if error is not None:
-            call.future.set_exception(error)
+            if not call.future.done():
+                call.future.set_exception(error)
             return
+        problem = None
         try:
-            if call.reaction.on_result is not None:
+            if call.reaction.on_result is not None and not call.future.done():
                 call.reaction.on_result(frame.result)
-        except Exception as problem:  # noqa: BLE001 - a result of a wrong shape fails its request
-            call.future.set_exception(ProtocolError(f"the daemon's answer cannot be used: {problem!r}"))
+        except Exception as raised:  # noqa: BLE001 - a result of a wrong shape fails its request
+            problem = ProtocolError(f"the daemon's answer cannot be used: {raised!r}")
+        if call.future.done():  # before, or by what `on_result` called
+            if call.reaction.undo is not None:
+                call.reaction.undo(frame.result)
+        elif problem is not None:
+            call.future.set_exception(problem)
         else:
             call.future.set_result(frame.result)
 

@@ -6,13 +6,16 @@ import asyncio
 
 import pytest
 
-from rondevu_client import Daemon
+from rondevu_client import Channel, Connection, Daemon, RequestRefused, Service
 from rondevu_client import channel as channels
 from rondevu_client import client as client_module
+from rondevu_client.stream import EventStream
+from rondevu_client.wire import Wire
 from rondevud.errors import RequestError
 from rondevud.ipc.server import Server
 from tests.unit.ipc.house import MemoryChannel, MemoryHouse
 
+FQN = "com.example.chat@1.0.0"
 PATIENCE = 20.0
 
 
@@ -174,8 +177,8 @@ async def test_a_channel_that_is_refused_for_a_while_is_attached_when_it_can_be(
 
 
 async def test_a_declaration_that_is_refused_for_a_while_is_made_when_it_can_be(place, daemon, monkeypatch, at_once):
-    service = await daemon.expose_service("alice", "com.example.chat@1.0.0")
-    connection = await daemon.connect("bob", "com.example.chat@1.0.0", name="chat")
+    service = await daemon.expose_service("alice", FQN)
+    connection = await daemon.connect("bob", FQN, name="chat")
     ends = []
     connection.on("lost", ends.append)
     await place.server.stop()
@@ -186,3 +189,136 @@ async def test_a_declaration_that_is_refused_for_a_while_is_made_when_it_can_be(
         while any(refused) or connection._wire is None or service._wire is None:
             await daemon.call("ping")
     assert not ends
+
+
+# --- what nobody waits for any more ----------------------------------------------------------------------------------
+
+
+async def subscriptions(daemon):
+    (row,) = await daemon.clients()
+    return row["subscriptions"], row["handles"]
+
+
+def cancel_when_begun(monkeypatch, owner):
+    """Have the next task that `run` starts cancelled in the moment in which it has its answer."""
+    begin = owner._begin
+    tasks = []
+
+    def cancelling(self, *args):
+        begin(self, *args)
+        asyncio.get_running_loop().call_soon(tasks[0].cancel)
+
+    monkeypatch.setattr(owner, "_begin", cancelling)
+
+    async def run(work):
+        tasks.append(asyncio.create_task(work))
+        with pytest.raises(asyncio.CancelledError):
+            await tasks[0]
+        monkeypatch.undo()
+
+    return run
+
+
+async def test_an_attach_that_is_cancelled_as_it_is_answered_leaves_no_handle(daemon, monkeypatch):
+    await cancel_when_begun(monkeypatch, Channel)(daemon.attach("alice-chat", "main"))
+    assert await subscriptions(daemon) == (0, 0)
+    assert not daemon._members
+    assert (await daemon.attach("alice-chat", "main")).attached
+
+
+@pytest.mark.parametrize(
+    ("owner", "declare"),
+    [
+        (Service, lambda daemon: daemon.expose_service("alice", FQN)),
+        (Connection, lambda daemon: daemon.connect("bob", FQN, name="chat")),
+        (EventStream, lambda daemon: daemon.subscribe()),
+    ],
+)
+async def test_a_declaration_that_is_cancelled_as_it_is_answered_leaves_no_subscription(
+    daemon, monkeypatch, owner, declare
+):
+    await cancel_when_begun(monkeypatch, owner)(declare(daemon))
+    assert await subscriptions(daemon) == (0, 0)
+    assert not daemon._members
+
+
+@pytest.mark.parametrize(
+    "declare",
+    [
+        lambda daemon: daemon.expose_service("alice", FQN),
+        lambda daemon: daemon.connect("bob", FQN, name="chat"),
+        lambda daemon: daemon.subscribe(),
+        lambda daemon: daemon._join(events := client_module._OwnEvents(daemon), events._declare),
+    ],
+)
+async def test_an_answer_that_comes_too_late_leaves_no_subscription(daemon, monkeypatch, declare):
+    """The program gives up when the request is on its way."""
+    sent = asyncio.Event()
+    send = Wire._request
+
+    async def telling(self, method, *args):
+        if method in {"expose", "subscribe"}:
+            sent.set()
+        return await send(self, method, *args)
+
+    monkeypatch.setattr(Wire, "_request", telling)
+    task = asyncio.create_task(declare(daemon))
+    await sent.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await daemon.call("ping")
+    assert await subscriptions(daemon) == (0, 0)
+
+
+async def test_what_an_answer_does_to_its_request_does_not_end_the_socket(daemon):
+    undone = []
+    wire = daemon._wire
+    task = asyncio.create_task(wire.request("ping", on_result=lambda _answer: task.cancel(), undo=undone.append))
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert len(undone) == 1
+    assert not wire.lost
+
+
+# --- while the daemon is away ----------------------------------------------------------------------------------------
+
+
+async def test_a_time_limit_holds_while_the_daemon_is_away(place, daemon):
+    await place.server.stop()
+    with pytest.raises(TimeoutError):
+        await daemon.call("ping", timeout=0.01)
+    with pytest.raises(RequestRefused) as caught:
+        await daemon.wait("alice-chat", "connected", 0.01)
+    assert caught.value.code == "timeout"
+
+
+async def test_a_request_without_a_time_limit_waits_for_the_daemon(place, daemon):
+    daemon.request_timeout = 0.01
+    await place.server.stop()
+    asking = asyncio.create_task(daemon.status())
+    with pytest.raises(TimeoutError):
+        await daemon.call("ping", timeout=0.03)
+    daemon.request_timeout = PATIENCE
+    await place.start()
+    assert (await asyncio.wait_for(asking, PATIENCE))["version"]
+
+
+# --- opening ---------------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_open_cannot_be_opened_again(daemon):
+    with pytest.raises(RuntimeError, match="is open"):
+        await daemon.open()
+    assert len(await daemon.clients()) == 1
+
+
+async def test_the_answer_of_an_older_daemon_that_lacks_a_word_will_do(daemon, monkeypatch):
+    begin = Channel._begin
+
+    def begin_of_less(self, wire, answer):
+        del answer["ephemeral"]
+        begin(self, wire, answer)
+
+    monkeypatch.setattr(Channel, "_begin", begin_of_less)
+    assert (await daemon.attach("alice-chat", "main")).attached
