@@ -39,6 +39,7 @@ class Declaring:
             created = connection is None
             if connection is None:
                 connection = await self._new_connection(options, owner)
+                self._holdings.refuse_if_stopping()
                 await connection.start()
             else:
                 self._join(key, options, owner)
@@ -88,13 +89,11 @@ class Declaring:
             known = self._holdings.services.get(options.name)
             if known is None:
                 await self._claim(options.username)
+                service = await self._start_service(options, owner)
             else:
                 self._join(key, options, owner)
-            if known is None or known.stopped:  # stopped: withdrawn, and its connections kept
-                service, started = await self._start_service(options, known, owner), True
-            else:
-                service, started = known, False
-        if started:
+                service = known
+        if known is None:
             await _published(service)
         publication = service.pool.publication
         return {
@@ -104,16 +103,16 @@ class Declaring:
             "created": known is None,
         }
 
-    async def _start_service(
-        self, options: ServiceConfig, known: DurableService | None, owner: object | None
-    ) -> DurableService:
+    async def _start_service(self, options: ServiceConfig, owner: object | None) -> DurableService:
+        origin = Origin.SOCKET if owner is None else Origin.EPHEMERAL
         if owner is None:
             with store_errors():
                 await self._save(DeclarationKind.SERVICE, options)
-            service = known or self._holdings.add_service(options, Origin.SOCKET)
         else:
             refuse_disk(options.queue)
-            service = known or self._holdings.add_service(options, Origin.EPHEMERAL)
+        self._holdings.refuse_if_stopping()
+        service = self._holdings.add_service(options, origin)
+        if owner is not None:
             self._holdings.owners.add((DeclarationKind.SERVICE, options.name), owner)
         service.start()
         return service

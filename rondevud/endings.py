@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from rondevud.durable.connection import DurableConnection
@@ -41,18 +42,19 @@ class Endings:
         found = self._holdings.visit(target)
         if found is not None:
             service, visit = found
-            await self._see_through(f"close {target}", lambda: _close_visit(service, visit, seconds))
+            work = partial(_close_visit, service, visit, seconds)
+            await self._see_through(f"close {target}", work, lambda: visit.drain.hurry(seconds))
             return
         connection = self._holdings.connection(target)
-        what = f"close {connection.connection_id}"
-        await self._see_through(what, lambda: self._close_connection(connection, seconds))
+        work = partial(self._close_connection, connection, seconds)
+        await self._see_through(f"close {connection.connection_id}", work, lambda: connection.hurry(seconds))
 
     async def withdraw(self, name: str, drain: float | None, *, keep_connections: bool) -> None:
         """Remove a service, and end its connections unless they are to be kept. Raises `RequestError`."""
-        self._holdings.service(name)
+        service = self._holdings.service(name)
         seconds = DRAIN if drain is None else drain
-        what = f"withdraw {name} {keep_connections}"
-        await self._see_through(what, lambda: self._withdraw(name, seconds, keep_connections=keep_connections))
+        work = partial(self._withdraw, name, seconds, keep_connections=keep_connections)
+        await self._see_through(f"withdraw {name} {keep_connections}", work, lambda: service.hurry(seconds))
 
     async def end(self, key: Key) -> None:
         """End what is declared now, without draining; the caller holds the lock of `key`. Raises `StoreError`."""
@@ -74,9 +76,18 @@ class Endings:
             task.cancel()
         await self.finish()
 
-    async def _see_through(self, what: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Do `work`, once at a time for `what`, to its end even if the program that asked for it leaves."""
-        task = self.under_way.get(what) or self._begin(what, work)
+    async def _see_through(
+        self, what: str, work: Callable[[], Coroutine[Any, Any, None]], hurry: Callable[[], None]
+    ) -> None:
+        """Do `work`, once at a time for `what`, to its end even if the program that asked for it leaves.
+
+        What is under way already is hurried: the shortest drain that anybody asked for counts.
+        """
+        task = self.under_way.get(what)
+        if task is None:
+            task = self._begin(what, work)
+        else:
+            hurry()
         await asyncio.wait({task})
         if task.cancelled():
             raise RequestError("stopping", "the daemon is stopping")
@@ -110,9 +121,8 @@ class Endings:
 
     async def _end_service(self, service: DurableService, drain: float, *, keep_connections: bool) -> None:
         await service.withdraw(drain, keep_connections=keep_connections)
-        if not keep_connections:
-            self._holdings.forget_service(service)
-            self._holdings.prune()
+        self._holdings.forget_service(service)
+        self._holdings.prune()
 
     def _abandon(self, key: Key) -> None:
         """The last owner of what is ephemeral has been gone for long."""
@@ -125,7 +135,11 @@ class Endings:
             if key not in self._holdings.declared or self._holdings.owners.owned(key):
                 return  # ended by somebody, or declared again
             logger.info("%s is ephemeral, and its last owner is gone: ending it", name)
-            await self.end(key)
+            try:
+                await self.end(key)
+            except Exception:
+                self._holdings.owners.wait_again(key)
+                raise
 
 
 async def _close_visit(service: DurableService, visit: Visit, drain: float) -> None:

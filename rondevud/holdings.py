@@ -69,6 +69,8 @@ class Holdings:
         self.undeclared: list[DurableService] = []
         """Services that are not declared any more, while they have sessions."""
         self.declared: dict[Key, Declaration] = {}
+        self.stopping = False
+        """Nothing is made, started or ended any more."""
         self.owners = Owners()
         """Of what is ephemeral."""
         self._signalling = signalling
@@ -87,6 +89,11 @@ class Holdings:
     def can_reach_out(self) -> bool:
         """Whether there is a signalling server: nothing can be made without."""
         return self._signalling is not None
+
+    def refuse_if_stopping(self) -> None:
+        """Raises ``stopping`` when the daemon is: what is begun now would be stopped by nobody."""
+        if self.stopping:
+            raise RequestError("stopping", "the daemon is stopping")
 
     def changing(self, kind: DeclarationKind, name: str) -> asyncio.Lock:
         """Held by who changes one declared thing; it may be held over drains and requests, others go on meanwhile."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,6 +89,7 @@ class House:
 
     async def stop(self) -> None:
         """Tell peers to come back, and let go. Declarations stay. What fails at one of them is logged."""
+        self.holdings.stopping = True
         await self._reloading.stop()
         await self.endings.finish()
         outcomes = await asyncio.gather(
@@ -115,11 +117,13 @@ class House:
         ephemeral: bool,
         owner: object,
     ) -> Data:
+        self.holdings.refuse_if_stopping()
         return await self._declaring.connect(
             connection_from(name, options, username=username, fqn=fqn, uuid=uuid), owner if ephemeral else None
         )
 
     async def expose(self, username: str, fqn: str, options: Data, ephemeral: bool, owner: object) -> Data:
+        self.holdings.refuse_if_stopping()
         return await self._declaring.expose(service_from(username, fqn, options), owner if ephemeral else None)
 
     def owner_gone(self, owner: object) -> None:
@@ -127,17 +131,21 @@ class House:
         self.holdings.owners.gone(owner)
 
     async def reload(self) -> Data:
+        self.holdings.refuse_if_stopping()
         return await self._reloading.reload()
 
     async def withdraw(self, username: str, fqn: str, drain: float | None, keep_connections: bool) -> Data:
+        self.holdings.refuse_if_stopping()
         await self.endings.withdraw(f"{username}/{fqn}", drain, keep_connections=keep_connections)
         return {}
 
     async def close(self, target: str, drain: float | None) -> Data:
+        self.holdings.refuse_if_stopping()
         await self.endings.close(target, drain)
         return {}
 
     async def reconnect(self, target: str) -> Data:
+        self.holdings.refuse_if_stopping()
         found = self.holdings.visit(target)
         if found is not None:
             _, visit = found
@@ -171,10 +179,12 @@ class House:
     # --- channels --------------------------------------------------------------------------------------------------
 
     async def channel(self, target: str, label: str, options: Data | None, create: bool) -> Any:
+        if create:
+            self.holdings.refuse_if_stopping()
         if target.startswith("service:"):
             if create:
                 raise RequestError("bad_target", "a whole service can only be observed")
-            return ServiceChannel(self.holdings.service(target[8:]), label, self.events)
+            return ServiceChannel(self.holdings, self.holdings.service(target[8:]).name, label)
         return await self.holdings.session(target).channel(label, options, create=create)
 
     def _known_channel(self, target: str, label: str) -> DurableChannel:
@@ -280,7 +290,7 @@ class House:
         try:
             async with asyncio.timeout(timeout):
                 if what == "drained":
-                    await session.drained()
+                    await self._drained(session)
                 else:
                     await self._connected(session)
         except TimeoutError:
@@ -289,18 +299,43 @@ class House:
 
     async def _connected(self, session: DurableSession) -> None:
         """Wait for a link. Raises ``closed`` or ``failed`` when there will be none."""
-        ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        with self._first_event(session, "connected", "closed", "failed") as heard:
+            if session.connected:
+                return
+            if session.refusal is not None:
+                raise RequestError(*session.refusal)
+            name = await heard
+        if name != "connected":
+            raise RequestError(name, f"{session.connection_id} is not tried any more")
+
+    async def _drained(self, session: DurableSession) -> None:
+        """Wait until nothing is queued. Raises ``closed`` or ``failed`` when what is queued will not go."""
+        if not session.busy:
+            return
+        if session.refusal is not None:
+            raise RequestError(*session.refusal)
+        drained = asyncio.get_running_loop().create_task(session.drained(), name=f"drained {session.connection_id}")
+        with self._first_event(session, "closed", "failed") as heard:
+            futures: set[asyncio.Future[Any]] = {drained, heard}
+            try:
+                await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+                if not drained.done():
+                    message = f"{session.connection_id} is not tried any more, with messages queued"
+                    raise RequestError(heard.result(), message)
+            finally:
+                drained.cancel()
+
+    @contextlib.contextmanager
+    def _first_event(self, session: DurableSession, *names: str) -> Iterator[asyncio.Future[str]]:
+        """The name of the first of these events of the connection itself, not of a channel."""
+        first: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
         def heard(event: Event) -> None:
-            if event.name in {"connected", "closed", "failed"} and event.data.get("label") is None and not ended.done():
-                ended.set_result(event.name)
+            if event.name in names and event.data.get("label") is None and not first.done():
+                first.set_result(event.name)
 
         subscription = self.events.subscribe(Scope(connection_id=session.connection_id), heard)
         try:
-            if session.connected:
-                return
-            refusal = session.refusal or (await ended, f"{session.connection_id} is not tried any more")
+            yield first
         finally:
             subscription.close()
-        if refusal[0] != "connected":
-            raise RequestError(*refusal)

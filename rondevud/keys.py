@@ -58,13 +58,16 @@ class Keys:
     def import_key(self, username: str, private_key: str, *, force: bool) -> Data:
         """Take a key that was exported; ``kept`` is the file of the key it replaces, None when there was no other.
 
-        Raises ``key_exists`` when there is another one, unless `force`.
+        Raises ``key_exists`` when there is another one, unless `force`, and then ``key_in_use`` while a service of that
+        user is declared.
         """
         with key_errors():
             imported = Identity.from_exported(username, private_key)
             other = self._other(imported)
             if other and not force:
                 raise RequestError("key_exists", f"user name {username} has another key already")
+            if other:
+                self._refuse_in_use(username)
             kept = self._identities.keep_aside(username) if other else None
             identity = self._identities.import_seed(username, private_key, replace=other)
             return self._describe(identity) | {"kept": str(kept) if kept else None}
@@ -79,15 +82,18 @@ class Keys:
 
     def delete(self, username: str) -> Data:
         """Remove a key for good. Raises ``key_in_use`` while a service of that user is declared."""
+        self._refuse_in_use(username)
+        with key_errors():
+            described = self._describe(self._find(username))
+            self._identities.delete(username)
+            return described
+
+    def _refuse_in_use(self, username: str) -> None:
         services = sorted(self._services(username))
         if services:
             raise RequestError(
                 "key_in_use", f"{', '.join(services)} needs the key of {username}: withdraw it first", {"services": services}
             )  # fmt: skip
-        with key_errors():
-            described = self._describe(self._find(username))
-            self._identities.delete(username)
-            return described
 
     def compare(self, answer: Data) -> Data:
         """What the signalling server says of a user name, with every key set, and with whose it is.

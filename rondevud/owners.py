@@ -36,9 +36,13 @@ class Owners:
         for key, owners in self._owners.items():
             if owner in owners:
                 owners.remove(owner)
-                if not owners:
-                    loop = asyncio.get_running_loop()
-                    self._timers[key] = loop.call_later(GRACE, self._abandon, key)
+                self.wait_again(key)
+
+    def wait_again(self, key: Key) -> None:
+        """Count `GRACE` from now on, if nobody owns that: its last owner has gone, or it could not be ended."""
+        if key in self._owners and not self._owners[key]:
+            self._cancel(key)
+            self._timers[key] = asyncio.get_running_loop().call_later(GRACE, self._abandon, key)
 
     def forget(self, key: Key) -> None:
         """That declaration has ended."""

@@ -33,6 +33,7 @@ class Changes:
 
     added: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
+    """Also the tables that hold for all, ``queue`` and ``reconnect``."""
     removed: list[str] = field(default_factory=list)
     restart_needed: list[str] = field(default_factory=list)
     """Keys as ``section.key`` whose new values are not used before the daemon is started again."""
@@ -117,7 +118,8 @@ class Reloading:
         holdings, changes = self._holdings, Changes(restart_needed=_others(self._holdings.config, new))
         old = holdings.config
         holdings.config = old.model_copy(update={name: getattr(new, name) for name in APPLIED})
-        everything = (old.queue, old.reconnect) != (new.queue, new.reconnect)
+        changes.changed += [table for table in ("queue", "reconnect") if getattr(old, table) != getattr(new, table)]
+        everything = bool(changes.changed)
         wanted: dict[Key, Options] = {(DeclarationKind.SERVICE, service.name): service for service in new.services}
         wanted |= {(DeclarationKind.CONNECTION, connection.name): connection for connection in new.connections}
         known = set(holdings.declared)
@@ -157,13 +159,13 @@ class Reloading:
                 changes.changed.append(name)
 
     def _present(self, key: Key) -> Declaration | None:
-        """What is declared and at work: not what was closed, or withdrawn but for its connections."""
+        """What is declared and at work: not what was closed."""
         kind, name = key
         has = self._holdings.declared.get(key)
         if has is None:
             return None
         if kind is DeclarationKind.SERVICE:
-            return None if self._holdings.services[name].stopped else has
+            return has
         connection = self._holdings.by_name[name]
         if connection.state is ConnectionState.CLOSED or connection.ending:
             return None
@@ -172,11 +174,7 @@ class Reloading:
     async def _add(self, wanted: Options) -> None:
         holdings = self._holdings
         if isinstance(wanted, ServiceConfig):
-            if wanted.name in holdings.services:  # withdrawn, and its connections kept
-                holdings.reconfigure_service(wanted, Origin.FILE)
-                holdings.services[wanted.name].start()
-            else:
-                holdings.add_service(wanted, Origin.FILE).start()
+            holdings.add_service(wanted, Origin.FILE).start()
             return
         closed = holdings.by_name.get(wanted.name)
         if closed is not None:
@@ -213,7 +211,7 @@ class Reloading:
             self._holdings.prune()
             return
         connection = self._holdings.by_name[name]
-        if any(channel.outbox.busy for channel in connection.session.channels.values()):
+        if connection.session.busy:
             self._holdings.hold_declared(connection)
         else:
             await self._endings.end(key)

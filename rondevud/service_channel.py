@@ -6,13 +6,13 @@ from typing import Any
 
 from rondevud.durable.channel import DurableChannel
 from rondevud.durable.receiver import MAX_CREDIT, Receiver, ReceiverListener
-from rondevud.durable.service import DurableService
 from rondevud.errors import RequestError
-from rondevud.events import Event, EventBus, Scope
+from rondevud.events import Event, Scope
+from rondevud.holdings import Holdings
 
 
 class ServiceChannel:
-    """Can be observed and nothing else."""
+    """Can be observed and nothing else; also what comes to the service when it is withdrawn and exposed again."""
 
     state = "open"
     waiting = 0
@@ -21,11 +21,12 @@ class ServiceChannel:
     acknowledges = None
     ephemeral = False
 
-    def __init__(self, service: DurableService, label: str, events: EventBus) -> None:
+    def __init__(self, holdings: Holdings, service: str, label: str) -> None:
+        """`service` is ``USER/FQN``."""
         self.label = label
         self.connection_id = ""
+        self._holdings = holdings
         self._service = service
-        self._events = events
 
     def verdict(self, producer: bytes | None) -> dict[str, str]:
         """An observer of a service sees what comes from now on: there is nothing to resume."""
@@ -37,7 +38,7 @@ class ServiceChannel:
     async def open_receiver(self, mode: str, listener: ReceiverListener, takeover: bool) -> ServiceObserver:
         if mode != "observe":
             raise RequestError("bad_target", "a whole service can only be observed")
-        observer = ServiceObserver(self._service, self.label, listener, self._events)
+        observer = ServiceObserver(self._holdings, self._service, self.label, listener)
         observer.open()
         return observer
 
@@ -45,7 +46,8 @@ class ServiceChannel:
 class ServiceObserver:
     """An observer of every channel of that label, also of those that come later; one credit and one row of tags."""
 
-    def __init__(self, service: DurableService, label: str, listener: ReceiverListener, events: EventBus) -> None:
+    def __init__(self, holdings: Holdings, service: str, label: str, listener: ReceiverListener) -> None:
+        self._holdings = holdings
         self._service = service
         self._label = label
         self._listener: ReceiverListener | None = listener
@@ -53,11 +55,11 @@ class ServiceObserver:
         self._left = 0
         self._paused = False
         self._next_tag = 1
-        self._subscription = events.subscribe(Scope(service=service.name), self._heard)
+        self._subscription = holdings.events.subscribe(Scope(service=service), self._heard)
 
     def open(self) -> None:
-        for visit in self._service.visits.values():
-            channel = visit.session.channels.get(self._label)
+        for session in self._holdings.sessions(f"service:{self._service}"):
+            channel = session.channels.get(self._label)
             if channel is not None:
                 self._watch(channel)
 
@@ -69,8 +71,8 @@ class ServiceObserver:
 
     def _heard(self, event: Event) -> None:
         connection_id = event.data.get("connection_id")
-        visit = self._service.visits.get(connection_id) if connection_id else None
-        channel = visit.session.channels.get(self._label) if visit is not None else None
+        found = self._holdings.visit(connection_id) if connection_id else None
+        channel = found[1].session.channels.get(self._label) if found is not None else None
         if channel is not None and event.data.get("label") == self._label:
             self._watch(channel)
 

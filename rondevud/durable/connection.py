@@ -169,11 +169,16 @@ class DurableConnection:
     async def close(self, drain: float) -> None:
         """End for good: what is queued gets `drain` seconds, then it is removed and reported as purged.
 
-        There is one end, by whoever began it: others wait for it, and it goes on when they are cancelled.
+        There is one end, by whoever began it: others wait for it, and can hurry it; it goes on when they are cancelled.
         """
+        self.hurry(drain)
         if self._ending is None and self.state is not ConnectionState.CLOSED:
-            self._begin_end(self._drain_and_end(drain))
+            self._begin_end(self._drain_and_end())
         await self.wait_ended()
+
+    def hurry(self, drain: float) -> None:
+        """A close that is under way, or about to be, drains for so many seconds from now on at most."""
+        self._drain.hurry(drain)
 
     async def wait_ended(self) -> None:
         """Wait for the end that has begun, if any."""
@@ -193,8 +198,7 @@ class DurableConnection:
         if not task.cancelled() and task.exception() is not None:
             logger.error("%s: closing failed", self.settings.name, exc_info=task.exception())
 
-    async def _drain_and_end(self, drain: float) -> None:
-        self._drain.hurry(drain)
+    async def _drain_and_end(self) -> None:
         await self._drain.run()
         await self._end("local")
 

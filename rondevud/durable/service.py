@@ -164,15 +164,22 @@ class DurableService:
         await self._let_go()
 
     async def withdraw(self, drain: float, *, keep_connections: bool) -> None:
-        """Remove the service and its offers from the server; close its connections unless they are to be kept."""
+        """Remove the service and its offers from the server; close its connections, or `hold` them until they end."""
         await self._end_loops()
         self.published.clear()
         await self._withdraw_offers()
         self.pool.forget()
-        if not keep_connections:
+        if keep_connections:
+            self.hold()
+        else:
             await self.visits.close_all(drain)
             await self._let_go()
         self._publish("closed", {})
+
+    def hurry(self, drain: float) -> None:
+        """The connections that are being closed, or are about to be, drain for so many seconds from now on at most."""
+        for visit in self.visits.values():
+            visit.drain.hurry(drain)
 
     async def _withdraw_offers(self) -> None:
         """An error ends neither a stop nor a withdrawal: the server forgets offers by itself."""

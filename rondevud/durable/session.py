@@ -528,6 +528,11 @@ class DurableSession:
 
     # --- the end ---------------------------------------------------------------------------------------------------
 
+    @property
+    def busy(self) -> bool:
+        """Whether something in the outboxes is neither acknowledged nor removed."""
+        return any(channel.outbox.busy for channel in self.channels.values())
+
     async def drained(self) -> None:
         """Wait until everything in the outboxes is acknowledged or removed."""
         for channel in list(self.channels.values()):

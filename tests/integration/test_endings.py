@@ -13,7 +13,7 @@ from rondevud.durable import channels as channels_module
 from rondevud.durable.effects import LinkUp, SessionFailed
 from rondevud.errors import ConfigError, SignallingUnreachable, StoreFailed, TransportError
 from rondevud.records import CreateChannel, ForgetProducers, LoadSessions, SaveDeclaration, SaveSession
-from tests.integration.daemons import FQN, PATIENCE, SCALE, SERVICE, Pair, take, watch
+from tests.integration.daemons import FQN, PATIENCE, SCALE, SERVICE, Pair, exchange_few, take, watch
 
 pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(120 * SCALE)]
 
@@ -141,6 +141,114 @@ async def _until_withdrawing(house):
 async def _until_ended(house):
     while house.endings.under_way:
         await asyncio.wait(house.endings.under_way.values())
+
+
+async def test_a_second_close_with_a_shorter_drain_hurries_the_first(pair):
+    await pair.home.stop()
+    await pair.near.send("never delivered")
+    patient = asyncio.ensure_future(pair.visitor.close_connection("chat", 100 * PATIENCE))
+    await asyncio.wait_for(_until(pair.away.house, "closing"), PATIENCE)
+    hasty = await pair.away.client()
+    await asyncio.wait_for(hasty.close_connection("chat", 0), PATIENCE)
+    await asyncio.wait_for(patient, PATIENCE)
+
+
+async def test_a_second_withdrawal_with_a_shorter_drain_hurries_the_first(pair):
+    await pair.away.stop()
+    await pair.far.send("never delivered")
+    patient = asyncio.ensure_future(pair.program.withdraw("alice", FQN, drain=100 * PATIENCE))
+    await asyncio.wait_for(_until_withdrawing(pair.home.house), PATIENCE)
+    hasty = await pair.home.client()
+    await asyncio.wait_for(hasty.withdraw("alice", FQN, drain=0), PATIENCE)
+    await asyncio.wait_for(patient, PATIENCE)
+
+
+async def test_a_service_withdrawn_but_for_its_connections_is_declared_no_more(pair):
+    _, far = await pair.ids()
+    await pair.program.withdraw("alice", FQN, keep_connections=True)
+    assert await pair.program.services() == []
+    await exchange_few(pair.near, pair.far)
+    exposed = await pair.program.call("expose", {"username": "alice", "fqn": FQN, "options": {"pool_size": 2}})
+    assert exposed["created"]
+    assert [row["connection_id"] for row in await pair.program.connections()] == [far]
+    await exchange_few(pair.near, pair.far)
+
+
+async def test_kept_connections_leave_nothing_of_their_service_when_they_have_ended(pair):
+    _, far = await pair.ids()
+    await pair.program.withdraw("alice", FQN, keep_connections=True)
+    await pair.program.close_connection(far, 0)
+    assert await pair.program.connections() == []
+    assert pair.home.house.holdings.all_services() == []
+    await pair.program.key_delete("alice")
+    await pair.home.restart()
+    assert await pair.program.services() == []
+
+
+async def test_an_observer_of_a_service_goes_on_when_it_is_exposed_again(pair):
+    onlooker = await pair.home.client()
+    observer = await onlooker.attach(f"service:alice/{FQN}", "main", mode="observe")
+    await pair.program.withdraw("alice", FQN, drain=0)
+    await pair.expose()
+    connection = await pair.visitor.connect("alice", FQN, name="again")
+    channel = await connection.create_channel("main")
+    await pair.next_offered()
+    await channel.send("seen")
+    assert (await observer.receive(PATIENCE)).data == "seen"
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        ("connect", {"username": "alice", "fqn": FQN, "name": "late"}),
+        ("expose", {"username": "alicia", "fqn": FQN}),
+        ("withdraw", {"username": "alice", "fqn": FQN}),
+        ("close", {"target": "chat"}),
+        ("reconnect", {"target": "chat"}),
+        ("reload", {}),
+        ("attach", {"target": "chat", "label": "late"}),
+    ],
+)
+async def test_a_daemon_that_stops_begins_nothing_any_more(pair, monkeypatch, method, params):
+    program, endings, refused = await pair.away.client(), pair.away.house.endings, []
+    give_up = endings.give_up
+
+    async def ask_late():
+        with pytest.raises(RequestRefused) as refusal:
+            await program.call(method, params, timeout=PATIENCE)
+        refused.append(refusal.value.code)
+        await give_up()
+
+    monkeypatch.setattr(endings, "give_up", ask_late)
+    await pair.away.stop()
+    assert refused == ["stopping"]
+
+
+async def test_an_expose_that_is_under_way_when_the_daemon_stops_publishes_nothing(world, monkeypatch):
+    place = await world.daemon("one")
+    program, house = await place.client(), place.house
+    claim, asked, go_on = house.holdings.signalling.claim, asyncio.Event(), asyncio.Event()
+
+    async def slow(username):
+        asked.set()
+        await go_on.wait()
+        return await claim(username)
+
+    monkeypatch.setattr(house.holdings.signalling, "claim", slow)
+    exposing = asyncio.ensure_future(program.call("expose", {"username": "alice", "fqn": FQN}, timeout=PATIENCE))
+    await asyncio.wait_for(asked.wait(), PATIENCE)
+    give_up = house.endings.give_up
+
+    async def let_it_go_on():
+        go_on.set()
+        with pytest.raises(RequestRefused) as refused:
+            await exposing
+        assert refused.value.code == "stopping"
+        await give_up()
+
+    monkeypatch.setattr(house.endings, "give_up", let_it_go_on)
+    await place.stop()
+    assert not house.holdings.services
 
 
 async def test_a_look_at_the_list_does_not_swallow_the_goodbye(pair):
@@ -424,7 +532,7 @@ async def test_producers_in_use_are_not_forgotten(pair):
 
 
 @pytest.mark.parametrize("code", ["failed", "closed"])
-async def test_waiting_for_a_connection_ends_when_it_is_closed_or_fails(pair, code):
+async def test_waiting_for_a_link_ends_when_the_connection_is_closed_or_fails(pair, code):
     await pair.home.stop()
     house = pair.away.house
     connection = house.holdings.connection("chat")
@@ -441,3 +549,21 @@ async def test_waiting_for_a_connection_ends_when_it_is_closed_or_fails(pair, co
     with pytest.raises(RequestRefused) as refused:
         await asyncio.wait_for(waiting, PATIENCE)
     assert refused.value.code == code
+
+
+async def test_waiting_for_an_empty_queue_ends_when_the_connection_fails(pair):
+    await pair.home.stop()
+    connection = pair.away.house.holdings.connection("chat")
+    await asyncio.wait_for(_until_lost(connection), PATIENCE)
+    await pair.visitor.wait("chat", "drained", PATIENCE)
+    await pair.near.send("never delivered")
+    before = len(pair.away.house.events._subscriptions)
+    waiting = asyncio.ensure_future(pair.visitor.wait("chat", "drained", 10 * PATIENCE))
+    async with asyncio.timeout(PATIENCE):
+        while len(pair.away.house.events._subscriptions) == before:
+            await asyncio.sleep(0)
+    connection.session_failed(connection.session, SessionFailed("denied", "for a test"))
+    for asked in (waiting, pair.visitor.wait("chat", "drained", 10 * PATIENCE)):
+        with pytest.raises(RequestRefused) as refused:
+            await asyncio.wait_for(asked, PATIENCE)
+        assert refused.value.code == "failed"

@@ -9,6 +9,8 @@ import pytest
 
 from rondevu_client import RequestRefused
 from rondevud import owners as owners_module
+from rondevud.durable.service import DurableService
+from rondevud.errors import StoreError
 from rondevud.records import DeclarationKind
 from rondevud.statedir import DATABASE
 from tests.integration.daemons import FQN, PATIENCE, SCALE, SERVICE, Place, exchange_few, take, watch
@@ -209,3 +211,22 @@ async def test_what_waits_in_an_ended_service_can_be_read_and_does_not_go_to_a_l
     channel = await other.attach(far.connection_id, "main")
     assert [message.data for message in await take(channel, 1)] == ["to read"]
     assert (await other.services())[0]["connections"] == 0
+
+
+async def test_an_end_that_failed_is_tried_again(place, at_once, monkeypatch):
+    withdraw, failures = DurableService.withdraw, []
+
+    async def fail_once(self, drain, *, keep_connections):
+        if not failures:
+            failures.append("the disk is full")
+            raise StoreError(failures[0])
+        await withdraw(self, drain, keep_connections=keep_connections)
+
+    monkeypatch.setattr(DurableService, "withdraw", fail_once)
+    program = await place.client()
+    await program.call("expose", EXPOSE)
+    events = await watch(place.onlooker)
+    await leave(place, program)
+    await events.next("closed", service=f"alice/{FQN}")
+    assert failures
+    assert await place.onlooker.services() == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rondevu_client import RequestRefused
-from tests.integration.daemons import FQN
+from tests.integration.daemons import FQN, SERVICE
 
 
 async def test_a_name_is_free_then_ours_and_for_others_taken(world):
@@ -42,3 +42,18 @@ async def test_a_name_that_is_none_gets_an_error_that_says_so(world):
     with pytest.raises(RequestRefused, match="3 to 32 characters") as refused:
         await program.claim("No Name")
     assert refused.value.code == "bad_params"
+
+
+async def test_a_key_that_a_service_needs_is_not_replaced_by_another(world):
+    program = await (await world.daemon("one")).client()
+    await program.expose_service("alice", FQN, **SERVICE)
+    own = (await program.key_export("alice"))["private_key"]
+    await program.key_generate("carol")
+    other = (await program.key_export("carol"))["private_key"]
+    with pytest.raises(RequestRefused, match=f"alice/{FQN} needs the key") as refused:
+        await program.key_import("alice", other, force=True)
+    assert (refused.value.code, refused.value.data) == ("key_in_use", {"services": [f"alice/{FQN}"]})
+    assert (await program.key_export("alice"))["private_key"] == own
+    await program.key_import("alice", own, force=True)
+    await program.withdraw("alice", FQN, drain=0)
+    assert (await program.key_import("alice", other, force=True))["kept"]

@@ -168,7 +168,7 @@ async def test_other_limits_hold_for_what_comes_from_then_on(world, where):
         if where == "own"
         else f"[queue]\n{limits}" + connection("chat")
     )
-    assert (await filed.reload(text))["changed"] == ["chat"]
+    assert (await filed.reload(text))["changed"] == ["chat"] + (["queue"] if where == "global" else [])
     with pytest.raises(MessageRejected) as rejected:
         await channel.send("too much")
     assert rejected.value.code == "queue_full"
@@ -181,10 +181,17 @@ async def test_new_limits_for_all_hold_for_what_programs_declared(world):
     filed = await open_filed(world, "")
     await filed.program.connect("alice", FQN, name="own")
     channel = await filed.program.attach("own", "main")
-    assert (await filed.reload("[queue]\nmax_queue_size = 1\n"))["changed"] == ["own"]
+    assert (await filed.reload("[queue]\nmax_queue_size = 1\n"))["changed"] == ["own", "queue"]
     await channel.send("one")
     with pytest.raises(MessageRejected):
         await channel.send("two")
+
+
+async def test_tables_that_hold_for_all_are_named_when_they_differ(world):
+    filed = await open_filed(world, "")
+    changes = await filed.reload("[queue]\nmax_queue_size = 7\n")
+    assert changes == {**NOTHING, "changed": ["queue"]}
+    assert await filed.reload("[queue]\nmax_queue_size = 7\n") == NOTHING
 
 
 async def test_channels_that_are_declared_later_are_made(world):

@@ -27,6 +27,7 @@ MEETING = {
         "rondevud.house",
         "rondevud.restoring",
         "rondevud.declaring",
+        "rondevud.service_channel",
         "rondevud.endings",
         "rondevud.reloading",
     ),
