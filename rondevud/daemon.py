@@ -8,7 +8,7 @@ import grp
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from rondevud import __version__, clock, logs, open_files, systemd
@@ -39,6 +39,9 @@ NO_GROUP = 2**32 - 1
 
 STOP_TIMEOUT = 15.0
 """Seconds that an orderly stop may take; what is left then is ended with the process."""
+
+PART_TIMEOUT = 10.0
+"""Seconds that one part may take of them, before it is cancelled and the next one is stopped."""
 
 HUNG = 10.0
 """Seconds without progress of the store's thread after which the watchdog is fed no more."""
@@ -78,13 +81,36 @@ async def run(
         await stopping.wait()
         systemd.stopping()
         logger.info("stopping")
-        try:
-            async with asyncio.timeout(STOP_TIMEOUT):
-                await stack.aclose()
-        except TimeoutError:
-            logger.error("stopping took longer than %.0f s; ended", STOP_TIMEOUT)  # noqa: TRY400 - no traceback helps
-            return 1
+        return await _stop(stack)
+
+
+async def _stop(stack: contextlib.AsyncExitStack) -> int:
+    """Stop all parts; the exit code. Ends the process when they are not stopped after `STOP_TIMEOUT`."""
+    stop = asyncio.get_running_loop().create_task(stack.aclose(), name="stop")
+    await asyncio.wait({stop}, timeout=STOP_TIMEOUT)
+    if not stop.done():
+        logger.error("stopping took longer than %.0f s; ended", STOP_TIMEOUT)
+        logging.shutdown()
+        os._exit(1)
+    try:
+        stop.result()
+    except TimeoutError:  # of a part, which has been logged
+        return 1
     return 0
+
+
+def _stop_later(stack: contextlib.AsyncExitStack, part: str, stop: Callable[[], Awaitable[None]]) -> None:
+    """Have `stack` stop a part, for `PART_TIMEOUT` at most: one that hangs keeps no other from being stopped."""
+
+    async def within_time() -> None:
+        try:
+            async with asyncio.timeout(PART_TIMEOUT):
+                await stop()
+        except TimeoutError:
+            logger.error("stopping %s took longer than %.0f s", part, PART_TIMEOUT)  # noqa: TRY400 - no traceback helps
+            raise
+
+    stack.push_async_callback(within_time)
 
 
 async def start(
@@ -99,16 +125,16 @@ async def start(
     state = stack.enter_context(StateDirectory(state_dir))
     start_us = clock.wall_microseconds()
     disk = await SqliteStore.open(state.path / DATABASE)
-    stack.push_async_callback(disk.close)
+    _stop_later(stack, "the store", disk.close)
     memory = MemoryStore(loop)
-    stack.push_async_callback(memory.close)
+    _stop_later(stack, "the memory store", memory.close)
     events = EventBus()
     environment = Environment(disk, memory, clock, events.publish, start_us, __version__)
     url = await _start_rendezvous(stack, config, state.path) or config.signalling.url
     identities = Identities(state.path / "keys")
     signalling = await _open_signalling(stack, config, url, identities)
     engine = _make_engine(config)
-    stack.push_async_callback(engine.close)
+    _stop_later(stack, "the WebRTC engine", engine.close)
     _absorb_library_errors(loop, engine)
     house = House(config, environment, signalling, engine, events, identities, Care(disk), config_path)
     house.signalling_url = url
@@ -124,8 +150,8 @@ async def start(
     )
     house.clients = server.clients
     await server.start()
-    stack.push_async_callback(server.stop)
-    stack.push_async_callback(house.stop)
+    _stop_later(stack, "the socket", server.stop)
+    _stop_later(stack, "connections and services", house.stop)
     stack.callback(events.publish, "stopping", {"restarting": True})
     await house.start()
     watch = NetworkWatch(house.network_changed)
@@ -159,7 +185,7 @@ async def _start_rendezvous(stack: contextlib.AsyncExitStack, config: Config, st
     stack.callback(storage.close)
     host, _, port = config.rendezvous.listen.rpartition(":")
     server = await rendezvous.start(host.strip("[]"), int(port), storage, rendezvous.Settings(version=__version__))
-    stack.push_async_callback(server.close)
+    _stop_later(stack, "the embedded signalling server", server.close)
     return server.url
 
 
@@ -175,7 +201,7 @@ async def _open_signalling(
         timeout=config.signalling.request_timeout,
         user_agent=f"rondevud/{__version__}",
     )
-    stack.push_async_callback(signalling.close)
+    _stop_later(stack, "the signalling client", signalling.close)
     return signalling
 
 
