@@ -230,8 +230,10 @@ class Channel(Emitter):
 
     async def detach(self) -> None:
         """Give the channel back: what was not acknowledged is delivered again to whom attaches next. Idempotent."""
-        await self._release()
-        self._end("detached")
+        try:
+            await self._release()
+        finally:
+            self._end("detached")
 
     async def close(self) -> None:
         """End the channel for both sides; what is queued is still delivered. Also detaches."""
@@ -569,7 +571,10 @@ class Channel(Emitter):
 
     async def _attach_again_after(self, pause: float) -> None:
         """Give the channel back for a while; whoever has it by then keeps it."""
-        await self._release()
+        try:
+            await self._release()
+        except (RequestRefused, TimeoutError) as error:
+            logger.warning("Channel %r of %s was not given back: %s", self.label, self.connection_id, error)
         await asyncio.sleep(pause)
         if self.end_reason is None and self._wire is None:
             await self._daemon._attach_again(self)

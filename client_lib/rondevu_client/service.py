@@ -267,7 +267,10 @@ class Service(Emitter):
                 if await channel.wait_detached() == "detached" or self._offered.get(key) != channel.generation:
                     return
                 continue
-            await channel.detach()
+            try:
+                await channel.detach()
+            except (RequestRefused, TimeoutError) as error:
+                logger.warning("Channel %r of %s was not given back: %s", key[1], key[0], error)
             await asyncio.sleep(pause)
             pause = min(2 * pause, channels.RETRY_LAST)
             if not await self._is_there(key):
@@ -289,11 +292,13 @@ class Service(Emitter):
         return True
 
     async def _is_there(self, key: _Key) -> bool:
-        """Whether the channel, which was not attached for a while, has something to read or can get it."""
+        """Whether the channel, not attached for a while, has something to read or can get it; yes, if nobody knows."""
         try:
             rows = await self._daemon.channels(key[0])
-        except RequestRefused:
-            return False
+        except TimeoutError:
+            return True
+        except RequestRefused as error:
+            return error.code in PASSING
         row = next((row for row in rows if row["label"] == key[1]), None)
         return row is not None and (bool(row["waiting"]) or row["state"] in {"open", "connecting"})
 
@@ -305,8 +310,8 @@ class Service(Emitter):
             self._served.pop(key, None)
             try:
                 channel = self._served[key] = await self._daemon.attach(*key)
-            except RequestRefused as error:
-                if error.code in PASSING:
+            except (RequestRefused, TimeoutError) as error:
+                if isinstance(error, TimeoutError) or error.code in PASSING:
                     logger.warning("Channel %r of %s cannot be served yet: %s", key[1], key[0], error)
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, channels.RETRY_LAST)

@@ -82,6 +82,10 @@ class ListenerThread:
         """Events that found `BACKLOG` others before them."""
         self._bursting = False
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self.thread: threading.Thread
+
+    def start(self) -> None:
+        """Call what was posted so far, and what will be until `stop`; then it can be started again."""
         self.thread = threading.Thread(target=self._call_loop, name="rondevu listeners", daemon=True)
         self.thread.start()
 
@@ -143,14 +147,16 @@ class HandlerThreads:
 class Background:
     """The loop and the threads of one daemon object; runs from when it is made until `stop`."""
 
-    def __init__(self, handler_threads: int) -> None:
+    def __init__(self, handler_threads: int, listeners: ListenerThread) -> None:
+        """`listeners` is started, and stopped in the end."""
         self._loop = asyncio.new_event_loop()
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._stopped = False
         self._thread = threading.Thread(target=self._run_loop, name="rondevu", daemon=True)
-        self.listeners = ListenerThread()
+        self.listeners = listeners
         self.handlers = HandlerThreads(handler_threads)
+        self.listeners.start()
         self._thread.start()
 
     @property
@@ -181,7 +187,11 @@ class Background:
             future.cancel()
 
     def read(self, function: Callable[[], T]) -> T:
-        """What `function` returns, called where nothing changes meanwhile; also after `stop`."""
+        """What `function` returns, called where nothing changes meanwhile; also after `stop`.
+
+        Raises `RuntimeError` in a process forked from this one.
+        """
+        self._check_process()
 
         async def work() -> T:
             return function()
@@ -210,9 +220,12 @@ class Background:
                 raise ConnectionLost(_CLOSED)
             return asyncio.run_coroutine_threadsafe(work(), self._loop)
 
-    def _check_caller(self) -> None:
+    def _check_process(self) -> None:
         if self.is_forked:
             raise RuntimeError("this daemon object belongs to the process before the fork; open another one here")
+
+    def _check_caller(self) -> None:
+        self._check_process()
         if _is_in_loop():
             raise RuntimeError("this would block the running event loop; use rondevu_client.Daemon in coroutines")
 

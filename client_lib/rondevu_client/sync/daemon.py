@@ -5,20 +5,23 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+from collections.abc import Callable
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 from rondevu_client import client as aio
 from rondevu_client.attaching import AttachParameters
 from rondevu_client.errors import ConnectionLost
-from rondevu_client.sync.background import Background
+from rondevu_client.sync.background import Background, ListenerThread
 from rondevu_client.sync.channel import Channel
 from rondevu_client.sync.connection import Connection
 from rondevu_client.sync.facade import EmitterFacade
 from rondevu_client.sync.requests import Requests
 from rondevu_client.sync.service import Handler, Service, handler_in_thread
 from rondevu_client.sync.stream import EventStream
+
+T = TypeVar("T")
 
 HANDLER_THREADS = 64
 """Handlers that run at once: channels that are served at once."""
@@ -30,7 +33,8 @@ CLOSE_TIMEOUT = 5.0
 class Daemon(EmitterFacade, Requests):
     """The daemon behind a socket; use it in a ``with`` statement, or call `open` and `close`.
 
-    See `rondevu_client.Daemon`. An interpreter that ends closes it. Listeners end with `close`.
+    See `rondevu_client.Daemon`. An interpreter that ends closes it. Listeners may be added
+    before `open`, and end with `close`.
     """
 
     def __init__(
@@ -49,6 +53,9 @@ class Daemon(EmitterFacade, Requests):
         self._make = partial(aio.Daemon, socket, reconnect, client=client, request_timeout=request_timeout)
         self._handler_threads = handler_threads
         self._inner = self._emitter = self._make()
+        self._listener_thread = ListenerThread()
+        self._ended = False
+        """Whether it was open before; then listeners that are added now are for the next `open`."""
         self._opened: Background | None = None
         self._changing = threading.RLock()
 
@@ -68,8 +75,8 @@ class Daemon(EmitterFacade, Requests):
         with self._changing:
             if self._opened is not None:
                 raise RuntimeError("the daemon object is open")
-            background = Background(self._handler_threads)
-            self._inner = self._emitter = self._make()
+            self._begin_anew()
+            background = Background(self._handler_threads, self._listener_thread)
             try:
                 background.run(timeout, self._inner.open)
             except BaseException:
@@ -86,11 +93,13 @@ class Daemon(EmitterFacade, Requests):
         """
         with self._changing:
             background, self._opened = self._opened, None
+            inner = self._inner
+            self._ended = True
         if background is None or background.is_forked:
             return
         atexit.unregister(self.close)
         try:
-            background.run(CLOSE_TIMEOUT, self._inner.close)
+            background.run(CLOSE_TIMEOUT, inner.close)
         finally:
             background.stop()
 
@@ -187,6 +196,28 @@ class Daemon(EmitterFacade, Requests):
         return self._run(None, self._inner.wait, target, what, timeout)
 
     # --- inside ------------------------------------------------------------------------------------------------
+
+    def _begin_anew(self) -> None:
+        """Forget what was open before, with its listeners."""
+        if self._ended:
+            self._inner = self._emitter = self._make()
+            self._listener_thread = ListenerThread()
+            self._ended = False
+
+    @property
+    def _listeners(self) -> ListenerThread:
+        with self._changing:
+            if self._opened is None:
+                self._begin_anew()
+            return self._listener_thread
+
+    def _read(self, function: Callable[[], T]) -> T:
+        with self._changing:
+            background = self._opened
+            if background is None:
+                self._begin_anew()
+                return function()
+        return background.read(function)
 
     @property
     def _background(self) -> Background:

@@ -39,29 +39,36 @@ class EmitterFacade(Facade):
     def on(self, event: str, listener: Listener) -> None:
         """Call `listener`, in the listener thread, at every `event`. One that raises is logged."""
         relay = self._relay(event, listener)
-        self._background.read(lambda: self._emitter.on(event, relay))
+        self._read(lambda: self._emitter.on(event, relay))
 
     def once(self, event: str, listener: Listener) -> None:
         """Call `listener` at the next `event` only."""
         relay = self._relay(event, listener)
-        self._background.read(lambda: self._emitter.once(event, relay))
+        self._read(lambda: self._emitter.once(event, relay))
 
     def off(self, event: str, listener: Listener) -> None:
         """Call `listener` no more, however it was added; nothing happens if it is not there."""
         relay = self._relay(event, listener)
-        self._background.read(lambda: self._emitter.off(event, relay))
+        self._read(lambda: self._emitter.off(event, relay))
 
     def remove_all_listeners(self, event: str | None = None) -> None:
         """Call none of the listeners of `event` any more; with None, none at all."""
-        self._background.read(lambda: self._emitter.remove_all_listeners(event))
+        self._read(lambda: self._emitter.remove_all_listeners(event))
 
     def listener_count(self, event: str) -> int:
         """How many listeners wait for `event`."""
-        return self._background.read(lambda: self._emitter.listener_count(event))
+        return self._read(lambda: self._emitter.listener_count(event))
+
+    @property
+    def _listeners(self) -> ListenerThread:
+        return self._background.listeners
+
+    def _read(self, function: Callable[[], T]) -> T:
+        return self._background.read(function)
 
     def _relay(self, event: str, listener: Listener) -> Relay:
         del event
-        return Relay(self._background.listeners, listener)
+        return Relay(self._listeners, listener)
 
 
 class Relay:

@@ -322,3 +322,46 @@ async def test_the_answer_of_an_older_daemon_that_lacks_a_word_will_do(daemon, m
 
     monkeypatch.setattr(Channel, "_begin", begin_of_less)
     assert (await daemon.attach("alice-chat", "main")).attached
+
+
+# --- time limits in what runs by itself ------------------------------------------------------------------------------
+
+
+async def test_a_listener_that_raised_gets_the_message_again_after_requests_that_timed_out(
+    place, channel, monkeypatch, at_once
+):
+    heard = asyncio.Queue()
+
+    def listen(message):
+        heard.put_nowait(message.attempt)
+        if message.attempt == 1:
+            raise ValueError("not yet")
+
+    release = Channel._release
+
+    async def release_and_time_out(self):
+        await release(self)
+        raise TimeoutError
+
+    monkeypatch.setattr(Channel, "_release", release_and_time_out)
+    place.channel.deliver("a")
+    left = refuse(monkeypatch, Channel, "_attach", TimeoutError())
+    channel.on("message", listen)
+    assert await asyncio.wait_for(heard.get(), PATIENCE) == 1
+    assert await asyncio.wait_for(heard.get(), PATIENCE) == 2
+    await place.until(lambda: not place.inbox())
+    assert not left
+
+
+async def test_a_handler_runs_after_attaching_timed_out(place, daemon, monkeypatch, at_once):
+    place.house.add_connection("conn-b", "bob", service=f"alice/{FQN}")
+    place.house.get("conn-b", "main").deliver("a")
+    left = refuse(monkeypatch, Channel, "_attach", TimeoutError())
+    served = asyncio.Queue()
+
+    async def serve(channel, connection_id):
+        served.put_nowait((connection_id, channel.label))
+
+    await daemon.expose_service("alice", FQN, handler=serve)
+    assert await asyncio.wait_for(served.get(), PATIENCE) == ("conn-b", "main")
+    assert not left

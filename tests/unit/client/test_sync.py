@@ -15,7 +15,7 @@ import threading
 import pytest
 
 import rondevu_client
-from rondevu_client import ConnectionLost, Detached, RequestRefused, stream, sync
+from rondevu_client import ConnectionLost, DaemonUnavailable, Detached, RequestRefused, stream, sync
 from rondevu_client.sync import Daemon
 from rondevu_client.sync import background as background_module
 from rondevud.ipc.server import Server
@@ -342,6 +342,24 @@ def test_the_daemon_tells_its_own_events(place, daemon):
     assert heard.get(timeout=PATIENCE) == {"state": "down"}
 
 
+def test_listeners_may_be_added_before_it_is_open(place, tmp_path):
+    heard = queue.Queue()
+    daemon = Daemon(tmp_path / "nobody.sock")
+    daemon.on("reloaded", heard.put)
+    daemon.once("stopping", heard.put)
+    daemon.off("stopping", heard.put)
+    assert (daemon.listener_count("reloaded"), daemon.listener_count("stopping")) == (1, 0)
+    with pytest.raises(DaemonUnavailable):
+        daemon.open()
+    daemon._inner._given = place.path
+    with daemon:
+        daemon.clients()
+        place.do(place.house.events.publish, "reloaded", {"n": 1})
+        assert heard.get(timeout=PATIENCE) == {"n": 1}
+    assert daemon.version
+    assert daemon.listener_count("reloaded") == 0
+
+
 def test_events_beyond_the_backlog_are_dropped_and_counted(place, daemon, channel, monkeypatch, caplog):
     monkeypatch.setattr(background_module, "BACKLOG", 2)
     blocked, go_on = threading.Event(), threading.Event()
@@ -507,13 +525,15 @@ import os, sys
 from rondevu_client.sync import Daemon
 
 with Daemon(sys.argv[1]) as daemon:
+    channel = daemon.attach("alice-chat", "main")
     pid = os.fork()
     if pid == 0:
-        try:
-            daemon.status()
-        except RuntimeError as error:
-            print(error)
-            sys.exit(7)
+        for call in (daemon.status, lambda: channel.queue_size, lambda: channel.on("open", print)):
+            try:
+                call()
+            except RuntimeError as error:
+                print(error)
+        sys.exit(7)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     print(code, daemon.status()["connections"])
 """
@@ -541,5 +561,5 @@ def test_an_interpreter_that_ends_with_an_open_daemon_object_does_not_hang(place
 def test_a_forked_process_is_told_to_open_its_own(place):
     done = run(FORKED, place)
     assert done.returncode == 0, done.stderr
-    assert "before the fork" in done.stdout
+    assert done.stdout.count("before the fork") == 3
     assert done.stdout.endswith("7 1\n")
