@@ -159,8 +159,13 @@ class Channel(Emitter):
 
     @property
     def queue_size(self) -> int:
-        """Messages sent through this object that the peer has not acknowledged; `Daemon.queue` tells the daemon's."""
-        return self._outbox.undecided + self._outbox.unacknowledged
+        """Messages sent through this object that the peer has not acknowledged; `Daemon.queue` tells the daemon's.
+
+        Towards a peer that acknowledges nothing, those not handed to a data channel, if attached with `confirm_sent`; else
+        they are counted until `flush`.
+        """
+        told = self.acknowledges is False and self._request["confirm_sent"]
+        return self._outbox.undecided + (self._outbox.unsent if told else self._outbox.unacknowledged)
 
     @property
     def buffered_amount(self) -> int:

@@ -78,6 +78,11 @@ class Outbox:
         """Accepted messages the peer has not acknowledged."""
         return sum(last - first + 1 for first, last in self._unacknowledged)
 
+    @property
+    def unsent(self) -> int:
+        """Accepted messages that were not handed to a data channel, acknowledged or removed."""
+        return sum(max(0, last - max(first, self.sent_upto + 1) + 1) for first, last in self._unacknowledged)
+
     def futures(self) -> list[asyncio.Future[int]]:
         """Of every message that is not decided."""
         return [entry.future for entry in (*self._undecided.values(), *self._waiting)]

@@ -160,6 +160,17 @@ async def test_flush_says_so_when_nobody_will_decide_any_more(place, channel):
         await asyncio.wait_for(flushing, PATIENCE)
 
 
+async def test_towards_a_peer_that_acknowledges_nothing_what_is_sent_leaves_the_queue(place, daemon):
+    place.channel.acknowledges = False
+    channel = await daemon.attach("alice-chat", "main", confirm_sent=True)
+    for number in range(3):
+        await channel.send(str(number))
+    assert channel.queue_size == 3
+    place.channel.producer.hand_over(2)
+    await daemon.call("ping")
+    assert channel.queue_size == 1
+
+
 # --- a daemon that comes back ----------------------------------------------------------------------------------------
 
 
