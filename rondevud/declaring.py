@@ -45,6 +45,7 @@ class Declaring:
                 self._join(key, options, owner)
                 if connection.state is ConnectionState.FAILED:
                     connection.reconnect()
+                await connection.make_missing_channels()
         return {
             "connection_id": connection.connection_id,
             "name": options.name,

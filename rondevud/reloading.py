@@ -157,6 +157,8 @@ class Reloading:
                 await self._forget_saved(key, has)
                 await self._reconfigure(wanted, Origin.FILE)
                 changes.changed.append(name)
+            elif isinstance(wanted, ConnectionConfig):
+                await self._holdings.by_name[name].make_missing_channels()
 
     def _present(self, key: Key) -> Declaration | None:
         """What is declared and at work: not what was closed."""

@@ -49,7 +49,7 @@ def of_connection(connection: DurableConnection) -> Data:
         "state": str(connection.state),
         "ephemeral": connection.ephemeral,
         "attempt": connection.attempt,
-        "error": connection.last_error,
+        "error": connection.error,
     }
 
 

@@ -68,6 +68,8 @@ class DurableConnection:
         self.settings = settings
         self.attempt = 0
         self.last_error: str | None = None
+        self._unmade: dict[str, str] = {}
+        """Why channels of the settings could not be made, by label; empty for one that is being made."""
         self.dialled_at: float | None = None
         """When the last dial began, and below when the next one will, in the time of the clock."""
         self.retry_at: float | None = None
@@ -127,7 +129,7 @@ class DurableConnection:
     async def start(self) -> None:
         """Dial, again if the connection had failed, and make the channels of the settings.
 
-        A channel that cannot be made is logged and stands in `last_error`. May be called again.
+        A channel that cannot be made is logged, stands in `error` and is tried again with every link. May be called again.
         """
         if self.state is ConnectionState.CLOSED:
             return
@@ -148,13 +150,27 @@ class DurableConnection:
         self.session.reconfigure(self._link_settings(), configure)
 
     async def make_channels(self) -> None:
-        """The channels of the settings; one that cannot be made is logged and stands in `last_error`."""
-        for label in self.settings.channels:
+        """The channels of the settings; one that cannot be made is logged and stands in `error`."""
+        self._unmade = {label: self._unmade.get(label, "") for label in self.settings.channels}
+        await self.make_missing_channels()
+
+    async def make_missing_channels(self) -> None:
+        """Those that could not be made. Others may have been closed since: they stay so."""
+        for label in list(self._unmade):
             try:
                 await self.session.channel(label, None)
             except RequestError as error:
-                self.last_error = f"channel {label!r}: {error}"
-                logger.warning("%s: %s", self.settings.name, self.last_error)
+                reason = f"channel {label!r}: {error}"
+                if self._unmade.get(label) != reason:
+                    logger.warning("%s: %s", self.settings.name, reason)
+                self._unmade[label] = reason
+            else:
+                self._unmade.pop(label, None)
+
+    @property
+    def error(self) -> str | None:
+        """What is wrong at present: why there is no link, or which channels could not be made; None when nothing is."""
+        return self.last_error or "; ".join(filter(None, self._unmade.values())) or None
 
     async def stop(self) -> None:
         """The daemon stops: tell the peer to expect us back, and let go. A `close` that still drains is given up."""
@@ -374,6 +390,8 @@ class DurableConnection:
         if self.state is not ConnectionState.CONNECTED:
             self._enter(ConnectionState.CONNECTED)
             session.event("connected", {"resumed": effect.resumed})
+        if self._unmade:
+            self._discards.spawn(self.make_missing_channels(), f"channels of {self.settings.name}")
         logger.info("%s: connected (%s)", self.settings.name, "resumed" if effect.resumed else "new session")
 
     def link_down(self, session: DurableSession, effect: LinkDown) -> None:

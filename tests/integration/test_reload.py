@@ -8,6 +8,8 @@ import pytest
 
 from rondevu_client import MessageRejected, RequestRefused
 from rondevud import config as configuration
+from rondevud.durable.session import DurableSession
+from rondevud.errors import RequestError
 from tests.integration.daemons import (
     CONFIG,
     FQN,
@@ -185,6 +187,32 @@ async def test_new_limits_for_all_hold_for_what_programs_declared(world):
     await channel.send("one")
     with pytest.raises(MessageRejected):
         await channel.send("two")
+
+
+@pytest.mark.parametrize("again", ["reload", "connect", "link"])
+async def test_a_channel_that_could_not_be_made_says_why_and_is_tried_again(world, monkeypatch, again):
+    make, reasons = DurableSession.channel, ["the disk is full"]
+
+    async def fail(self, label, options, *, create=True):
+        if reasons:
+            raise RequestError("disk_full", reasons[0])
+        return await make(self, label, options, create=create)
+
+    monkeypatch.setattr(DurableSession, "channel", fail)
+    text = connection("chat", 'channels = ["main"]')
+    filed = await open_filed(world, text)
+    assert (await filed.row("chat"))["error"].endswith("channel 'main': the disk is full")
+    reasons.clear()
+    if again == "reload":
+        assert await filed.reload(text) == NOTHING
+    elif again == "connect":
+        assert not (await filed.program.connect("alice", FQN, name="chat", channels=["main"])).created
+    else:
+        pair = Pair(world, await world.daemon("home"), filed.place)
+        await pair.expose()
+        await pair.next_offered()
+    assert [row["label"] for row in await filed.program.channels("chat")] == ["main"]
+    assert "channel" not in ((await filed.row("chat"))["error"] or "")
 
 
 async def test_tables_that_hold_for_all_are_named_when_they_differ(world):
