@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from rondevu_client import RequestRefused
+from rondevu_client import Daemon, RequestRefused
 from rondevud.errors import StateDirectoryError
 from tests.integration.daemons import (
     FQN,
@@ -99,13 +99,13 @@ async def test_bytes_that_are_no_frame_get_one_error_and_cost_only_their_socket(
 
 async def test_a_label_that_has_a_receiver_is_in_use_until_it_leaves_or_is_taken_over(pair):
     async def compete():
-        async with await pair.away.client() as rival:
+        async with Daemon(pair.away.socket) as rival:
             with pytest.raises(RequestRefused) as refused:
                 await rival.attach("chat", "main")
             assert refused.value.code == "in_use"
 
     await while_messages_pass(pair, compete())
-    async with await pair.away.client() as rival:
+    async with Daemon(pair.away.socket) as rival:
         channel = await rival.attach("chat", "main", takeover=True)
         assert await asyncio.wait_for(pair.near.wait_detached(), PATIENCE) == "taken_over"
         await exchange_few(channel, pair.far)
