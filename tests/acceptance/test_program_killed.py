@@ -127,7 +127,7 @@ async def test_programs_killed_together_with_their_daemons_find_what_was_promise
         receive = ("receiver", "receiver", service.socket, target, "main", "LOG", 10**6, ACK_EVERY)
         receiver, last = await stage.program(*receive), 0
         for round_ in range(4):
-            last += 2_000
+            last += 6_000  # far more than are accepted until the kill
             sender = await stage.program("sender", "sender", connection.socket, CONNECTION, "main", "LOG", "bob", last)
             await receiver.until_count("received", receiver.count("received") + 300)
             killed, program = ((connection, sender), (service, receiver))[round_ % 2]
