@@ -42,8 +42,10 @@ async def test_two_pipes_are_one_pipe_between_two_machines(world):
         assert await far.stdout.readline() == "grüße\n".encode()
         assert await near.stdout.readline() == b"hello\n"
         near.stdin.write(b"last")
+        near.stdin.close()  # before 3.12, communicate() does so only when it has something to write
         assert await near.communicate() == (b"", b"")
         assert await far.stdout.readline() == b"last\n"
+        far.stdin.close()
         assert await far.communicate() == (b"", b"")
     assert (near.returncode, far.returncode) == (0, 0)
     queue = json.loads(await ctl(pair.home, "--json", "queue", far_id, "main"))
