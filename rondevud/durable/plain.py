@@ -196,7 +196,7 @@ class Carry:
         lane = self.lane
         if lane is not None and not lane.drawing and not self._early:
             self._take(message)
-        elif self._keeps(message) and (lane is not None or self._early or self._wanted()):
+        elif self._keeps(message) and (lane is not None or self._early or self._host.want_channel(self.label)):
             self._early.append(message)
             self._early_bytes += len(message)
             self._host.schedule_flush()
@@ -206,9 +206,6 @@ class Carry:
     def _keeps(self, message: Message) -> bool:
         fits = len(self._early) < EARLY_MESSAGES and self._early_bytes + len(message) <= EARLY_BYTES
         return fits or not self._early
-
-    def _wanted(self) -> bool:
-        return self._host.want_channel(self.label)
 
     def _take(self, message: Message) -> None:
         if not self._host.refuses(self.label, message) and not self._host.lanes.receive_plain(self.label, message):
