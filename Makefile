@@ -3,12 +3,14 @@
 #   PYTHON=python3.11  another interpreter, in a virtual environment of its own
 #   VENV=DIRECTORY     another place for the virtual environment
 #   TESTS=PATHS        only these tests            JOBS=N   tests in N processes
+#   MARKS=EXPRESSION   only tests with such marks
 
 SHELL := /bin/bash
 PYTHON ?=
 VENV ?= .venv$(if $(PYTHON),-$(notdir $(PYTHON)))
 TESTS ?= tests
 JOBS ?= 2
+MARKS ?= not soak
 
 SETUP := PYTHON='$(PYTHON)' bash .ci/setup '$(VENV)'
 SETUP_NEEDS := pyproject.toml .ci/setup .ci/find-python
@@ -25,7 +27,7 @@ demo: $(VENV)/.installed ## two daemons and a signalling server on this machine,
 venv: $(VENV)/.installed-dev ## the virtual environment, with all that development needs
 
 test: $(VENV)/.installed-dev ## all tests but the long ones
-	$(VENV)/bin/python -m pytest -q -n $(JOBS) $(TESTS)
+	$(VENV)/bin/python -m pytest -q -n $(JOBS) -m '$(MARKS)' $(TESTS)
 
 lint: $(VENV)/.installed-dev ## style and types
 	$(VENV)/bin/ruff check .

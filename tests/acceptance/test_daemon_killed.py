@@ -21,7 +21,7 @@ from tests.acceptance.processes import (
     assert_exactly_once_in_order,
 )
 
-pytestmark = [pytest.mark.acceptance, LIMIT]
+pytestmark = [pytest.mark.acceptance, pytest.mark.once, LIMIT]
 
 KILLS = int(os.environ.get("RONDEVUD_KILLS", "20"))
 """How often one of the daemons is killed; a long run asks for more."""

@@ -18,7 +18,7 @@ from tests.acceptance.programs.patient import patient_client
 from tests.jury.trial import CONNECTING, DATABASE, SERVICE, Trial
 from tests.unit.test_failpoints import FRAME_PLACES, OPERATION_PLACES, POINTS
 
-pytestmark = [pytest.mark.acceptance, LIMIT]
+pytestmark = [pytest.mark.acceptance, pytest.mark.once, LIMIT]
 
 SEED = int(os.environ.get("RONDEVUD_SEED", "20"))
 """Decides at which hit of each point the daemon dies."""

@@ -145,6 +145,7 @@ class Visitors:
 
 @pytest.mark.acceptance
 @pytest.mark.webrtc
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("before", "cycles", "allowed"),
     [

@@ -15,7 +15,7 @@ from tests.acceptance.programs.content import AHEAD, LABELS
 from tests.jury.checker import Finding
 from tests.jury.trial import CONNECTING, SERVICE, Trial
 
-pytestmark = [pytest.mark.acceptance, LIMIT]
+pytestmark = [pytest.mark.acceptance, pytest.mark.once, LIMIT]
 
 BUGS = Path(__file__).with_name("bugs")
 
