@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from rondevud.durable import frames, sdp
 from rondevud.durable.contact import Contact, Trickle
@@ -21,6 +23,12 @@ from rondevud.transport.base import ChannelState, ConnectionState, DataChannel, 
 ATTEMPT = 8.0
 """Seconds that a dial after a loss, or beside a suspect link, may take: ICE checks are repeated after 0.5, 1, 2, 4, 8, 16 s,
 and a path that came back late in an attempt is found sooner by the next one."""
+
+LOOK_AGAIN = 2.0
+"""Seconds between two looks, while an answered offer leads to nothing, at whether the service has been published anew. A
+daemon that is killed leaves its offers at the server; when it is back, the attempt on one of them is best given up."""
+
+AT_ONCE = (0.0, 0.0)
 
 BUSY_DELAY = (0.3, 1.0)
 """Seconds, at random, until the next try when there was no offer left or somebody was faster."""
@@ -82,7 +90,7 @@ class Dialler:
             plain = self._is_plain(offer, settings.peer)
             connection = self._engine.create_peer_connection()
             try:
-                await (self._contact(connection, offer) if plain else self._link(connection, offer))
+                await (self._contact(connection, offer) if plain else self._link(connection, offer, settings))
             except BaseException:
                 self._discard(connection)
                 raise
@@ -127,7 +135,7 @@ class Dialler:
         else:
             self._discard(connection)
 
-    async def _link(self, connection: PeerConnection, offer: DiscoveredOffer) -> None:
+    async def _link(self, connection: PeerConnection, offer: DiscoveredOffer, settings: ConnectionSettings) -> None:
         """Answer the offer, open the data channel, say hello, wait for the verdict."""
         closed = asyncio.get_running_loop().create_future()
         connection.on_state = lambda state: _resolve(closed, state is ConnectionState.CLOSED)
@@ -137,19 +145,39 @@ class Dialler:
         opened = asyncio.get_running_loop().create_future()
         channel.on_open = lambda: _resolve(opened, channel.state is ChannelState.OPEN)
         await self._signalling.answer(offer.offer_id, answer)
-        await asyncio.wait({opened, closed}, return_when=asyncio.FIRST_COMPLETED)
-        if not opened.done():
-            raise TransportError("the WebRTC connection ended before the data channel was open")
-        await self._greet(connection, channel, fingerprints)
+        outdated = asyncio.create_task(self._published_anew(offer, settings), name="is the offer outdated")
+        try:
+            await _first({opened, closed}, outdated)
+            if not opened.done():
+                raise TransportError("the WebRTC connection ended before the data channel was open")
+            await self._greet(connection, channel, fingerprints, outdated)
+        finally:
+            outdated.cancel()
 
-    async def _greet(self, connection: PeerConnection, channel: DataChannel, fingerprints: Fingerprints) -> None:
+    async def _published_anew(self, offer: DiscoveredOffer, settings: ConnectionSettings) -> None:
+        """Wait until the service of that offer has been published anew, as far as its server tells."""
+        while True:
+            await asyncio.sleep(LOOK_AGAIN)
+            with contextlib.suppress(SignallingError):
+                now = await self._discover(settings)
+                if now.publication != offer.publication:
+                    return
+
+    async def _greet(
+        self,
+        connection: PeerConnection,
+        channel: DataChannel,
+        fingerprints: Fingerprints,
+        outdated: asyncio.Future[None],
+    ) -> None:
         if not self.wanted:  # the suspect link was heard again
             self._discard(connection)
             return
         key = self._session.open_link(connection, channel, fingerprints)
         outcome = self._greetings[key] = asyncio.get_running_loop().create_future()
         try:
-            effect = await outcome
+            await _first({outcome}, outdated)
+            effect = outcome.result()
         except BaseException:
             self._session.drop_link(key)
             raise
@@ -171,6 +199,14 @@ def dial_error(error: Exception) -> DialError | None:
     if isinstance(error, TransportError | TimeoutError):
         return DialError(str(error) or "the connection did not come up in time", "connection", counts=True)
     return None
+
+
+async def _first(futures: set[asyncio.Future[Any]], outdated: asyncio.Future[None]) -> None:
+    """Wait for one of `futures`. Raises `DialError` when the offer that was answered is outdated before."""
+    await asyncio.wait({*futures, outdated}, return_when=asyncio.FIRST_COMPLETED)
+    if not any(future.done() for future in futures):
+        outdated.result()
+        raise DialError("the service was published anew meanwhile", "offer_outdated", counts=False, delay=AT_ONCE)
 
 
 def _resolve(future: asyncio.Future[None], now: bool) -> None:

@@ -44,6 +44,8 @@ class DiscoveredOffer:
     uuid: str
     offer_id: str
     sdp: str
+    publication: str = ""
+    """The service id of the publication at present; another one when the service is published anew. Empty: not told."""
 
 
 @dataclass(frozen=True, slots=True)

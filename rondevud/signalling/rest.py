@@ -155,6 +155,7 @@ class RestSignalling:
             uuid=uuid,
             offer_id=members.identifier("offerId"),
             sdp=members.text("sdp"),
+            publication=str(members.value("serviceId") or ""),
         )
 
     async def answer(self, offer_id: str, sdp: str) -> None:
