@@ -7,7 +7,7 @@ ends by SIGKILL (``kill``, the default), the point raises `FailpointReached` (``
 Names are ``PLACE``, ``PLACE.FRAME`` (of `hit_frame`: ``send.before.data``) or ``PLACE.OPERATION`` (of `hit_operation`:
 ``write.Put``).
 ``write`` is inside the transaction, ``stored`` behind the commit and before anybody hears of it; ``.before`` and ``.after``
-say on which side of the act a point lies.
+say on which side of the act a point lies. What happens at a point is told on standard error: ``failpoint NAME: ACTION``.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class Failpoint(NamedTuple):
     """Of ``delay``."""
 
     def act(self) -> None:
-        """Do what is to be done. Raises `FailpointReached`."""
+        """Say what is to be done, and do it. Raises `FailpointReached`."""
+        os.write(2, f"failpoint {self.name}: {self.action}\n".encode())
         if self.action == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         elif self.action == "raise":
@@ -121,6 +122,13 @@ hit_frame: Callable[[str, bytes | str], None] = _hit_nothing_of
 hit_operation: Callable[[str, object], None] = _hit_nothing_of
 """The process is at that place with an operation of the store."""
 
-if os.environ.get(VARIABLE):
-    _armed = Armed(parse(os.environ[VARIABLE]))
-    hit, hit_frame, hit_operation = _armed.hit, _armed.hit_frame, _armed.hit_operation
+
+def arm() -> None:
+    """Set the points that the environment names. Raises `ConfigError`."""
+    global hit, hit_frame, hit_operation
+    if os.environ.get(VARIABLE):
+        armed = Armed(parse(os.environ[VARIABLE]))
+        hit, hit_frame, hit_operation = armed.hit, armed.hit_frame, armed.hit_operation
+
+
+arm()

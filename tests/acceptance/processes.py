@@ -237,11 +237,15 @@ class Daemon:
 
     async def start(self, failpoint: str = "") -> Process:
         """Start it and wait until it is ready; with a `failpoint` (see `rondevud.failpoints`) it may die before."""
+        process = await self.launch(failpoint)
+        if not failpoint:
+            await self._notify.wait_for("READY=1", process)
+        return process
+
+    async def launch(self, failpoint: str = "") -> Process:
+        """Start it, without waiting until it is ready."""
         self._notify.forget()
         self.process = await self.begin(failpoint)
-        if failpoint:
-            return self.process
-        await self._notify.wait_for("READY=1", self.process)
         return self.process
 
     async def kill(self) -> None:

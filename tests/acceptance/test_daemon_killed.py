@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import random
 import signal
 
 import pytest
@@ -13,7 +11,6 @@ from tests.acceptance.processes import (
     CONNECTION,
     LIMIT,
     PATIENCE,
-    SCALE,
     SERVICE,
     Daemon,
     Process,
@@ -22,19 +19,6 @@ from tests.acceptance.processes import (
 )
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.once, LIMIT]
-
-KILLS = int(os.environ.get("RONDEVUD_KILLS", "20"))
-"""How often one of the daemons is killed; a long run asks for more."""
-
-SEED = int(os.environ.get("RONDEVUD_SEED", "20"))
-"""Of the moments at which that happens."""
-
-ALL_KILLS = (60 + 6 * KILLS) * SCALE
-"""Seconds that all of them may take: a killed service is missed after 4 s of silence, and found a second later."""
-
-MESSAGES = max(10_000, 500 * KILLS)
-LAST_KILL = MESSAGES * 6 // 10
-"""The last kill comes when so many have been received: late enough, and early enough that it hits live traffic."""
 
 AHEAD = 600
 """Messages that a program sends beyond what it has received: what is under way at a kill."""
@@ -73,26 +57,6 @@ async def assert_drained(ids: dict[Daemon, str]) -> None:
         assert await daemon.connection_id() == connection_id
         assert (await daemon.queue(connection_id, "main"))["queue_size"] == 0
         await daemon.until_nothing_waits(connection_id, "main")
-
-
-@pytest.mark.timeout(ALL_KILLS + 20)
-async def test_twenty_kills_of_either_daemon_lose_repeat_and_reorder_nothing(tmp_path):
-    moments = random.Random(SEED)
-    async with Stage(tmp_path, ALL_KILLS) as stage:
-        service, connection = await stage.pair()
-        ids, programs = await start_both_ways(stage, service, connection, MESSAGES)
-        for kill in range(KILLS):
-            mark = int((kill + moments.random()) * LAST_KILL / KILLS)
-            for program in programs:
-                await program.until_count("received", mark)
-            assert any(program.count("received") < MESSAGES for program in programs)  # a kill that nobody feels is none
-            await (service, connection)[kill % 2].restart()
-            if kill == KILLS // 3:
-                await stage.rendezvous.restart()
-            elif kill == 2 * KILLS // 3:
-                await stage.rendezvous.restart("memory")
-        await finish(stage, programs, MESSAGES)
-        await assert_drained(ids)
 
 
 @pytest.mark.parametrize("which", ["service", "connection"])
@@ -197,16 +161,3 @@ async def test_a_service_and_its_program_come_back_when_daemon_and_signalling_se
         assert_exactly_once_in_order(stage.read_log("receiver"), "bob", 300)
         assert (await connection.connection_id(), await service.connection_id()) == (connection_id, target)
         assert echo.exit_code is None
-
-
-async def test_everything_killed_in_one_moment_comes_back(tmp_path):
-    async with Stage(tmp_path) as stage:
-        service, connection = await stage.pair()
-        ids, programs = await start_both_ways(stage, service, connection, 3_000)
-        for mark in (800, 1_600):
-            for program in programs:
-                await program.until_count("received", mark)
-            await asyncio.gather(service.kill(), connection.kill(), stage.rendezvous.kill())
-            await asyncio.gather(service.start(), connection.start(), stage.rendezvous.start())
-        await finish(stage, programs, 3_000)
-        await assert_drained(ids)

@@ -1,4 +1,7 @@
-"""A daemon dies once at each failpoint in the middle of a short two-way stream: nothing is lost, doubled or reordered."""
+"""A daemon dies at one failpoint in the middle of a short two-way stream: nothing is lost, doubled or reordered.
+
+A run for each point; with every test they are tried one after another in few runs, see ``test_every_failpoint.py``.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,12 @@ from collections.abc import AsyncIterator
 import pytest
 
 from rondevu_client import Channel, Daemon, Message
-from rondevud import failpoints, records
 from tests.acceptance.processes import CONNECTION, LIMIT, PATIENCE, Stage
 from tests.acceptance.processes import SERVICE as TARGET
 from tests.acceptance.programs.patient import patient_client
 from tests.jury.trial import CONNECTING, DATABASE, SERVICE, Trial
-from tests.unit.test_failpoints import FRAME_PLACES, OPERATION_PLACES, POINTS
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.once, LIMIT]
+pytestmark = [pytest.mark.acceptance, pytest.mark.once, pytest.mark.soak, LIMIT]
 
 SEED = int(os.environ.get("RONDEVUD_SEED", "20"))
 """Decides at which hit of each point the daemon dies."""
@@ -84,23 +85,7 @@ STOPPING = ("checkpoint.before", "checkpoint.after", "send.before.goodbye", "sen
 PEER_STOPPING = ("receive.before.goodbye", "receive.after.goodbye")
 REOPENING = ("write.SetEpoch", "stored.SetEpoch")
 PLAIN = ("plain.before", "plain.after")
-
-TELLING = {
-    "commit.before",
-    "commit.after",
-    "stored.Receive",
-    "write.Acknowledge",
-    "accepted.before",
-    "send.after.piece",
-    "receive.before.ack",
-    "send.after.ack",
-}
-"""Those that run with every test; the others are for the long run."""
-
-
-def points(*names: str) -> pytest.MarkDecorator:
-    marked = [name if name in TELLING else pytest.param(name, marks=pytest.mark.soak) for name in names]
-    return pytest.mark.parametrize("point", marked)
+EVERY = (*STREAM, *MEETING, *MEETING_SERVICE, *REFUSED, *STOPPING, *PEER_STOPPING, *REOPENING, *PLAIN)
 
 
 def at(point: str) -> str:
@@ -109,20 +94,11 @@ def at(point: str) -> str:
     return f"{point}:{random.Random(f'{SEED} {point}').randint(*hits)}"
 
 
-def test_every_point_is_tried():
-    tried = {*STREAM, *MEETING, *MEETING_SERVICE, *REFUSED, *STOPPING, *PEER_STOPPING, *REOPENING, *PLAIN}
-    of_frames = {f"{place}.{kind}" for place in FRAME_PLACES for kind in failpoints.FRAME_KINDS.values()}
-    of_operations = {point for point in tried if point.startswith(OPERATION_PLACES)}
-    assert tried == {*POINTS} | of_frames | of_operations
-    for point in of_operations:
-        assert issubclass(getattr(records, point.partition(".")[2]), records.Operation)
-
-
 async def assert_nothing_is_wrong(trial: Trial) -> None:
     assert await trial.verdict() == []
 
 
-@points(*STREAM)
+@pytest.mark.parametrize("point", STREAM)
 async def test_a_daemon_dies_in_the_stream(tmp_path, point):
     async with Stage(tmp_path) as stage:
         trial = await Trial.prepare(stage)
@@ -136,7 +112,6 @@ async def test_a_daemon_dies_in_the_stream(tmp_path, point):
         await assert_nothing_is_wrong(trial)
 
 
-@pytest.mark.soak
 @pytest.mark.parametrize(
     ("victim", "point"),
     [*((CONNECTING, point) for point in MEETING), *((SERVICE, point) for point in MEETING_SERVICE)],
@@ -153,7 +128,6 @@ async def test_a_daemon_dies_when_they_meet(tmp_path, victim, point):
         await assert_nothing_is_wrong(trial)
 
 
-@pytest.mark.soak
 @pytest.mark.parametrize("point", REFUSED)
 async def test_a_daemon_dies_when_a_forgotten_session_is_refused(tmp_path, point):
     victim = SERVICE if point.startswith("send") else CONNECTING
@@ -162,10 +136,7 @@ async def test_a_daemon_dies_when_a_forgotten_session_is_refused(tmp_path, point
         for daemon in trial.daemons.values():
             await daemon.start()
         await trial.connected()
-        for daemon in trial.daemons.values():
-            assert await daemon.stop() == 0
-        for path in trial.daemons[SERVICE].state.glob(f"{DATABASE}*"):
-            path.unlink()
+        await forget_everything(trial)
         for name, daemon in trial.daemons.items():
             await daemon.start(f"{point}:1" if name == victim else "")
         await trial.survive(victim)
@@ -174,7 +145,13 @@ async def test_a_daemon_dies_when_a_forgotten_session_is_refused(tmp_path, point
         await assert_nothing_is_wrong(trial)
 
 
-@pytest.mark.soak
+async def forget_everything(trial: Trial) -> None:
+    """Stop both daemons, and take the store of the service's away."""
+    assert await asyncio.gather(*(daemon.stop() for daemon in trial.daemons.values())) == [0, 0]
+    for path in trial.daemons[SERVICE].state.glob(f"{DATABASE}*"):
+        path.unlink()
+
+
 @pytest.mark.parametrize("point", [*STOPPING, *PEER_STOPPING])
 async def test_a_daemon_dies_when_one_stops(tmp_path, point):
     stops = SERVICE if point in PEER_STOPPING else CONNECTING
@@ -194,28 +171,32 @@ async def test_a_daemon_dies_when_one_stops(tmp_path, point):
         await assert_nothing_is_wrong(trial)
 
 
-@pytest.mark.soak
 @pytest.mark.parametrize("point", REOPENING)
 async def test_a_daemon_dies_when_a_closed_label_is_opened_anew(tmp_path, point):
     async with Stage(tmp_path) as stage:
         trial = await Trial.prepare(stage)
-        service, connection = trial.daemons[SERVICE], trial.daemons[CONNECTING]
-        await service.start()
-        await connection.start(f"{point}:1")
+        await trial.daemons[SERVICE].start()
+        await trial.daemons[CONNECTING].start(f"{point}:1")
         await trial.connected()
-        target = await service.connection_id()
-        async with patient_client(connection.socket, "near") as near, patient_client(service.socket, "far") as far:
-            channel, other = await near.attach(CONNECTION, "again"), await far.attach(target, "again")
-            await channel.send("before")
-            assert [message.data async for message in received_until_closed(channel, other)] == ["before"]
-            await asyncio.gather(until_closed(near, CONNECTION, "again"), until_closed(far, target, "again"))
-            dying = asyncio.create_task(trial.survive(CONNECTING), name="survive")
-            channel = await near.attach(CONNECTION, "again")
-            await channel.send("after")
-            await dying
-            other = await far.attach(target, "again")
-            assert (await other.receive(PATIENCE)).data == "after"
-            await asyncio.wait_for(channel.flush(), PATIENCE)
+        await open_anew(trial, point)
+
+
+async def open_anew(trial: Trial, label: str) -> None:
+    """Close a label on both sides and open it again, at which the connecting daemon dies."""
+    service, connection = trial.daemons[SERVICE], trial.daemons[CONNECTING]
+    target = await service.connection_id()
+    async with patient_client(connection.socket, "near") as near, patient_client(service.socket, "far") as far:
+        channel, other = await near.attach(CONNECTION, label), await far.attach(target, label)
+        await channel.send("before")
+        assert [message.data async for message in received_until_closed(channel, other)] == ["before"]
+        await asyncio.gather(until_closed(near, CONNECTION, label), until_closed(far, target, label))
+        dying = asyncio.create_task(trial.survive(CONNECTING), name="survive")
+        channel = await near.attach(CONNECTION, label)
+        await channel.send("after")
+        await dying
+        other = await far.attach(target, label)
+        assert (await other.receive(PATIENCE)).data == "after"
+        await asyncio.wait_for(channel.flush(), PATIENCE)
 
 
 async def received_until_closed(channel: Channel, other: Channel) -> AsyncIterator[Message]:
@@ -232,38 +213,41 @@ async def until_closed(client: Daemon, target: str, label: str) -> None:
             pass
 
 
-@pytest.mark.soak
 @pytest.mark.parametrize("point", PLAIN)
 async def test_a_daemon_dies_when_it_hands_over_to_a_plain_peer(tmp_path, point):
+    async with Stage(tmp_path) as stage:
+        await hand_over_to_a_plain_peer(stage, point)
+
+
+async def hand_over_to_a_plain_peer(stage: Stage, point: str) -> None:
     """What was in flight can be lost or come again; what was not goes out, in order."""
     count, hit = 60, 20
     username, fqn = TARGET
-    async with Stage(tmp_path) as stage:
-        await stage.rendezvous.start()
-        service = stage.daemon("alice")
-        connection = stage.daemon(
-            "bob", f'[[connection]]\nname = "{CONNECTION}"\nusername = "{username}"\nfqn = "{fqn}"\npeer = "plain"\n'
-        )
-        trial = Trial(stage, service, connection)
-        await service.start()
-        numbers: asyncio.Queue[int] = asyncio.Queue()
+    await stage.rendezvous.start()
+    service = stage.daemon("alice")
+    connection = stage.daemon(
+        "bob", f'[[connection]]\nname = "{CONNECTION}"\nusername = "{username}"\nfqn = "{fqn}"\npeer = "plain"\n'
+    )
+    trial = Trial(stage, service, connection)
+    await service.start()
+    numbers: asyncio.Queue[int] = asyncio.Queue()
 
-        async def take(channel: Channel, _connection_id: str) -> None:
-            async for message in channel:
-                numbers.put_nowait(int(message.data))
+    async def take(channel: Channel, _connection_id: str) -> None:
+        async for message in channel:
+            numbers.put_nowait(int(message.data))
 
-        async with patient_client(service.socket, "far") as far:
-            await far.expose_service(username, fqn, handler=take, polling_interval=0.2)
-            await connection.start(f"{point}:{hit}")
-            async with patient_client(connection.socket, "near") as near:
-                dying = asyncio.create_task(trial.survive(CONNECTING), name="survive")
-                channel = await near.attach(CONNECTION, "main")
-                for number in range(1, count + 1):
-                    await channel.send(str(number))
-                await dying
-                taken = [0]
-                while taken[-1] < count:
-                    taken.append(await asyncio.wait_for(numbers.get(), PATIENCE))
-        left = list(range(hit + 1, count + 1))
-        assert taken[-len(left) :] == left
-        assert set(taken[: -len(left)]) <= set(range(hit + 1))
+    async with patient_client(service.socket, "far") as far:
+        await far.expose_service(username, fqn, handler=take, polling_interval=0.2)
+        await connection.start(f"{point}:{hit}")
+        async with patient_client(connection.socket, "near") as near:
+            dying = asyncio.create_task(trial.survive(CONNECTING), name="survive")
+            channel = await near.attach(CONNECTION, "main")
+            for number in range(1, count + 1):
+                await channel.send(str(number))
+            await dying
+            taken = [0]
+            while taken[-1] < count:
+                taken.append(await asyncio.wait_for(numbers.get(), PATIENCE))
+    left = list(range(hit + 1, count + 1))
+    assert taken[-len(left) :] == left
+    assert set(taken[: -len(left)]) <= set(range(hit + 1))

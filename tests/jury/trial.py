@@ -23,6 +23,11 @@ class Trial:
         self.stage = stage
         self.daemons = {SERVICE: service, CONNECTING: connection}
         self.programs: dict[str, Process] = {}
+        self.count = COUNT
+        """Messages on each label in each direction, so far if the run is `open`."""
+        self.open = False
+        """Whether more messages may follow: see `allow` and `close`."""
+        self._targets = {CONNECTING: CONNECTION}
         self._patience = patience
 
     @classmethod
@@ -38,14 +43,30 @@ class Trial:
     async def start_program(self, name: str) -> Process:
         """The program of that daemon; the service's needs a connection that has been made."""
         daemon = self.daemons[name]
-        target = CONNECTION
-        if name == SERVICE:
+        if name not in self._targets:
             async with patient_client(daemon.socket, "test") as client:
                 (row,) = await client.connections()
-            target = row["connection_id"]
-        arguments = (daemon.socket, target, "LOG", name, COUNT, self._patience)
+            self._targets[name] = row["connection_id"]
+        count = f"{self.count}+" if self.open else str(self.count)
+        arguments = (daemon.socket, self._targets[name], "LOG", name, count, self._patience)
         self.programs[name] = await self.stage.program("streams", name, *arguments)
         return self.programs[name]
+
+    def allow(self, more: int) -> None:
+        """Let the programs of an open run send so many messages more on each label."""
+        self.count += more
+        self._tell(f"{self.count}+")
+
+    def close(self) -> None:
+        """End an open run: each label gets one more message, and it is the last."""
+        self.open = False
+        self.count += 1
+        self._tell(str(self.count))
+
+    def _tell(self, count: str) -> None:
+        for program in self.programs.values():
+            if program.exit_code is None:
+                program.type(count)
 
     async def start_programs(self) -> None:
         for name in (CONNECTING, SERVICE):
@@ -53,11 +74,17 @@ class Trial:
 
     async def survive(self, name: str) -> None:
         """Wait until that daemon has died at its failpoint; start it again without one."""
+        await self.died(name)
+        await self.daemons[name].start()
+
+    async def died(self, name: str, point: str = "") -> None:
+        """Wait until that daemon has died at its failpoint, and no other than `point`."""
         daemon = self.daemons[name]
         assert daemon.process is not None
         code = await daemon.process.exited()
         assert code == -signal.SIGKILL, f"{name} ended with {code} instead of being killed"
-        await daemon.start()
+        if point:
+            assert f"failpoint {point}: kill" in daemon.process.log.read_text().splitlines()
 
     async def finish(self) -> list[int]:
         """Wait for both programs; their exit codes."""
