@@ -17,13 +17,16 @@ SERVICE, CONNECTING = "alice", "bob"
 
 
 class Trial:
-    """The two daemons and programs of a run. `patience`: seconds after which a program gives up."""
+    """The two daemons and programs of a run. `patience`: seconds after which a program gives up; `count`: see `COUNT`."""
 
-    def __init__(self, stage: Stage, service: Daemon, connection: Daemon, patience: float = PATIENCE) -> None:
+    def __init__(
+        self, stage: Stage, service: Daemon, connection: Daemon, patience: float = PATIENCE, count: int = COUNT
+    ) -> None:
         self.stage = stage
         self.daemons = {SERVICE: service, CONNECTING: connection}
         self.programs: dict[str, Process] = {}
         self._patience = patience
+        self._count = count
 
     @classmethod
     async def prepare(cls, stage: Stage, patience: float = PATIENCE, extra: str = "") -> Trial:
@@ -43,7 +46,7 @@ class Trial:
             async with patient_client(daemon.socket, "test") as client:
                 (row,) = await client.connections()
             target = row["connection_id"]
-        arguments = (daemon.socket, target, "LOG", name, COUNT, self._patience)
+        arguments = (daemon.socket, target, "LOG", name, self._count, self._patience)
         self.programs[name] = await self.stage.program("streams", name, *arguments)
         return self.programs[name]
 
