@@ -87,10 +87,10 @@ class Networks:
             self.ip(machine, "link", "set", "eth0", "up")
 
     def readdress(self, machine: str) -> str:
-        """The machine gets another address and loses the one that it had; answers the new one."""
+        """The machine loses the address that it had and gets another; answers the new one."""
         old, new = ADDRESSES[machine]
-        self.ip(machine, "addr", "add", f"{new}/24", "dev", "eth0")
         self.ip(machine, "addr", "del", f"{old}/24", "dev", "eth0")
+        self.ip(machine, "addr", "add", f"{new}/24", "dev", "eth0")
         return new
 
     def pull(self, machine: str, *, at_switch: bool) -> None:
