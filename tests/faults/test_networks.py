@@ -36,7 +36,7 @@ ADDRESSES = {SERVICE: (f"{NET}11", f"{NET}12"), CONNECTING: (f"{NET}21", f"{NET}
 COUNT = 600
 """Messages on each label in each direction."""
 
-PULLED = 6.0
+PULLED = 5.0
 """Seconds for which a cable is out: long enough that both sides miss each other."""
 
 AT_ONCE = 3.0
@@ -127,7 +127,12 @@ async def test_messages_outlive_other_addresses_and_pulled_cables(tmp_path):
             for machine, at_switch in ((CONNECTING, False), (SERVICE, True)):
                 networks.pull(machine, at_switch=at_switch)
                 await asyncio.sleep(PULLED)  # how long that lasts is the subject
+                plugged = time.monotonic()
+                counts = [program.count("received") for program in trial.programs.values()]
                 networks.plug(machine, at_switch=at_switch)
+                for program, count in zip(trial.programs.values(), counts, strict=True):
+                    await program.until_count("received", count + 1)
+                print(f"{machine}: messages again {time.monotonic() - plugged:.1f} s after the cable")
                 await until_part(trial, part := part + 1)
             assert not await trial.verdict()
 

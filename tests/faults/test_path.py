@@ -33,7 +33,7 @@ WEATHER = {
 COUNT = 360
 """Messages on each label in each direction."""
 
-GONE = 6.0
+GONE = 5.0
 """Seconds that a way is blocked: long enough that the side which hears nothing dials."""
 
 
@@ -143,15 +143,16 @@ def holes(seed: int = 5) -> list[float]:
 
 @pytest.mark.timeout(900 * SCALE)
 @pytest.mark.parametrize(
-    "samples", [pytest.param([1, 8, 14], id="3"), pytest.param(range(SAMPLES), id="30", marks=pytest.mark.soak)]
+    "samples", [pytest.param([1, 5, 8], id="3"), pytest.param(range(SAMPLES), id="30", marks=pytest.mark.soak)]
 )
 async def test_a_link_is_resumed_soon_after_the_path_is_back(tmp_path, samples):
     chosen = [holes()[sample] for sample in samples]
     async with Stage(tmp_path, 880 * SCALE) as stage, Lag.measured() as lag:
         await stage.rendezvous.start()
         async with asyncio.TaskGroup() as group:
+            turn = asyncio.Lock()
             shares = [chosen[number::PAIRS] for number in range(PAIRS)]
-            runs = [group.create_task(resume_all(stage, number, share)) for number, share in enumerate(shares)]
+            runs = [group.create_task(resume_all(stage, turn, number, share)) for number, share in enumerate(shares)]
     taken = dict(sorted((hole, seconds) for run in runs for hole, seconds in run.result()))
     times = sorted(taken.values())
     p50, p95 = statistics.median(times), times[max(0, -(-95 * len(times) // 100) - 1)]
@@ -162,10 +163,11 @@ async def test_a_link_is_resumed_soon_after_the_path_is_back(tmp_path, samples):
     assert p95 <= P95 + allowed, told
 
 
-async def resume_all(stage: Stage, number: int, lengths: list[float]) -> list[tuple[float, float]]:
-    """For each hole its length and the time that it took to go on behind it."""
+async def resume_all(stage: Stage, turn: asyncio.Lock, number: int, lengths: list[float]) -> list[tuple[float, float]]:
+    """For each hole its length and the time that it took to go on behind it; pairs start one after the other."""
     async with open_pair(stage, str(number), 5) as pair:
-        await pair.start()
+        async with turn:
+            await pair.start()
         async with attached(pair.service) as near, attached(pair.connection) as far:
             return [(length, await resume(pair, near, far, length)) for length in lengths]
 
@@ -211,7 +213,8 @@ async def test_ten_minutes_of_a_bad_path_change_the_link_once_at_most(tmp_path):
         await stage.rendezvous.start()
         async with open_pair(stage, "idle") as idle, open_pair(stage, "busy") as busy:
             began = time.time()
-            await asyncio.gather(idle.start(), busy.start())
+            for pair in (idle, busy):
+                await pair.start()
             for pair in (idle, busy):
                 pair.relay.set(BAD)
             async with attached(busy.service) as channel:

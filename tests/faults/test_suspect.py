@@ -66,8 +66,9 @@ DEATHS = [Case(what, whom) for what in ("stop", "kill") for whom in ("service", 
 HOLES = [Case("block", whom) for whom in ("both", "service", "connection")]
 
 PLAN: dict[str, tuple[set[str], list[Case]]] = {
-    "idle": (set(), [*HOLES, *DEATHS]),
-    "busy service": ({"service"}, [*DEATHS]),
+    "idle": (set(), [*HOLES, DEATHS[0]]),
+    "quiet": (set(), DEATHS[1:]),
+    "busy service": ({"service"}, DEATHS),
     "busy connection": ({"connection"}, [HOLES[0], *DEATHS]),
     "busy both ways": ({"service", "connection"}, [*HOLES, DEATHS[0]]),
 }
@@ -99,8 +100,8 @@ async def run(stage: Stage, turn: asyncio.Lock, lag: Lag, name: str) -> list[See
         for case in cases:
             for side in busy:
                 await keep_busy(pair, side)
-            seen += await happen(pair, case, name, lag)
             await pair.settled()
+            seen += await happen(pair, case, name, lag)
     return seen
 
 
