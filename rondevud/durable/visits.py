@@ -364,6 +364,7 @@ class Visits(Mapping[str, Visit]):
 
     def suspect(self, session: DurableSession, effect: Suspect) -> None:
         session.event("suspect", {"silence": round(effect.silence, 1)})
+        logger.info("%s %s: nothing heard for %.1f s", self._name, session.connection_id, effect.silence)
         self._changed(True)
 
     def recovered(self, session: DurableSession, effect: Recovered) -> None:

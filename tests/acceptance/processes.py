@@ -205,6 +205,8 @@ class Daemon:
         self.state = stage.path / name
         self.source = ROOT
         """The checkout that it runs from."""
+        self.within: list[str] = []
+        """A command that runs another, where the daemon is not to run just like that: `ip netns exec …`."""
         self._config = stage.path / f"{name}.toml"
         self._config.write_text(config)
         self._stage = stage
@@ -230,7 +232,7 @@ class Daemon:
         options = [word for key, path in places.items() for word in (f"--{key}", str(path))]
         return await self._stage.start(
             f"{self.name}-{self.lives}",
-            [sys.executable, "-m", "rondevud", "run", *options],
+            [*self.within, sys.executable, "-m", "rondevud", "run", *options],
             env={"NOTIFY_SOCKET": str(self._notify.path), "RONDEVU_FAILPOINT": failpoint},
             cwd=self.source,
         )

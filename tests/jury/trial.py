@@ -17,13 +17,15 @@ SERVICE, CONNECTING = "alice", "bob"
 
 
 class Trial:
-    """The two daemons and programs of a run. `patience`: seconds after which a program gives up."""
+    """The two daemons and programs of a run. `patience`: seconds after which a program gives up; `count`: see `COUNT`."""
 
-    def __init__(self, stage: Stage, service: Daemon, connection: Daemon, patience: float = PATIENCE) -> None:
+    def __init__(
+        self, stage: Stage, service: Daemon, connection: Daemon, patience: float = PATIENCE, count: int = COUNT
+    ) -> None:
         self.stage = stage
         self.daemons = {SERVICE: service, CONNECTING: connection}
         self.programs: dict[str, Process] = {}
-        self.count = COUNT
+        self.count = count
         """Messages on each label in each direction, so far if the run is `open`."""
         self.open = False
         """Whether more messages may follow: see `allow` and `close`."""
