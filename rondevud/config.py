@@ -120,7 +120,10 @@ class TransportConfig(Section):
 
 
 class QueueConfig(Section):
-    """``[queue]``, and the `queue` table of a service or connection. `None`: the default of the channel's kind."""
+    """The `queue` table of a service or connection, and all of ``[queue]`` but one key.
+
+    `None`: the default of the channel's kind.
+    """
 
     durability: Durability = Durability.DISK
     max_queue_size: CountLimit | None = None
@@ -130,6 +133,18 @@ class QueueConfig(Section):
     inbox_size: CountLimit = 10_000
     inbox_bytes: CountLimit = math.inf
     inbox_max_age: Annotated[float, PlainValidator(values.unlimited_only("an age limit of the inbox"))] = math.inf
+
+
+class StoreQueueConfig(QueueConfig):
+    """``[queue]`` itself, with what holds for all queues together."""
+
+    max_store_bytes: CountLimit = math.inf
+    """Payload bytes of all queues of the store, both directions."""
+
+    @property
+    def store_limit(self) -> int | None:
+        """The same; None = unlimited."""
+        return _whole(self.max_store_bytes)
 
 
 class ReconnectConfig(Section):
@@ -261,7 +276,7 @@ class Config(Section):
     signalling: SignallingConfig = SignallingConfig()
     rendezvous: RendezvousConfig = RendezvousConfig()
     transport: TransportConfig = TransportConfig()
-    queue: QueueConfig = QueueConfig()
+    queue: StoreQueueConfig = StoreQueueConfig()
     reconnect: ReconnectConfig = ReconnectConfig()
     access: AccessConfig = AccessConfig()
     metrics: MetricsConfig = MetricsConfig()

@@ -130,6 +130,7 @@ async def start(
     _stop_later(stack, "the memory store", memory.close)
     events = EventBus()
     environment = Environment(disk, memory, clock, events.publish, start_us, __version__)
+    environment.budget.set_limit(config.queue.store_limit)
     url = await _start_rendezvous(stack, config, state.path) or config.signalling.url
     identities = Identities(state.path / "keys")
     signalling = await _open_signalling(stack, config, url, identities)

@@ -28,6 +28,7 @@ from rondevud.network import Change
 from rondevud.reloading import Reloading
 from rondevud.restoring import restore
 from rondevud.service_channel import ServiceChannel
+from rondevud.sessions import Sessions
 from rondevud.signalling.base import Signalling
 from rondevud.signalling.identity import Identities
 from rondevud.transport.base import Engine
@@ -63,6 +64,7 @@ class House:
         self.keys = Keys(identities, self.holdings.services_of)
         self.care = care
         self.endings = Endings(self.holdings)
+        self.sessions = Sessions(self.holdings)
         self._declaring = Declaring(self.holdings)
         self._reloading = Reloading(self.holdings, self.endings, config_path)
         self._environment = environment
@@ -247,6 +249,8 @@ class House:
             "clients": len(self.clients()),
             "tasks": len(asyncio.all_tasks()),
             "store": "ok" if failing is None else str(failing),
+            "store_bytes": self._environment.budget.held,
+            "max_store_bytes": self._environment.budget.limit,
             "counters": dict(self._environment.counters),
             "engine_counters": dict(self._engine.counters),
             "signalling_counters": dict(self.holdings.signalling.counters) if self.holdings.can_reach_out else {},

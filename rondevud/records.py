@@ -170,6 +170,8 @@ class SessionRecord:
     """Service side, plain peer: the answerer id under which the signalling server knows it. The server's word, no proof."""
     target: str = ""
     """Connecting side: what is dialled, ``USER/FQN`` or ``uuid/UUID``; what waits here is for nobody else."""
+    blocked: bool = False
+    """Service side: whether the peer is refused until somebody says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)

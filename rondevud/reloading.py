@@ -118,6 +118,7 @@ class Reloading:
         holdings, changes = self._holdings, Changes(restart_needed=_others(self._holdings.config, new))
         old = holdings.config
         holdings.config = old.model_copy(update={name: getattr(new, name) for name in APPLIED})
+        holdings.environment.budget.set_limit(holdings.config.queue.store_limit)
         changes.changed += [table for table in ("queue", "reconnect") if getattr(old, table) != getattr(new, table)]
         everything = bool(changes.changed)
         wanted: dict[Key, Options] = {(DeclarationKind.SERVICE, service.name): service for service in new.services}

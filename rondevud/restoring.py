@@ -54,11 +54,17 @@ class _Restoring:
         await self._restore_connections(connections, loaded.sessions)
         for record in loaded.sessions:
             if (_kind(record.role), record.declaration) in self._unusable:
+                self._leave(record)
                 continue
             if record.role is Role.SERVICE and record.declaration in self._holdings.services:
                 self._holdings.services[record.declaration].restore(record, self._of(record))
             elif record.connection_id not in self._holdings.by_id:
                 self._restore_undeclared(record)
+
+    def _leave(self, record: SessionRecord) -> None:
+        """It stays in the store as it is, and so do the bytes of its queues."""
+        held = sum(channel.out_bytes + channel.in_bytes for channel in self._of(record))
+        self._holdings.environment.budget.unused += held
 
     def _of(self, record: SessionRecord) -> list[ChannelRecord]:
         return self._channels.get(record.connection_id, [])
@@ -105,6 +111,7 @@ class _Restoring:
     def _restore_undeclared(self, record: SessionRecord) -> None:
         """A session that is closed, or whose declaration is gone: it is kept while something waits in it."""
         if not self._holdings.can_reach_out:
+            self._leave(record)
             return  # what waits there stays in the store until a signalling server is configured again
         channels = self._of(record)
         if record.role is Role.SERVICE and not record.closed:

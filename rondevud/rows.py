@@ -7,7 +7,8 @@ from typing import Any
 from rondevud.durable.connection import DurableConnection
 from rondevud.durable.service import DurableService
 from rondevud.durable.session import DurableSession
-from rondevud.durable.visits import Visit
+from rondevud.durable.visits import KEPT_LONGER, Visit
+from rondevud.records import PeerKind
 
 Data = dict[str, Any]
 
@@ -64,6 +65,63 @@ def of_visit(service: DurableService, visit: Visit) -> Data:
         "ephemeral": service.ephemeral,
         "attempt": 0,
         "error": None,
+    }
+
+
+def of_visiting_session(service: DurableService, visit: Visit) -> Data:
+    """A row of `sessions`: one that a service keeps. Spans are in time that this daemon runs."""
+    session, expiry = visit.session, service.settings.session_expiry
+    record = session.record
+    gone = not session.connected and not record.closed
+    expires = gone and not record.blocked and expiry is not None
+    kept = (KEPT_LONGER if record.kind is PeerKind.LINK else 0.0) + (expiry or 0.0)
+    state = "closed" if record.closed else "absent" if gone else "connected"
+    if expires and record.absent >= (expiry or 0.0):
+        state = "expired"
+    return {
+        **_kept(session),
+        "role": str(record.role),
+        "name": None,
+        "service": service.name,
+        "target": None,
+        "state": state,
+        "blocked": record.blocked,
+        "absent": record.absent if gone else None,
+        "expires_in": max(0.0, (expiry or 0.0) - record.absent) if expires else None,
+        "forgotten_in": max(0.0, kept - record.absent) if expires else None,
+        "ephemeral": service.ephemeral,
+    }
+
+
+def of_made_session(connection: DurableConnection) -> Data:
+    """A row of `sessions`: one of a connection that this daemon made; nothing of it expires."""
+    session = connection.session
+    return {
+        **_kept(session),
+        "role": str(session.record.role),
+        "name": connection.settings.name,
+        "service": None,
+        "target": connection.settings.target,
+        "state": "closed" if session.record.closed else "connected" if session.connected else "absent",
+        "blocked": False,
+        "absent": None,
+        "expires_in": None,
+        "forgotten_in": None,
+        "ephemeral": connection.ephemeral,
+    }
+
+
+def _kept(session: DurableSession) -> Data:
+    channels = session.channels.values()
+    return {
+        "connection_id": session.connection_id,
+        "peer_name": session.record.peer_name,
+        "kind": str(session.record.kind) or None,
+        "channels": len(session.channels),
+        "queue_size": sum(channel.outbox.count for channel in channels),
+        "queue_bytes": sum(channel.outbox.size for channel in channels),
+        "waiting": sum(channel.waiting for channel in channels),
+        "waiting_bytes": sum(channel.waiting_bytes for channel in channels),
     }
 
 

@@ -42,6 +42,7 @@ CODES = {
     "unknown_channel": "the connection has no channel of that label",
     "unknown_handle": "no such handle or subscription was ever given on this socket",
     "conflict": "it is declared with other options",
+    "not_empty": "messages wait in the session",
     "name_taken": "the user name is claimed with another key",
     "no_key": "no key is held for this user name",
     "key_exists": "another key is held for this user name",
@@ -64,8 +65,10 @@ CODES = {
     "bad_payload": "a payload must be text or binary",
     "too_large": "the message is longer than max_message",
     "queue_full": "the outbox is full",
+    "store_full": "all queues together hold what they may (max_store_bytes)",
     "closed": "the channel or connection is closed",
     "failed": "the connection has failed and is not tried any more",
+    "blocked": "the peer is blocked",
     "disk_full": "the store's disk is full",
     "store_failed": "the store cannot write",
     # of removed messages and gaps

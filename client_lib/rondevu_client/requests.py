@@ -92,6 +92,31 @@ class Requests(ABC):
         """Dial now, and again if it had failed; a connection of a service is cut, so that the peer dials."""
         return await self._fact("reconnect", target=target)
 
+    # --- sessions ----------------------------------------------------------------------------------------------
+
+    async def sessions(self, target: str | None = None) -> Rows:
+        """The sessions that the daemon keeps, of `target` or all, those of absent and blocked peers included."""
+        return await self._rows("sessions", target=target)
+
+    async def forget(self, target: str, *, force: bool = False) -> Data:
+        """Delete a session that a service took, and with `force` the messages in it: ``{connection_id, purged}``.
+
+        Its peer starts a new one when it comes again. Raises `RequestRefused`: ``not_empty``, ``bad_target``.
+        """
+        return await self._fact("forget", target=target, force=force)
+
+    async def kick(self, target: str, pause: float | None = None) -> Data:
+        """End the link of such a session now; its peer is told to try later for `pause` seconds (10)."""
+        return await self._fact("kick", target=target, pause=pause)
+
+    async def block(self, target: str) -> Data:
+        """End the link of such a session, and refuse its peer until `unblock`, also after restarts."""
+        return await self._fact("block", target=target)
+
+    async def unblock(self, target: str) -> Data:
+        """Take its peer again."""
+        return await self._fact("unblock", target=target)
+
     # --- queues ------------------------------------------------------------------------------------------------
 
     async def queue(self, target: str, label: str) -> Data:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from rondevu_client.errors import ConnectionLost, DaemonUnavailable, MessageRejected, RequestRefused, RondevuClientError
-from rondevud.ctl.completing import complete_connection, complete_label, complete_target
+from rondevud.ctl.completing import complete_connection, complete_label, complete_session, complete_target
 
 if TYPE_CHECKING:
     from rondevu_client.client import Daemon
@@ -59,6 +59,8 @@ json_option = click.option(
 connection_argument = click.argument("target", shell_complete=complete_connection)
 target_argument = click.argument("target", shell_complete=complete_target)
 """A connection or ``service:USER/FQN``."""
+session_argument = click.argument("target", shell_complete=complete_session)
+"""A session that a service took, by its connection id."""
 label_argument = click.argument("label", shell_complete=complete_label)
 
 
@@ -103,6 +105,9 @@ HINTS = {
     "timeout": "`rondevuctl why TARGET` says what is in the way.",
     "signalling": "Its URL stands in the configuration ([signalling] url); `rondevuctl status` shows it.",
     "bad_config": "`rondevud check-config FILE` shows every mistake.",
+    "not_empty": "`--purge` removes them, too.",
+    "blocked": "`rondevuctl unblock TARGET` takes the peer again.",
+    "store_full": "`rondevuctl sessions` shows who has how much; [queue] max_store_bytes is the limit.",
     "file_exists": "`--force` writes over it.",
     "backup_failed": "The daemon writes the file itself: it needs the right to, and room.",
     "in_use": "`rondevuctl clients` lists the programs; `tail` looks on without taking messages.",

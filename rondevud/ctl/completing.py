@@ -27,6 +27,16 @@ def complete_target(context: click.Context, parameter: click.Parameter, incomple
     return complete_connection(context, parameter, incomplete) + _beginning(services, incomplete)
 
 
+def complete_session(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Sessions that services took, by id."""
+    found = []
+    for row in _ask(context, "sessions"):
+        if row["service"]:
+            state = f"{row['state']}, blocked" if row["blocked"] else row["state"]
+            found.append(CompletionItem(row["connection_id"], help=f"{state}, {row['service']}"))
+    return _beginning(found, incomplete)
+
+
 def complete_label(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Labels of the target that stands before."""
     target = context.params.get("target")

@@ -15,7 +15,7 @@ def status(settings: Settings) -> None:
     """Show how the daemon is.
 
     JSON: {version, instance, pid, uptime, signalling, engine, services, connections, connected, clients, tasks,
-    store, counters, engine_counters, signalling_counters}.
+    store, store_bytes, max_store_bytes, counters, engine_counters, signalling_counters}.
     """
     show_record(ask(settings, "status"), as_json=settings.json)
 

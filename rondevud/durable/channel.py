@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from rondevud.durable.budget import Budget
 from rondevud.durable.buffer_watch import BufferWatch
 from rondevud.durable.inbox import Inbox
 from rondevud.durable.lanes import Lane, Lanes
@@ -93,7 +94,16 @@ class SessionPort(Protocol):
 class DurableChannel:
     """A labelled, durable stream of messages in both directions."""
 
-    def __init__(self, record: ChannelRecord, lane: Lane, settings: ChannelSettings, session: SessionPort) -> None:
+    def __init__(
+        self,
+        record: ChannelRecord,
+        lane: Lane,
+        settings: ChannelSettings,
+        session: SessionPort,
+        budget: Budget | None = None,
+    ) -> None:
+        """`budget` is what the queues of its store may hold together; without one that is unlimited."""
+        budget = budget or Budget()
         self.label = record.label
         self.id = record.id
         self.settings = settings
@@ -110,8 +120,10 @@ class DurableChannel:
         self.made_by_attach = False
         """Whether the next `verdict` belongs to the attach that made the channel."""
         self._watches: set[BufferWatch] = set()
-        self.outbox = Outbox(record, settings.outbox, self)
-        self.inbox = Inbox(record, self, self._inbox_taken, self._announce_waiting, self._inbox_bound)
+        self.outbox = Outbox(record, settings.outbox, self, budget.share(Direction.OUT))
+        self.inbox = Inbox(
+            record, self, self._inbox_taken, self._announce_waiting, self._inbox_bound, budget.share(Direction.IN)
+        )
 
     # --- what programs see -----------------------------------------------------------------------------------------
 
@@ -416,6 +428,11 @@ class DurableChannel:
     def stop(self) -> None:
         """The daemon stops: no more timers."""
         self.outbox.close()
+
+    def forget(self) -> None:
+        """The channel is deleted from the store with what is in it."""
+        self.outbox.forget()
+        self.inbox.forget()
 
     def _detach_producers(self) -> None:
         """Nothing can be sent any more; a handle that has something left to read ends with that (`_end_if_done`)."""

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import msgpack
 
 from rondevud.durable import frames
+from rondevud.durable.budget import Budget
 from rondevud.durable.channel import DurableChannel, SessionPort
 from rondevud.durable.ports import Configure, Store
 from rondevud.durable.settings import ChannelSettings
@@ -36,6 +37,8 @@ class Host(SessionPort, Protocol):
     def connected(self) -> bool: ...
 
     def store(self, durability: Durability) -> Store: ...
+
+    def budget(self, durability: Durability) -> Budget: ...
 
     def schedule_flush(self) -> None: ...
 
@@ -215,7 +218,8 @@ class Channels(Mapping[str, DurableChannel]):
         return channel
 
     def _add(self, record: ChannelRecord, settings: ChannelSettings) -> DurableChannel:
-        channel = DurableChannel(record, self._host.lanes[record.label], settings, self._host)
+        budget = self._host.budget(record.durability)
+        channel = DurableChannel(record, self._host.lanes[record.label], settings, self._host, budget)
         self._channels[record.label] = self._by_id[record.id] = channel
         return channel
 

@@ -19,7 +19,9 @@ from typing import Any
 from rondevud import failpoints
 from rondevud.durable import frames
 from rondevud.durable.attempts import Attempts
+from rondevud.durable.budget import Budget, Share
 from rondevud.durable.outbox import Host
+from rondevud.durable.outgoing import Direction
 from rondevud.durable.receiver import Receiver, ReceiverListener
 from rondevud.durable.settings import OutboxLimits
 from rondevud.errors import RequestError, StoreError, StoreFailed
@@ -81,9 +83,13 @@ class Inbox:
         taken: Callable[[int, int], None],
         became_free: Callable[[], None],
         bound: Callable[[], OutboxLimits | None] = lambda: None,
+        share: Share | None = None,
     ) -> None:
+        """`share` is its part of what the store may hold; without one that is unlimited."""
         self.count = record.in_count
         self.size = record.in_bytes
+        self._share = share or Budget().share(Direction.IN)
+        self._share.set(self.size)
         self.gaps = record.in_gaps
         """How many of the rows that wait are gaps."""
         self.receivers: deque[Receiver] = deque()
@@ -209,6 +215,7 @@ class Inbox:
         first_wait = not self.count and result.rows
         self.count += result.rows
         self.size += result.size
+        self._share.set(self.size)
         if not result.rows:
             return
         self._fresh_from = min(self._fresh_from, result.first_row)
@@ -256,7 +263,14 @@ class Inbox:
 
     def _exceeds(self, limits: OutboxLimits, count: int, size: int) -> bool:
         too_many = limits.max_count is not None and self.count + count > limits.max_count
-        return too_many or (limits.max_bytes is not None and self.size + size > limits.max_bytes)
+        too_much = limits.max_bytes is not None and self.size + size > limits.max_bytes
+        alone = self._share.lenient and self.count + count <= 1
+        return too_many or too_much or (self._lacking(size) > 0 and not alone)
+
+    def _lacking(self, size: int) -> int:
+        """Bytes that have to leave the store before `size` more may be in it."""
+        room = self._share.room
+        return 0 if room is None else max(0, size - room)
 
     def _trim(self) -> None:
         """Remove the oldest where the policy says so."""
@@ -264,7 +278,10 @@ class Inbox:
         if self._trimming or limits is None or limits.overflow != "drop_oldest" or not self._exceeds(limits, 0, 0):
             return
         self._trimming = True
-        self._host.execute(TrimIn(self._id, limits.max_count, limits.max_bytes), self._trimmed)
+        room = limits.max_bytes
+        if lacking := self._lacking(0):
+            room = max(0, min(self.size - lacking, self.size if room is None else room))
+        self._host.execute(TrimIn(self._id, limits.max_count, room), self._trimmed)
 
     def _trimmed(self, outcome: InRemoved | StoreError) -> None:
         self._trimming = False
@@ -461,8 +478,13 @@ class Inbox:
         """Rows left the inbox."""
         self.count -= outcome.messages
         self.size -= outcome.size
+        self._share.set(self.size)
         self.gaps -= outcome.gaps
         self._taken(outcome.messages, outcome.size)
+
+    def forget(self) -> None:
+        """The channel is deleted from the store with what is in it."""
+        self._share.set(0)
 
 
 def _rows(operation: Receive, first_row: int) -> list[InItem]:

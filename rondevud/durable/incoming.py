@@ -10,6 +10,7 @@ the peer is what has been *committed*.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rondevud.durable import frames
@@ -38,6 +39,9 @@ UNSTORED_BYTES = 4 * ROOM
 UNSTORED_ITEMS = 65_536
 """What a peer may have sent, for one channel, that is not stored yet: far more than room and the sender's own bounds allow.
 A message beyond comes from a peer that ignores them, and would only cost memory."""
+
+RENEWALS = 8
+"""New epochs of one link at most that come in the middle of messages: a store that was put back needs one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,8 @@ class Incoming:
     def __init__(self, record: ChannelRecord, limits: InboxLimits) -> None:
         self.channel = record.id
         self.limits = limits
+        self.offer: Callable[[], int | None] = lambda: None
+        """Bytes that all inboxes together may still take; None = unlimited, below 0: not even one message."""
         # committed
         self.epoch = record.peer_epoch
         self.recv_next = record.recv_next
@@ -94,6 +100,12 @@ class Incoming:
         self._assembly: _Assembly | None = None
         self._told = (0, 0)
         """(recv_next, room) as the peer last heard them on this link."""
+        self._taken = self._allowed = 0
+        """Bytes received on this link, and up to where the rooms that were told allow it."""
+        self._alone = -1
+        """Up to where one message is allowed, whatever its size."""
+        self._renewals = 0
+        """New epochs of this link that came while something was on its way into the store."""
         self.duplicates = 0
 
     # --- links -----------------------------------------------------------------------------------------------------
@@ -103,6 +115,8 @@ class Incoming:
         self.flowing = False
         self._assembly = None
         self._told = (0, 0)
+        self._taken = self._allowed = self._renewals = 0
+        self._alone = -1
 
     def peer_channel(self, frame: frames.Channel) -> Verdict | None:
         """The peer's [8] of this link: whether its numbers go on (rule 10). None = a repetition that changes nothing.
@@ -115,10 +129,37 @@ class Incoming:
         known, closed = self.received_epoch, self.received_closed
         self.received_epoch, self._received_next, self.received_closed = frame.epoch, 0, False
         self._assembly = None
+        if repeated:
+            self._renew_room()
         gap = bool(known) and not closed
         self._batches.append(_Batch(frame.epoch, 0, [Removal(0, 0, Reason.LOST, None)] if gap else []))
         self.unstored_items += gap
         return Verdict(Direction.IN, VerdictKind.GAP, messages=None) if gap else Verdict(Direction.IN, VerdictKind.NEW)
+
+    def _renew_room(self) -> None:
+        """A new epoch on the same link: its sender forgets what was under way, and goes by the room that it knew last.
+
+        Raises `PeerError` when that is used to get more and more room.
+        """
+        room = self._told[1]
+        if not self.all_stored:
+            self._renewals += 1
+            room = ROOM
+        if self._renewals > RENEWALS:
+            raise PeerError("too many new epochs on one link")
+        self._allow(self._taken, room)
+
+    def _allow(self, base: int, room: int) -> None:
+        """The peer is told of so much room beyond the first `base` bytes of this link."""
+        if room > 0:
+            self._allowed = max(self._allowed, base + room)
+            self._alone = max(self._alone, base)
+
+    def _check_room(self, size: int) -> None:
+        """Raises `PeerError` for a message beyond all room that was told on this link: rule 7."""
+        if self._taken + size > self._allowed and self._taken > self._alone:
+            raise PeerError(f"a message of {size} bytes beyond the room that was offered")
+        self._taken += size
 
     # --- frames ----------------------------------------------------------------------------------------------------
 
@@ -190,6 +231,7 @@ class Incoming:
     def _take(self, seq: int, payload: Payload) -> None:
         if self._assembly is not None:
             raise PeerError(f"message {seq} in the middle of the pieces of {self._assembly.seq}")
+        self._check_room(frames.payload_size(payload))
         self._add(OutMessage(seq, payload), seq + 1)
         self.received_closed = payload is None  # a peer whose store went back may have forgotten that it closed
 
@@ -257,6 +299,11 @@ class Incoming:
             room = min(room, self.limits.max_bytes - self.in_bytes)
         if self.limits.max_count is not None:
             room = min(room, (self.limits.max_count - self.in_count) * ROOM_PER_MESSAGE)
+        offered = self.offer()
+        if offered is not None and offered < room:
+            room = max(
+                offered, 0 if self.in_count or offered < 0 else 1
+            )  # one message at a time, whoever fills the store
         return max(0, room)
 
     @property
@@ -266,21 +313,27 @@ class Incoming:
 
     def told(self) -> None:
         """[8] has been sent on this link, with what `_now` says."""
-        self._told = self._now()
+        self._tell(self._now())
+
+    def _tell(self, now: tuple[int, int]) -> None:
+        self._told = now
+        self._allow(self._taken - self.unstored_bytes, now[1])
 
     def _now(self) -> tuple[int, int]:
         return (self.recv_next if self.epoch == self.received_epoch else 0, self.room)
 
     def ack(self) -> tuple[int, int] | None:
-        """(recv_next, room) for an [11] if the peer should have one now: it has stored more, or room has returned."""
+        """(recv_next, room) for an [11] if the peer should have one now: more is stored, or room has returned or gone."""
         if not self.flowing:
             return None
         now = self._now()
         told_next, told_room = self._told
         grown = now[1] - told_room
-        if now[0] == told_next and not (grown > 0 and (told_room == 0 or grown >= ROOM // 4)):
+        returned = grown > 0 and (told_room <= 1 or grown >= ROOM // 4)
+        gone = now[1] <= 1 < told_room
+        if now[0] == told_next and not returned and not gone:
             return None
-        self._told = now
+        self._tell(now)
         return now
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rondevud.durable import frames
@@ -80,7 +81,9 @@ class Lanes(Mapping[str, Lane]):
         clock_us: int,
         random: Callable[[int], bytes],
         emit: Callable[[Effect], None],
+        offer: Callable[[Durability], int | None] = lambda _durability: None,
     ) -> None:
+        """`offer` tells how many bytes all inboxes of a durability may still take together; None = unlimited."""
         self._lanes: dict[str, Lane] = {}
         self._by_id: dict[int, Lane] = {}
         self.plain = plain
@@ -90,6 +93,7 @@ class Lanes(Mapping[str, Lane]):
         self._clock_us = clock_us
         self._random = random
         self._emit = emit
+        self._offer = offer
         self._turn: deque[Lane] = deque()
         self._waiting: dict[str, frames.Channel] = {}
         """The peer's [8] of labels that are being made."""
@@ -152,6 +156,7 @@ class Lanes(Mapping[str, Lane]):
         lane.closed = self._is_closed(lane)
         self._lanes[record.label] = self._by_id[record.id] = lane
         self._turn.append(lane)
+        incoming.offer = partial(self._offer, record.durability)
         return lane
 
     def put(

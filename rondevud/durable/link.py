@@ -38,6 +38,7 @@ from rondevud.durable.states import LINK_TRANSITIONS, LinkState, check
 from rondevud.errors import PeerError, StoreError, StoreFailed
 from rondevud.records import (
     ChannelRecord,
+    Durability,
     Operation,
     PeerKind,
     Role,
@@ -147,7 +148,9 @@ class Session:
         *,
         clock_us: int,
         random: Callable[[int], bytes],
+        offer: Callable[[Durability], int | None] = lambda _durability: None,
     ) -> None:
+        """`offer`: see `Lanes`."""
         self.record = record
         self.settings = settings
         self.counters: dict[str, int] = {}
@@ -159,6 +162,7 @@ class Session:
             clock_us=clock_us,
             random=random,
             emit=self._emit,
+            offer=offer,
         )
         self._random = random
         self._links: dict[LinkKey, _Link] = {}

@@ -3,16 +3,20 @@
 Submissions wait in `_parked`, in order, until there is room. While the channel makes progress a full outbox holds its
 producers back whatever the policy says: nothing is dropped for speed. When it makes none, the policy decides: ``reject``
 refuses what is parked, ``drop_oldest`` stores it and removes the oldest, ``block`` goes on waiting.
+
+The outbox is full, too, when all queues together hold what the store may hold (`rondevud.durable.budget`).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from rondevud.durable import frames
+from rondevud.durable.budget import Budget, Share
+from rondevud.durable.outgoing import Direction
 from rondevud.durable.producer import Producer, Submission
 from rondevud.durable.settings import OutboxLimits
 from rondevud.errors import StoreError, StoreFailed
@@ -71,7 +75,8 @@ class Host(Protocol):
 class Outbox:
     """Counts what is stored and not acknowledged, and keeps it within `limits`."""
 
-    def __init__(self, record: ChannelRecord, limits: OutboxLimits, host: Host) -> None:
+    def __init__(self, record: ChannelRecord, limits: OutboxLimits, host: Host, share: Share | None = None) -> None:
+        """`share` is its part of what the store may hold; without one that is unlimited."""
         self.limits = limits
         self.count = record.out_count
         self.size = record.out_bytes
@@ -87,6 +92,8 @@ class Outbox:
         self._expiry: asyncio.TimerHandle | None = None
         self._expiry_at = float("inf")
         self._drained: list[asyncio.Future[None]] = []
+        self._share = share or Budget().share(Direction.OUT)
+        self._share.set(self.size)
         if self.count:
             self._find_expiry()
 
@@ -124,9 +131,10 @@ class Outbox:
             elif fitting:
                 self._store(self._parked.popleft())
             elif self._holds_back():
+                self._share.wait(self.settle)
                 return
             else:
-                most = self._room(submission, 0, 0)  # what is larger than the outbox goes through it in parts
+                most = self._most(submission)  # what is larger than the outbox goes through it in parts
                 parted = self.limits.overflow == "drop_oldest" and 0 < most < len(submission.payloads)
                 self._overflow(submission.split(most) if parted else self._parked.popleft())
 
@@ -149,7 +157,29 @@ class Outbox:
 
     def _fitting(self, submission: Submission) -> int:
         """How many messages of it fit, from the first on."""
+        return min(self._fitting_here(submission), self._fitting_in_store(submission))
+
+    def _fitting_here(self, submission: Submission) -> int:
+        """The same by this outbox's own limits."""
         return self._room(submission, self.count + self._storing_count, self.size + self._storing_size)
+
+    def _fitting_in_store(self, submission: Submission) -> int:
+        """The same by what the store may hold; what others have in it never stops a channel that is open and empty."""
+        room = self._share.room
+        if room is None or submission.size <= room:
+            return len(submission.payloads)
+        alone = self._share.lenient and self._host.open and not self.busy
+        return _count_within(submission.payloads, room) or int(alone)
+
+    def _most(self, submission: Submission) -> int:
+        """How many messages of it would fit, from the first on, if nothing else were in this outbox."""
+        most, room = self._room(submission, 0, 0), self._share.room
+        return most if room is None else min(most, _count_within(submission.payloads, room + self._held))
+
+    def _lacking(self, submission: Submission) -> int:
+        """Bytes that have to leave the store before it fits there."""
+        room = self._share.room
+        return 0 if room is None else max(0, submission.size - room)
 
     def _room(self, submission: Submission, count: int, size: int) -> int:
         """How many messages of it fit beside `count` messages of `size` bytes, from the first on."""
@@ -157,13 +187,7 @@ class Outbox:
         room = len(submission.payloads) if limits.max_count is None else limits.max_count - count
         if limits.max_bytes is None or size + submission.size <= limits.max_bytes:
             return max(0, min(room, len(submission.payloads)))
-        fitting = 0
-        for payload in submission.payloads[: max(0, room)]:
-            size += frames.payload_size(payload)
-            if size > limits.max_bytes:
-                break
-            fitting += 1
-        return fitting
+        return _count_within(submission.payloads[: max(0, room)], limits.max_bytes - size)
 
     def _holds_back(self) -> bool:
         if self.limits.overflow == "block":
@@ -182,17 +206,26 @@ class Outbox:
         self.settle()
 
     def _overflow(self, submission: Submission) -> None:
-        count = len(submission.payloads)
-        if self.limits.overflow != "drop_oldest":
-            self._host.count("overflow_rejected", count)
-            self._host.event("queue_overflow", {"count": count, "policy": self.limits.overflow})
-            submission.producer.refuse(submission, "queue_full", "the outbox is full and nothing leaves it")
+        lacking = self._lacking(submission)
+        if self.limits.overflow != "drop_oldest" or lacking > self._held:
+            self._refuse(submission)
             return
-        limits = self.limits
+        count, limits = len(submission.payloads), self.limits
         left = None if limits.max_count is None else max(0, limits.max_count - count)
         room = None if limits.max_bytes is None else max(0, limits.max_bytes - submission.size)
+        if lacking:
+            room = min(self._held - lacking, self._held if room is None else room)
         self._host.execute(Trim(self._id, left, room), self._trimmed)
         self._store(submission)
+
+    def _refuse(self, submission: Submission) -> None:
+        count = len(submission.payloads)
+        code, text = "queue_full", "the outbox is full and nothing leaves it"
+        if self._fitting_here(submission):
+            code, text = "store_full", "the queues hold all that they may together (max_store_bytes)"
+        self._host.count("overflow_rejected", count)
+        self._host.event("queue_overflow", {"count": count, "policy": self.limits.overflow})
+        submission.producer.refuse(submission, code, text)
 
     def _trimmed(self, outcome: RemoveResult | StoreError) -> None:
         if isinstance(outcome, RemoveResult):
@@ -207,11 +240,13 @@ class Outbox:
         operation = self._host.put(submission.payloads, max_age, producer, submission.first_seq)
         self._storing_count += count
         self._storing_size += size
+        self._tell_size()
 
         def stored(outcome: PutResult | StoreError) -> None:
             self._storing_count -= count
             self._storing_size -= size
             if isinstance(outcome, StoreError):
+                self._tell_size()
                 code = outcome.code if isinstance(outcome, StoreFailed) else "store_failed"
                 producer.refuse(submission, code, str(outcome))
                 self.settle()
@@ -237,8 +272,17 @@ class Outbox:
     def _added(self, count: int, size: int, max_age: float | None) -> None:
         self.count += count
         self.size += size
+        self._tell_size()
         if max_age is not None:
             self._look_for_expiry(max_age)
+
+    @property
+    def _held(self) -> int:
+        """Bytes, those included that are on their way into the store."""
+        return self.size + self._storing_size
+
+    def _tell_size(self) -> None:
+        self._share.set(self._held)
 
     # --- out -------------------------------------------------------------------------------------------------------
 
@@ -257,6 +301,7 @@ class Outbox:
         """The peer's store has what `result` says; or, with another `counter`, it was handed to a plain peer."""
         self.count -= result.messages
         self.size -= result.size
+        self._tell_size()
         self._host.count(counter, result.messages)
         for done in result.producers:
             if done.producer in self.producers:
@@ -282,6 +327,7 @@ class Outbox:
                     self.producers[lost.producer].tell_removed(lost, str(gone.reason))
         if in_doubt:
             self._host.count("in_doubt", in_doubt)
+        self._tell_size()
         self.settle()
         self._tell_drained()
 
@@ -349,3 +395,16 @@ class Outbox:
         self._look = self._expiry = None
         self._parked.clear()
         self._tell_drained()
+
+    def forget(self) -> None:
+        """The channel is deleted from the store with what is in it."""
+        self._share.set(0)
+
+
+def _count_within(payloads: Sequence[Payload], room: int) -> int:
+    """How many of them, from the first on, are within `room` bytes."""
+    for count, payload in enumerate(payloads):
+        room -= frames.payload_size(payload)
+        if room < 0:
+            return count
+    return len(payloads)

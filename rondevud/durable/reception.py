@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from functools import partial
+from typing import NoReturn
 
 from rondevud.durable import frames, greeting, sdp
 from rondevud.durable.contact import Contact, Trickle
@@ -61,6 +62,9 @@ class Reception:
 
     async def _contact(self, offer: PendingOffer, answer: Answer) -> None:
         """Wait for the connection with a plain peer, and hand it to its session."""
+        refuse = self._visits.keeps_out_plain(answer.answerer_id)
+        if refuse is not None:
+            self._refuse_plain(refuse)
         contact = Contact(offer.connection, [offer.channel])
         trickle = Trickle(
             sdp.candidates(offer.sdp),
@@ -76,8 +80,7 @@ class Reception:
         visit = self._visits.returning(answer.answerer_id)
         refuse = self._visits.too_many(visit) or (None if visit else self._visits.make_place())
         if refuse is not None:
-            self._count(f"refused_{refuse.code}")
-            raise PeerError(f"{refuse.code}: {refuse.reason}")
+            self._refuse_plain(refuse)
         if visit is None:
             try:
                 visit = await self._visits.make_plain(answer.answerer_id)
@@ -85,14 +88,21 @@ class Reception:
                 raise PeerError(f"store: {error}") from error
         visit.session.open_plain(offer.connection, contact.channels, dialled=False)
 
+    def _refuse_plain(self, refuse: Refuse) -> NoReturn:
+        """Such a peer hears no reason: its connection is closed."""
+        self._count(f"refused_{refuse.code}")
+        raise PeerError(f"{refuse.code}: {refuse.reason}")
+
     # --- links -----------------------------------------------------------------------------------------------------
 
     async def _admit(
         self, connection: PeerConnection, channel: DataChannel, hello: frames.Hello, fingerprints: Fingerprints
     ) -> None:
         known = self._visits.find(hello.session)
-        refuse = judge_hello(hello, known.session.record if known else None, fingerprints) or self._visits.too_many(
-            known
+        refuse = (
+            judge_hello(hello, known.session.record if known else None, fingerprints)
+            or (self._visits.keeps_out(known) if known else None)
+            or self._visits.too_many(known)
         )
         if refuse is not None and refuse.code is RefuseCode.UNKNOWN_SESSION:
             # The connecting side says hello again, in the same channel, under a new session.

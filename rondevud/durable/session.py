@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from rondevud import failpoints
 from rondevud.durable import frames
+from rondevud.durable.budget import Budget
 from rondevud.durable.channel import DurableChannel
 from rondevud.durable.channels import Channels, stored_settings
 from rondevud.durable.effects import (
@@ -40,6 +41,7 @@ from rondevud.durable.effects import (
 )
 from rondevud.durable.greeting import send_frame
 from rondevud.durable.handshake import Fingerprints
+from rondevud.durable.incoming import ROOM
 from rondevud.durable.lanes import Lanes
 from rondevud.durable.link import LinkSettings, Session
 from rondevud.durable.ports import Clock, Configure, Publish, Store
@@ -101,6 +103,9 @@ class Environment:
         self.ephemeral = False
         """Whether nothing of the sessions is written: `disk` is in memory, too."""
         self.counters: Counter[str] = Counter()
+        self.budget = Budget()
+        """What the queues on disk may hold together."""
+        self.unlimited = Budget()
 
     def count(self, counter: str) -> None:
         self.counters[counter] += 1
@@ -159,6 +164,7 @@ class DurableSession:
             settings,
             clock_us=environment.start_us,
             random=secrets.token_bytes,
+            offer=lambda durability: self.budget(durability).offer(),
         )
         for channel, settings_ in configured:
             self.channels.restore(channel, settings_)
@@ -329,6 +335,12 @@ class DurableSession:
     def ephemeral(self) -> bool:
         return self._environment.ephemeral
 
+    def budget(self, durability: Durability) -> Budget:
+        """What the queues of that durability may hold together."""
+        environment = self._environment
+        limited = durability is Durability.DISK and not environment.ephemeral
+        return environment.budget if limited else environment.unlimited
+
     def store_failing(self, durability: Durability) -> StoreError | None:
         return self.store(durability).failing
 
@@ -424,7 +436,14 @@ class DurableSession:
                 logger.exception("%s: %s failed", self.connection_id, type(effect).__name__)
         for channel in self.channels.values():
             channel.flushed()
+        self._watch_budget()
         self._set_timer()
+
+    def _watch_budget(self) -> None:
+        """While the store cannot offer a peer all the room there may be, look again when that changes."""
+        offered = self._environment.budget.offer() if self.machine.current is not None else None
+        if offered is not None and offered < ROOM:
+            self._environment.budget.wait(self.schedule_flush)
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -581,5 +600,7 @@ class DurableSession:
         """Delete the session with everything in it from the stores."""
         self.stop()
         self.stop_reading()
+        for channel in self.channels.values():
+            channel.forget()
         for store in (self._environment.disk, self._environment.memory):
             store.submit(DeleteSession(self.connection_id))

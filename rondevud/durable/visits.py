@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 import secrets
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +27,7 @@ from rondevud.durable.settings import PeerChoice, ServiceSettings
 from rondevud.durable.states import CONNECTION_TRANSITIONS, ConnectionState, check
 from rondevud.durable.tasks import Tasks
 from rondevud.errors import RequestError, StoreError
-from rondevud.records import ChannelRecord, PeerKind, Reason, Role, SaveSession, SessionRecord
+from rondevud.records import ChannelRecord, DeleteSession, PeerKind, Reason, Role, SaveSession, SessionRecord
 from rondevud.transport.base import PeerConnection
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,8 @@ class Visit:
         self.closing: asyncio.Task[None] | None = None
         """The one task that ends this connection, however many ask for it."""
         self.drain = Drain(session)
+        self.kicked_until = -math.inf
+        """Until when its peer is told to try later, in the time of the clock."""
 
     def enter(self, state: ConnectionState) -> None:
         """Change the state, and say so."""
@@ -61,6 +64,11 @@ class Visit:
         check(CONNECTION_TRANSITIONS, previous, state)
         self.state = state
         self.session.event("state", {"new": str(state), "previous": str(previous)})
+
+    @property
+    def kept(self) -> bool:
+        """Whether its peer may come back."""
+        return self.state is not ConnectionState.CLOSED and not self.session.record.blocked
 
     @property
     def ending(self) -> bool:
@@ -93,6 +101,8 @@ class Visits(Mapping[str, Visit]):
         """With counting absence."""
         self._making: set[bytes] = set()
         """Sessions of peers whose row is being stored."""
+        self._arriving = 0
+        """How many those are, plain peers included."""
 
     def __getitem__(self, connection_id: str) -> Visit:
         return self._visits[connection_id]
@@ -159,7 +169,11 @@ class Visits(Mapping[str, Visit]):
         return await self._make(record)
 
     async def _make(self, record: SessionRecord) -> Visit:
-        await self._environment.disk.execute(SaveSession(record))
+        self._arriving += 1
+        try:
+            await self._environment.disk.execute(SaveSession(record))
+        finally:
+            self._arriving -= 1
         return self.restore(record, [])
 
     def is_known(self, session: bytes) -> bool:
@@ -183,7 +197,8 @@ class Visits(Mapping[str, Visit]):
 
     def too_many(self, known: Visit | None) -> Refuse | None:
         limit = self._settings.max_connections
-        live = sum(visit.session.connected for visit in self._visits.values() if visit is not known)
+        live = self._arriving
+        live += sum(visit.session.connected for visit in self._visits.values() if visit is not known)
         if limit is not None and live >= limit:
             return Refuse(RefuseCode.TOO_MANY, f"{live} peers are connected", 0)
         return None
@@ -192,8 +207,8 @@ class Visits(Mapping[str, Visit]):
         """Room for one more session: the one longest absent with nothing queued either way goes first."""
         self.forget_read()
         limit = self._settings.max_sessions
-        kept = [visit for visit in self._visits.values() if visit.state is not ConnectionState.CLOSED]
-        if limit is None or len(kept) < limit:
+        kept = [visit for visit in self._visits.values() if visit.kept]
+        if limit is None or len(kept) + self._arriving < limit:
             return None
         idle = [visit for visit in kept if not visit.session.connected and _empty(visit.session)]
         if not idle:
@@ -202,13 +217,27 @@ class Visits(Mapping[str, Visit]):
         self._forget(oldest)
         return None
 
+    def keeps_out(self, visit: Visit) -> Refuse | None:
+        """Why the peer of a session, which has shown that it is, must not have a link now."""
+        if visit.session.record.blocked:
+            return Refuse(RefuseCode.DENIED, "this session is blocked", 0)
+        if self._environment.clock.monotonic() < visit.kicked_until:
+            return Refuse(RefuseCode.TRY_LATER, "this session was sent away for a while", 0)
+        return None
+
+    def keeps_out_plain(self, answerer: str) -> Refuse | None:
+        """The same for a plain peer, by the word of the signalling server."""
+        records = ((visit, visit.session.record) for visit in self._visits.values())
+        its = [visit for visit, has in records if has.kind is PeerKind.PLAIN and has.answerer == answerer[:255]]
+        return next((refuse for visit in its if (refuse := self.keeps_out(visit)) is not None), None)
+
     @property
     def missing(self) -> int:
         """Sessions whose link is gone or suspect: their peers are about to dial."""
         return sum(
             visit.session.record.absent < KEPT_LONGER and (not visit.session.connected or visit.session.suspect)
             for visit in self._visits.values()
-            if visit.state is not ConnectionState.CLOSED and visit.session.record.kind is PeerKind.LINK
+            if visit.kept and visit.session.record.kind is PeerKind.LINK
         )
 
     # --- closing ---------------------------------------------------------------------------------------------------
@@ -243,9 +272,7 @@ class Visits(Mapping[str, Visit]):
         finally:
             session.say_goodbye(GoodbyeCode.CLOSING, "closed")
             session.end()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(2 * GOODBYE_TIMEOUT):
-                await session.goodbyes_said()
+        await self._goodbyes_said(session)
         session.event("closed", {"by": by})
         self._publish("disconnection", {"reason": by}, session.connection_id)
 
@@ -273,6 +300,69 @@ class Visits(Mapping[str, Visit]):
                 await asyncio.gather(*(session.goodbyes_said() for session in sessions))
         for session in sessions:
             session.stop()
+
+    # --- sending away ----------------------------------------------------------------------------------------------
+
+    def kick(self, visit: Visit, pause: float) -> bool:
+        """End the link now, and tell the peer to try later for `pause` seconds. Answers whether there was a link."""
+        visit.kicked_until = self._environment.clock.monotonic() + pause
+        return self._part(visit, "sent away for a while")
+
+    async def block(self, visit: Visit) -> bool:
+        """Refuse the peer from now on, and end the link. Answers whether there was one. Raises `StoreError`."""
+        await self._set_blocked(visit, blocked=True)
+        for channel in visit.session.channels.values():
+            channel.outbox.settle()
+        return self._part(visit, "blocked")
+
+    async def unblock(self, visit: Visit) -> None:
+        """Take the peer again. Raises `StoreError`."""
+        await self._set_blocked(visit, blocked=False)
+        self._changed(True)
+
+    async def _set_blocked(self, visit: Visit, *, blocked: bool) -> None:
+        session = visit.session
+        before = session.record.blocked
+        session.machine.record = replace(session.record, blocked=blocked)
+        try:
+            await self._environment.disk.execute(SaveSession(session.record))
+        except StoreError:
+            session.machine.record = replace(session.record, blocked=before)
+            raise
+
+    def _part(self, visit: Visit, reason: str) -> bool:
+        linked = visit.session.connected
+        visit.session.say_goodbye(GoodbyeCode.RESTARTING, reason)
+        return linked
+
+    async def forget(self, visit: Visit, *, force: bool) -> dict[str, int]:
+        """Delete a session with everything in it: how many messages that were, ``out`` and ``in``.
+
+        The peer is told `unknown_session` when it comes again. Raises ``not_empty`` where messages wait, unless `force`, and
+        `RequestError` or `StoreError` of a store that fails; what is not deleted then can be forgotten again.
+        """
+        session = visit.session
+        if not force:
+            _refuse_waiting(session)
+        self.kick(visit, math.inf)
+        await self._goodbyes_said(session)
+        purged = {"out": 0, "in": 0}
+        try:
+            if not force:
+                _refuse_waiting(session)  # something may have come until the goodbye
+            for channel in list(session.channels.values()):
+                gone = await channel.purge("both")
+                purged = {direction: count + gone[direction] for direction, count in purged.items()}
+        finally:
+            visit.kicked_until = -math.inf
+        self._forget(visit)
+        await self._environment.disk.execute(DeleteSession(session.connection_id))
+        return purged
+
+    async def _goodbyes_said(self, session: DurableSession) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2 * GOODBYE_TIMEOUT):
+                await session.goodbyes_said()
 
     # --- absence ---------------------------------------------------------------------------------------------------
 
@@ -302,7 +392,7 @@ class Visits(Mapping[str, Visit]):
         if absent - visit.absent_saved >= ABSENCE_SAVED:
             visit.absent_saved = absent
             await self._environment.disk.execute(SaveSession(session.record))
-        if expiry is None or absent < expiry:
+        if expiry is None or absent < expiry or session.record.blocked:
             return
         if before < expiry:
             self._publish("disconnection", {"reason": "expired"}, session.connection_id)
@@ -379,6 +469,8 @@ class Visits(Mapping[str, Visit]):
         visit = self._visits.get(session.connection_id)
         if visit is None or visit.state is ConnectionState.CLOSED:
             return "closed", "the connection is closed"
+        if session.record.blocked:
+            return "blocked", "the peer is blocked"
         return None
 
     def discard(self, connection: PeerConnection) -> None:
@@ -398,6 +490,15 @@ def _new_id() -> str:
 
 def _empty(session: DurableSession) -> bool:
     return all(not channel.waiting and not channel.outbox.count for channel in session.channels.values())
+
+
+def _refuse_waiting(session: DurableSession) -> None:
+    """Raises ``not_empty`` where messages wait."""
+    channels = session.channels.values()
+    queued, waiting = sum(channel.outbox.count for channel in channels), sum(channel.waiting for channel in channels)
+    if queued or waiting:
+        message = f"{queued} messages wait for the peer and {waiting} for programs here"
+        raise RequestError("not_empty", message, {"queue_size": queued, "waiting": waiting})
 
 
 def _nothing_waits(session: DurableSession) -> bool:

@@ -222,6 +222,24 @@ class Care(Protocol):
         """A copy of the store: ``{path, bytes}``. Raises ``file_exists`` (without `force`) and ``backup_failed``."""
 
 
+class Sessions(Protocol):
+    """The sessions that are kept. All but `list` are for those that a service took: others are ``bad_target``."""
+
+    def list(self, target: str | None) -> list[Data]: ...
+
+    async def forget(self, target: str, *, force: bool) -> Data:
+        """``{connection_id, purged: {out, in}}``. Raises ``not_empty`` where messages wait, unless `force`."""
+
+    async def kick(self, target: str, pause: float) -> Data:
+        """``{connection_id, was_connected}``; for `pause` seconds the peer is told to try later."""
+
+    async def block(self, target: str) -> Data:
+        """``{connection_id, blocked, was_connected}``"""
+
+    async def unblock(self, target: str) -> Data:
+        """``{connection_id, blocked}``"""
+
+
 class House(Protocol):
     """The daemon."""
 
@@ -240,6 +258,9 @@ class House(Protocol):
 
     @property
     def care(self) -> Care: ...
+
+    @property
+    def sessions(self) -> Sessions: ...
 
     async def status(self) -> Data: ...
 

@@ -44,6 +44,10 @@ READS: frozenset[type[Operation[Any]]] = frozenset(
 """Operations that write only when they meet damage."""
 
 
+CLOSED, BLOCKED = 1, 2
+"""Bits of the column ``closed``."""
+
+
 def _session_row(session: SessionRecord) -> tuple[Any, ...]:
     return sealed(
         (
@@ -56,7 +60,7 @@ def _session_row(session: SessionRecord) -> tuple[Any, ...]:
             int(session.welcomed),
             int(session.contacted),
             session.peer_name,
-            int(session.closed),
+            session.closed * CLOSED | session.blocked * BLOCKED,
             float(session.absent),
             str(session.kind),
             session.answerer,
@@ -78,11 +82,12 @@ def _session_of_row(row: Sequence[Any]) -> SessionRecord:
         bool(welcomed),
         bool(contacted),
         peer_name,
-        bool(closed),
+        bool(closed & CLOSED),
         absent,
         PeerKind(kind),
         answerer,
         target,
+        bool(closed & BLOCKED),
     )
 
 

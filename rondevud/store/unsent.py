@@ -16,7 +16,7 @@ TIMEOUT = 2.0
 
 _QUERY = """
 SELECT role, declaration, target, sum(out_count) FROM sessions JOIN channels USING (connection_id)
-WHERE NOT closed AND NOT EXISTS (
+WHERE NOT closed & 1 AND NOT EXISTS (
     SELECT 1 FROM declarations WHERE name = declaration
     AND kind = CASE role WHEN 'service' THEN 'service' ELSE 'connection' END
 ) GROUP BY connection_id HAVING sum(out_count) > 0 ORDER BY role, declaration

@@ -68,6 +68,7 @@ async def test_every_key_is_documented_and_there(world, tmp_path):
     await check(home, "status", "status")
     await check(home, "services", "services")
     await check(home, "connections", "connections")
+    await check(home, "sessions", "sessions")
     await check(home, "clients", "clients")
     await check(home, "channels", "channels", SERVICE)
     await check(home, "channels", "queue", far_id, "main")
@@ -96,6 +97,10 @@ async def test_every_key_is_documented_and_there(world, tmp_path):
     await check(away, "queue --purge", "queue", "chat", "main", "--purge")
     await check(away, "reconnect", "reconnect", "chat")
     await check(away, "backup", "backup", str(tmp_path / "copy.sqlite3"))
+    await check(home, "kick", "kick", far_id, "--for", "0")
+    await check(home, "block", "block", far_id)
+    await check(home, "unblock", "unblock", far_id)
+    await check(home, "forget", "forget", far_id, "--purge")
 
 
 async def test_messages_are_documented(world):

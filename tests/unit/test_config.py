@@ -128,6 +128,19 @@ class TestQueueLimits:
         assert config.queue_limits(config.QueueConfig(), connection.queue, channel).max_count == 7
 
 
+class TestTheStore:
+    def test_it_is_not_limited_unless_configured(self):
+        assert config.parse("", "x").queue.store_limit is None
+        assert config.parse('[queue]\nmax_store_bytes = "unlimited"\n', "x").queue.store_limit is None
+        assert config.parse("[queue]\nmax_store_bytes = 5\n", "x").queue.store_limit == 5
+
+    def test_its_limit_stands_in_the_table_for_all_only(self):
+        with pytest.raises(ConfigError, match="max_store_bytes"):
+            config.connection_options({"queue": {"max_store_bytes": 5}})
+        with pytest.raises(ConfigError, match="max_store_bytes"):
+            config.channel_options({"max_store_bytes": 5})
+
+
 class TestValues:
     @pytest.mark.parametrize("value", [0, "unlimited", math.inf])
     def test_zero_and_unlimited_lift_a_limit(self, value):

@@ -22,6 +22,7 @@ MEETING = {
     "rondevud.restoring": ("rondevud.house",),
     "rondevud.reloading": ("rondevud.house",),
     "rondevud.declaring": ("rondevud.house",),
+    "rondevud.sessions": ("rondevud.house",),
     "rondevud.endings": ("rondevud.house", "rondevud.reloading"),
     "rondevud.holdings": (
         "rondevud.house",
@@ -30,6 +31,7 @@ MEETING = {
         "rondevud.service_channel",
         "rondevud.endings",
         "rondevud.reloading",
+        "rondevud.sessions",
     ),
     "rondevud.declarations": (
         "rondevud.house",
@@ -39,7 +41,7 @@ MEETING = {
     ),
     "rondevud.service_channel": ("rondevud.house",),
     "rondevud.keys": ("rondevud.house", "rondevud.declaring"),
-    "rondevud.rows": ("rondevud.house", "rondevud.why"),
+    "rondevud.rows": ("rondevud.house", "rondevud.why", "rondevud.sessions"),
     "rondevud.why": ("rondevud.house",),
 }
 """The modules in which the parts meet, and who may import each: nobody below them."""

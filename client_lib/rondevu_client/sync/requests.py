@@ -78,6 +78,31 @@ class Requests(Facade):
         """Dial now, and again if it had failed; a connection of a service is cut, so that the peer dials."""
         return self._run(timeout, self._inner.reconnect, target)
 
+    # --- sessions ----------------------------------------------------------------------------------------------
+
+    def sessions(self, target: str | None = None, *, timeout: float | None = None) -> Rows:
+        """The sessions that the daemon keeps, of `target` or all, those of absent and blocked peers included."""
+        return self._run(timeout, self._inner.sessions, target)
+
+    def forget(self, target: str, *, force: bool = False, timeout: float | None = None) -> Data:
+        """Delete a session that a service took, and with `force` the messages in it: ``{connection_id, purged}``.
+
+        Its peer starts a new one when it comes again. Raises `RequestRefused`: ``not_empty``, ``bad_target``.
+        """
+        return self._run(timeout, self._inner.forget, target, force=force)
+
+    def kick(self, target: str, pause: float | None = None, *, timeout: float | None = None) -> Data:
+        """End the link of such a session now; its peer is told to try later for `pause` seconds (10)."""
+        return self._run(timeout, self._inner.kick, target, pause)
+
+    def block(self, target: str, *, timeout: float | None = None) -> Data:
+        """End the link of such a session, and refuse its peer until `unblock`, also after restarts."""
+        return self._run(timeout, self._inner.block, target)
+
+    def unblock(self, target: str, *, timeout: float | None = None) -> Data:
+        """Take its peer again."""
+        return self._run(timeout, self._inner.unblock, target)
+
     # --- queues ------------------------------------------------------------------------------------------------
 
     def queue(self, target: str, label: str, *, timeout: float | None = None) -> Data:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from rondevud.ipc.methods import attachments, connections, daemon, events, queues, services, users
+from rondevud.ipc.methods import attachments, connections, daemon, events, queues, services, sessions, users
 from rondevud.ipc.table import Table
 
 __all__ = ["TABLE"]
 
 TABLE = Table()
 
-for _module in (daemon, users, services, connections, attachments, queues, events):
+for _module in (daemon, users, services, connections, sessions, attachments, queues, events):
     _module.register(TABLE)

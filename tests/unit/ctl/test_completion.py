@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -68,6 +69,17 @@ async def test_targets_are_connections_and_for_some_commands_services(complete, 
     assert await complete("--socket", path, "close", "conn-") == ["conn-a", "conn-b"]
     assert await complete("--socket", path, "why", "") == ["alice-chat", "conn-b", "service:bob/s@1.0.0"]
     assert await complete("--socket", path, "why", "ser") == ["service:bob/s@1.0.0"]
+
+
+async def test_sessions_are_those_that_services_took(complete, house, server, path):
+    house.sessions = SimpleNamespace(
+        list=lambda _target: [
+            {"connection_id": "conn-a", "service": None, "state": "connected", "blocked": False},
+            {"connection_id": "conn-b", "service": "bob/s@1.0.0", "state": "absent", "blocked": True},
+        ]
+    )
+    assert await complete("--socket", path, "kick", "") == ["conn-b"]
+    assert await complete("--socket", path, "unblock", "conn-a") == []
 
 
 async def test_labels_are_those_of_the_target(complete, house, server, path):

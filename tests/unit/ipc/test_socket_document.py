@@ -72,6 +72,7 @@ def result_keys(name):
         ("key_export", "key export"), ("key_import", "key import"), ("services", "services"), ("expose", "expose"),
         ("connections", "connections"), ("connect", "connect"), ("reconnect", "reconnect"), ("wait", "wait"),
         ("channels", "channels"), ("queue", "channels"), ("doctor", "doctor"), ("backup", "backup"),
+        ("sessions", "sessions"), ("forget", "forget"), ("kick", "kick"), ("block", "block"), ("unblock", "unblock"),
     ],
 )  # fmt: skip
 def test_result_keys_are_those_of_the_command(name, heading):

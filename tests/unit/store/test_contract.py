@@ -150,6 +150,15 @@ async def test_sessions_are_replaced_and_deleted_with_their_channels(store):
         await put(store, channel, "b")
 
 
+@pytest.mark.parametrize("closed", [False, True])
+async def test_a_session_is_blocked_whether_or_not_it_is_closed(store, closed):
+    blocked = session(blocked=True, closed=closed)
+    await store.execute(SaveSession(blocked))
+    assert (await store.execute(LoadSessions())).sessions == [blocked]
+    await store.execute(SaveSession(session(closed=closed)))
+    assert (await store.execute(LoadSessions())).sessions == [session(closed=closed)]
+
+
 async def test_a_channel_needs_its_session_and_a_free_label(store):
     with pytest.raises(StoreConflict, match="conn-9"):
         await store.execute(CreateChannel("conn-9", "main", Durability.DISK, EPOCH))
