@@ -70,8 +70,14 @@ async def run(
     stopping = asyncio.Event()
     reload_wanted = asyncio.Event()
     _handle_signals(stopping, reload_wanted)
+    broken = asyncio.Event()
+
+    def give_up() -> None:
+        broken.set()
+        stopping.set()
+
     async with contextlib.AsyncExitStack() as stack:
-        house = await start(stack, config, state_dir, socket, config_path)
+        house = await start(stack, config, state_dir, socket, config_path, broken=give_up)
         reloads = asyncio.get_running_loop().create_task(_reload_loop(house, reload_wanted), name="reloads")
         stack.callback(reloads.cancel)
         systemd.ready(f"listening on {socket}")
@@ -81,7 +87,8 @@ async def run(
         await stopping.wait()
         systemd.stopping()
         logger.info("stopping")
-        return await _stop(stack)
+        code = await _stop(stack)
+        return code or int(broken.is_set())
 
 
 async def _stop(stack: contextlib.AsyncExitStack) -> int:
@@ -114,11 +121,18 @@ def _stop_later(stack: contextlib.AsyncExitStack, part: str, stop: Callable[[], 
 
 
 async def start(
-    stack: contextlib.AsyncExitStack, config: Config, state_dir: Path, socket: Path, config_path: Path | None = None
+    stack: contextlib.AsyncExitStack,
+    config: Config,
+    state_dir: Path,
+    socket: Path,
+    config_path: Path | None = None,
+    *,
+    broken: Callable[[], None] = lambda: None,
 ) -> House:
     """Everything in its order, up to a socket that answers; `stack` gets how each part is stopped.
 
     Does without signal handlers, so that several daemons fit into one loop. Raises what `run` raises; close `stack` then.
+    `broken` is called when the daemon cannot do its work any more: it is best started anew.
     """
     loop = asyncio.get_running_loop()
     group = find_group(config.daemon.socket_group)
@@ -158,7 +172,11 @@ async def start(
     watch = NetworkWatch(house.network_changed)
     watch.start()
     stack.callback(watch.stop)
-    for work, name in ((_housekeeping(house, disk, memory), "housekeeping"), (_watchdog(disk), "watchdog")):
+    for work, name in (
+        (_housekeeping(house, disk, memory), "housekeeping"),
+        (_watchdog(disk), "watchdog"),
+        (_watch_store(disk, broken), "store watch"),
+    ):
         task = loop.create_task(work, name=name)
         stack.callback(task.cancel)
     if disk.moved_aside is not None:
@@ -267,3 +285,10 @@ async def _watchdog(disk: SqliteStore) -> None:
         if disk.alive() < HUNG:
             systemd.feed_watchdog()
         await asyncio.sleep(interval / 2)
+
+
+async def _watch_store(disk: SqliteStore, broken: Callable[[], None]) -> None:
+    """What a daemon knows and what it stored must not part; its successor begins with what was stored."""
+    await disk.broken()
+    logger.critical("the store or what depends on it is broken: the daemon ends, to be started anew")
+    broken()

@@ -280,9 +280,13 @@ class DurableSession:
         return key
 
     def _receive(self, key: int, message: Message) -> None:
-        failpoints.hit_frame("receive.before", message)
-        self.machine.receive(key, message, self.now())
-        failpoints.hit_frame("receive.after", message)
+        try:
+            failpoints.hit_frame("receive.before", message)
+            self.machine.receive(key, message, self.now())
+            failpoints.hit_frame("receive.after", message)
+        except Exception:
+            logger.exception("%s: link %s could not receive", self.connection_id, key)
+            self._break(key)
         if self._measured is not None and not self.machine.pinging:
             self._measured.set_result(None)
             self._measured = None
@@ -435,7 +439,10 @@ class DurableSession:
             except Exception:
                 logger.exception("%s: %s failed", self.connection_id, type(effect).__name__)
         for channel in self.channels.values():
-            channel.flushed()
+            try:
+                channel.flushed()
+            except Exception:
+                logger.exception("%s: %r could not go on", self.connection_id, channel.label)
         self._watch_budget()
         self._set_timer()
 
@@ -516,6 +523,13 @@ class DurableSession:
             logger.debug("%s: link %s cannot send: %s", self.connection_id, effect.link, error)
             loop = asyncio.get_running_loop()
             loop.call_soon(self._lost, effect.link, str(error))  # type: ignore[arg-type]
+        except Exception:
+            logger.exception("%s: link %s could not send", self.connection_id, effect.link)
+            self._break(effect.link)
+
+    def _break(self, key: Any) -> None:
+        """A frame was dealt with in part, or not at all: on another link both sides begin with what they have stored."""
+        asyncio.get_running_loop().call_soon(self._lost, key, "an error in this daemon")
 
     def _open_label(self, label: str) -> None:
         link = self._links.get(self.machine.current)  # type: ignore[call-overload]

@@ -200,7 +200,10 @@ class Session(asyncio.Protocol):
         return "hello_first", "the first request must be hello"
 
     def _take_notification(self, frame: Notification) -> None:
-        """Numbers given and gone are dead handles, which are ignored; numbers never given are an error."""
+        """Numbers given and gone are dead handles, which are ignored; numbers never given are an error.
+
+        A bug closes the socket: what the client knows of its handles is not what they are any more.
+        """
         method, params = frame
         try:
             messages.check_from_client(method, params)
@@ -217,7 +220,7 @@ class Session(asyncio.Protocol):
             self.writer.write(encode_error(None, "bad_message", str(error)))
         except Exception:
             logger.exception("%s: %s failed", self, method)
-            self.writer.write(encode_error(None, "internal", f"{method} failed; the daemon's log says why"))
+            self.fail("internal", f"{method} failed; the daemon's log says why")
 
     def _find(self, number: int) -> Handle | None:
         """The live handle of that number, None for a dead one. Raises `BadMessage` for a number that is no handle."""

@@ -123,6 +123,7 @@ class SqliteStore:
         self._ended = False  # the thread has ended: set in the loop's thread
         self._opened: asyncio.Future[None] = loop.create_future()
         self._finished = asyncio.Event()
+        self._broken = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         # Of the thread alone:
         self._stop = False
@@ -189,6 +190,13 @@ class SqliteStore:
             return 0.0
         return time.monotonic() - self._pulse
 
+    async def broken(self) -> None:
+        """Wait for what never should be: the writer has died, or somebody could not take an answer of the store.
+
+        Nothing can be stored from then on, or what that somebody knows is not what is stored.
+        """
+        await self._broken.wait()
+
     async def close(self) -> None:
         """Commit everything submitted and close the file; idempotent.
 
@@ -218,6 +226,7 @@ class SqliteStore:
                 done(result)
             except Exception as error:  # noqa: BLE001 - one callback's error must not withhold the others' answers
                 self._loop.call_exception_handler({"message": "a store callback failed", "exception": error})
+                self._broken.set()
 
     def _recover(self, answers: list[_Answer]) -> None:
         self._failing = None
@@ -225,6 +234,8 @@ class SqliteStore:
 
     def _end(self, answers: list[_Answer]) -> None:
         self._ended = True
+        if not self._closing.is_set():
+            self._broken.set()
         self._answer(answers)
         self._finished.set()
 

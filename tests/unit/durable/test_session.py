@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 from rondevud import clock
-from rondevud.durable.effects import SessionFailed
+from rondevud.durable.effects import SessionFailed, Transmit
 from rondevud.durable.link import LinkSettings
 from rondevud.durable.session import DurableSession, Environment
 from rondevud.records import Role, SessionRecord
@@ -18,6 +19,10 @@ class Owner:
 
     def __init__(self) -> None:
         self.told: list[str] = []
+        self.discarded: list[Any] = []
+
+    def discard(self, connection: Any) -> None:
+        self.discarded.append(connection)
 
     def session_failed(self, session: Any, effect: SessionFailed) -> None:
         self.told.append(effect.code)
@@ -25,23 +30,56 @@ class Owner:
             raise RuntimeError("a bug")
 
 
-async def test_one_effect_that_fails_does_not_keep_the_others_from_being_carried_out(caplog):
+def make_session(owner: Owner) -> DurableSession:
     memory = MemoryStore(asyncio.get_running_loop())
-    environment = Environment(memory, memory, clock, lambda *_, **__: 0, 0, "test")
-    record, owner = SessionRecord("conn-1", Role.CONNECTING, "chat", b"", b""), Owner()
-    session = DurableSession(
-        record,
+    return DurableSession(
+        SessionRecord("conn-1", Role.CONNECTING, "chat", b"", b""),
         [],
-        environment=environment,
+        environment=Environment(memory, memory, clock, lambda *_, **__: 0, 0, "test"),
         settings=LinkSettings(daemon="test"),
         configure=lambda *_: None,
         owner=owner,
         service=None,
     )
+
+
+async def test_one_effect_that_fails_does_not_keep_the_others_from_being_carried_out(caplog):
+    owner = Owner()
+    session = make_session(owner)
     for code in ("first", "second"):
         session.machine._effects.append(SessionFailed(code, "for a test"))
     session._flush()
     assert owner.told == ["first", "second"]
     assert "RuntimeError: a bug" in caplog.text
     session.stop()
-    await memory.close()
+
+
+def _fail(*_: Any) -> None:
+    raise RuntimeError("a bug")
+
+
+async def test_a_link_that_cannot_send_a_frame_is_given_up(caplog):
+    """The frame is lost, and what follows it would only be a number too high, or nothing at all."""
+    owner = Owner()
+    session = make_session(owner)
+    connection, channel = SimpleNamespace(), SimpleNamespace(buffered_amount=0, send=_fail)
+    key = session._attach(connection, channel)
+    session.machine._effects.append(Transmit(key, b"frame"))
+    session._flush()
+    await asyncio.sleep(0)
+    assert owner.discarded == [connection]
+    assert "RuntimeError: a bug" in caplog.text
+    session.stop()
+
+
+async def test_a_link_on_which_a_frame_cannot_be_taken_is_given_up(caplog, monkeypatch):
+    owner = Owner()
+    session = make_session(owner)
+    connection, channel = SimpleNamespace(), SimpleNamespace(buffered_amount=0)
+    session._attach(connection, channel)
+    monkeypatch.setattr(session.machine, "receive", _fail)
+    channel.on_message(b"frame")
+    await asyncio.sleep(0)
+    assert owner.discarded == [connection]
+    assert "RuntimeError: a bug" in caplog.text
+    session.stop()

@@ -11,6 +11,7 @@ from rondevu_client.errors import CODES
 from rondevu_client.protocol import FRAME_OVERHEAD, Response, encode_request
 from rondevud.errors import StoreFailed
 from rondevud.ipc import session as session_module
+from rondevud.ipc.handle import Handle
 from tests.unit.ipc.raw import raw_client
 
 
@@ -174,3 +175,13 @@ async def test_more_clients_than_allowed_are_told(server, path, monkeypatch):
         assert answer.error["code"] == "too_many_clients"
         assert await second.next() is None
     assert server.refused == 1
+
+
+async def test_a_bug_behind_a_notification_closes_the_socket(client, monkeypatch):
+    """Who waits for what such a message was to bring would wait for ever; on another socket it is all said again."""
+    handle = (await client.result("attach", target="alice-chat", label="main"))["handle"]
+    monkeypatch.setattr(Handle, "credit", lambda *_: 1 / 0)
+    client.notify("credit", handle, 5)
+    complaint = await client.next()
+    assert (complaint.msgid, complaint.error["code"]) == (None, "internal")
+    assert await client.next() is None

@@ -707,3 +707,32 @@ async def test_a_full_disk_rejects_and_keeps_and_recovers(path, opened, hooked):
     assert (await store.execute(large)).size == 400_000
     store = await opened()
     assert [len(item.payload) for item in (await store.execute(ReadOut(channel, 0))).items] == [400_000]
+
+
+async def test_a_store_is_broken_when_its_writer_dies(path, monkeypatch):
+    store = await SqliteStore.open(path)
+    broken = asyncio.create_task(store.broken())
+    await store.execute(SaveDeclaration(Declaration(DeclarationKind.SERVICE, "a", b"")))
+    assert not broken.done()
+    monkeypatch.setattr(store, "_tidy", lambda: 1 / 0)
+    store.submit(LoadDeclarations())
+    await asyncio.wait_for(broken, 30)
+    await store.close()
+
+
+async def test_a_store_is_broken_when_somebody_cannot_take_an_answer(path):
+    store = await SqliteStore.open(path)
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+    broken = asyncio.create_task(store.broken())
+    store.submit(LoadDeclarations(), lambda _: 1 / 0)
+    await asyncio.wait_for(broken, 30)
+    await store.close()
+
+
+async def test_a_store_that_is_closed_is_not_broken(path):
+    store = await SqliteStore.open(path)
+    broken = asyncio.create_task(store.broken())
+    await store.close()
+    await asyncio.sleep(0)
+    assert not broken.done()
+    broken.cancel()
