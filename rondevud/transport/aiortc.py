@@ -354,7 +354,10 @@ class AiortcEngine:
         if not ice.is_from_engine(context):
             return False
         self.counters["background_errors"] += 1
-        logger.info("aiortc, in the background: %s", context.get("message"), exc_info=context.get("exception"))
+        # No bug of ours, and mostly what a connection leaves that ends while it sends: where it comes from is for debugging.
+        error = context.get("exception")
+        trace = error if logger.isEnabledFor(logging.DEBUG) else None
+        logger.info("aiortc, in the background: %s: %r", context.get("message"), error, exc_info=trace)
         return True
 
     async def close(self) -> None:
