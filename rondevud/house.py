@@ -212,8 +212,11 @@ class House:
         """This machine's addresses or default routes changed.
 
         Connections dial at once where that can help, services replace the offers that have become useless, and after a
-        change of routes every link is measured: its peer hears at once where this machine is to be found now.
+        change of routes every link is measured: its peer hears at once where this machine is to be found now. Requests to
+        the signalling server that may wait at an address which has gone are made again.
         """
+        if self.holdings.can_reach_out and (change.removed or change.routes):
+            self.holdings.signalling.network_changed()
         for connection in self.holdings.by_id.values():
             connection.network_changed(change.added, change.removed, routes=change.routes)
         for service in self.holdings.services.values():

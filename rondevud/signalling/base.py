@@ -159,4 +159,7 @@ class Signalling(Protocol):
 
     async def add_answer_candidates(self, offer_id: str, candidates: list[Candidate]) -> None: ...
 
+    def network_changed(self) -> None:
+        """This machine has lost an address or changed its routes: what is under way may wait for nobody."""
+
     async def close(self) -> None: ...

@@ -8,12 +8,13 @@ that may have been carried out (broken connection, other 5xx) only when its call
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import random
 import ssl
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -98,6 +99,10 @@ class HttpClient:
         self._timeout = timeout
         self._user_agent = user_agent
         self._closed = False
+        self._tries: set[asyncio.Timeout] = set()
+        """Of the requests under way: their time."""
+        self._closing: set[asyncio.Task[None]] = set()
+        """Sessions whose connections belong to a network that is no more."""
         self.health = Health(clock.steady)
         self.counters: Counter[str] = Counter()
         """``retries``, tries that followed another one, and what others who share this client count; they only rise."""
@@ -108,6 +113,22 @@ class HttpClient:
         if self._owns_session and self._session is not None:
             session, self._session = self._session, None
             await session.close()
+        if self._closing:
+            await asyncio.wait(self._closing)
+
+    def network_changed(self) -> None:
+        """Connections may hang, being from an address that this machine has no more: use none of them any longer.
+
+        What is under way on them counts as a try that failed.
+        """
+        for current in self._tries:
+            if not current.expired():
+                current.reschedule(asyncio.get_running_loop().time())
+        if self._owns_session and self._session is not None:
+            session, self._session = self._session, None
+            closing = asyncio.get_running_loop().create_task(session.close(), name="close signalling connections")
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
     async def request(
         self,
@@ -176,7 +197,7 @@ class HttpClient:
         sent = self._clock.steady()
         try:
             async with (
-                asyncio.timeout(max(0.0, deadline - sent)),
+                self._bounded(max(0.0, deadline - sent)),
                 self._open_session().request(
                     method, url, data=data, headers=headers, allow_redirects=False
                 ) as response,
@@ -187,7 +208,9 @@ class HttpClient:
             arrived = not isinstance(error, aiohttp.ClientConnectorError)
             raise _Failed(f"{what}: {_reason(error)}", arrived=arrived) from error
         except TimeoutError as error:
-            raise _Failed(f"{what}: no answer within {self._timeout:g} s", arrived=True) from error
+            late = self._clock.steady() >= deadline
+            why = f"no answer within {self._timeout:g} s" if late else "the network changed"
+            raise _Failed(f"{what}: {why}", arrived=True) from error
         except aiohttp.ClientResponseError as error:
             raise SignallingGarbled(f"{what}: the answer is not HTTP: {quoted(error.message)}") from error
         except (aiohttp.ClientError, OSError) as error:
@@ -204,6 +227,16 @@ class HttpClient:
             retry_after=self._retry_after(response.headers.get("Retry-After")),
             repeated=repeated,
         )
+
+    @contextlib.asynccontextmanager
+    async def _bounded(self, seconds: float) -> AsyncIterator[None]:
+        """As `asyncio.timeout`; `network_changed` ends it at once."""
+        async with asyncio.timeout(seconds) as current:
+            self._tries.add(current)
+            try:
+                yield
+            finally:
+                self._tries.discard(current)
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._closed:

@@ -62,6 +62,9 @@ class RestSignalling:
     def counters(self) -> Counter[str]:
         return self._http.counters
 
+    def network_changed(self) -> None:
+        self._http.network_changed()
+
     async def close(self) -> None:
         await self._http.close()
 

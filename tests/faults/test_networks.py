@@ -122,8 +122,9 @@ async def test_messages_outlive_other_addresses_and_pulled_cables(tmp_path):
                 await until_line(trial.daemons[machine], f"The network changed: new .'{new}'", changed)
                 if machine == CONNECTING:
                     await assert_dialled_since(trial.daemons[machine], changed)
-                await until_part(trial, part := part + 1)
                 await until_linked_from(trial.daemons[machine], new)
+                print(f"{machine}: a link from its new address after {time.time() - changed:.1f} s")
+                await until_part(trial, part := part + 1)
             for machine, at_switch in ((CONNECTING, False), (SERVICE, True)):
                 networks.pull(machine, at_switch=at_switch)
                 await asyncio.sleep(PULLED)  # how long that lasts is the subject

@@ -515,6 +515,24 @@ class TestServersThatMisbehave:
             with pytest.raises(SignallingUnreachable):
                 await signalling.discover_uuid("u")
 
+    async def test_a_request_that_hangs_when_the_network_changes_is_made_again(self, tmp_path: Path) -> None:
+        arrived = asyncio.Event()
+
+        async def handle(_request: web.Request) -> web.Response:
+            if not arrived.is_set():
+                arrived.set()
+                await asyncio.Event().wait()
+            return web.json_response(GOOD_SERVICE)
+
+        async with against(handle, tmp_path) as (_, signalling):
+            signalling.network_changed()  # nothing is under way yet
+            asked = asyncio.create_task(signalling.discover_uuid("u"))
+            await arrived.wait()
+            signalling.network_changed()
+            signalling.network_changed()
+            assert (await asked).sdp == "offer"
+            assert signalling.counters["retries"] == 1
+
     async def test_a_slow_server_ends_in_the_time_out(self, tmp_path: Path) -> None:
         ended = asyncio.Event()
 
