@@ -396,8 +396,8 @@ def _new_id() -> str:
 
 
 def _empty(session: DurableSession) -> bool:
-    return all(not channel.waiting and not channel.outbox.count for channel in session.channels.values())
+    return all(not channel.keeps and not channel.outbox.count for channel in session.channels.values())
 
 
 def _nothing_waits(session: DurableSession) -> bool:
-    return all(not channel.waiting for channel in session.channels.values())
+    return all(not channel.keeps for channel in session.channels.values())

@@ -84,6 +84,8 @@ STOPPING = ("checkpoint.before", "checkpoint.after", "send.before.goodbye", "sen
 PEER_STOPPING = ("receive.before.goodbye", "receive.after.goodbye")
 REOPENING = ("write.SetEpoch", "stored.SetEpoch")
 PLAIN = ("plain.before", "plain.after")
+UPGRADING = ("upgrade.before", "upgrade.within", "upgrade.after")
+"""Reached at a start: see `test_upgrade`."""
 
 TELLING = {
     "commit.before",
@@ -111,6 +113,7 @@ def at(point: str) -> str:
 
 def test_every_point_is_tried():
     tried = {*STREAM, *MEETING, *MEETING_SERVICE, *REFUSED, *STOPPING, *PEER_STOPPING, *REOPENING, *PLAIN}
+    tried.update(UPGRADING)
     of_frames = {f"{place}.{kind}" for place in FRAME_PLACES for kind in failpoints.FRAME_KINDS.values()}
     of_operations = {point for point in tried if point.startswith(OPERATION_PLACES)}
     assert tried == {*POINTS} | of_frames | of_operations

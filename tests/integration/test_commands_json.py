@@ -70,7 +70,7 @@ async def test_every_key_is_documented_and_there(world, tmp_path):
     await check(home, "connections", "connections")
     await check(home, "clients", "clients")
     await check(home, "channels", "channels", SERVICE)
-    await check(home, "channels", "queue", far_id, "main")
+    await check(home, "queue", "queue", far_id, "main", more=documented("channels"))
     await check(home, "top", "top", "--count", "1")
     await check(home, "check", "check", "alice")
     await check(home, "claim", "claim", "alice")
@@ -94,6 +94,8 @@ async def test_every_key_is_documented_and_there(world, tmp_path):
     await check(away, "connect", "connect", "nobody", FQN, "--name", "other")
     await check(away, "close", "close", "other")
     await check(away, "queue --purge", "queue", "chat", "main", "--purge")
+    await check(away, "queue --failed --purge", "queue", "chat", "main", "--failed", "--purge")
+    await check(away, "queue --put-back", "queue", "chat", "main", "--put-back", "all")
     await check(away, "reconnect", "reconnect", "chat")
     await check(away, "backup", "backup", str(tmp_path / "copy.sqlite3"))
 

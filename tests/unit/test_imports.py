@@ -72,6 +72,8 @@ HOMES = {
 
 SANS_IO = (
     "rondevud.records",
+    "rondevud.accounts",
+    "rondevud.failed",
     "rondevud.ranges",
     "rondevud.backoff",
     "rondevud.durable.states",
@@ -109,6 +111,8 @@ SHARED = {
     "rondevud.logs",
     "rondevud.failpoints",
     "rondevud.ranges",
+    "rondevud.accounts",
+    "rondevud.failed",
 }
 """Modules of the daemon that every part may use."""
 
