@@ -133,6 +133,7 @@ class QueueConfig(Section):
     inbox_size: CountLimit = 10_000
     inbox_bytes: CountLimit = math.inf
     inbox_max_age: Annotated[float, PlainValidator(values.unlimited_only("an age limit of the inbox"))] = math.inf
+    max_deliveries: CountLimit = math.inf
 
 
 class StoreQueueConfig(QueueConfig):
@@ -413,6 +414,7 @@ class InboxLimits:
     max_count: int | None
     max_bytes: int | None
     max_age: float | None
+    max_deliveries: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -462,8 +464,9 @@ def queue_limits(
 def inbox_limits(queue: QueueConfig, *overrides: QueueConfig) -> InboxLimits:
     """The limits of an inbox of a link. (A plain peer's inbox has the limits of its queue: `queue_limits`.)"""
     merged = merge(queue, *overrides)
-    age = merged.inbox_max_age
-    return InboxLimits(_whole(merged.inbox_size), _whole(merged.inbox_bytes), None if age == math.inf else age)
+    age = None if merged.inbox_max_age == math.inf else merged.inbox_max_age
+    size, size_bytes, deliveries = map(_whole, (merged.inbox_size, merged.inbox_bytes, merged.max_deliveries))
+    return InboxLimits(size, size_bytes, age, deliveries)
 
 
 def resolve_reconnect(reconnect: ReconnectConfig, *overrides: ReconnectConfig, in_file: bool) -> Reconnect:

@@ -53,7 +53,7 @@ def channel_configurer(
         return ChannelSettings(
             durability,
             OutboxLimits(limits.max_count, limits.max_bytes, limits.max_age, limits.overflow),
-            InboxLimits(inbox.max_count, inbox.max_bytes),
+            InboxLimits(inbox.max_count, inbox.max_bytes, inbox.max_deliveries),
             msgpack.packb(options) if options else b"",
             reliability,
         )

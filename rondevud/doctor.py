@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ OWN_KINDS = {
     "bad_key": Kind("the user name of this key cannot be used", "import the key anew, or remove the file"),
     "little_space": Kind("when the disk is full new messages are rejected, and a repair needs room", "free some"),
     "file_aside": Kind(
-        "it was kept when the store was damaged or mended; nothing uses it",
+        "it was kept when the store was damaged, mended or upgraded; nothing uses it",
         "remove it when it is not needed any more",
         harmless=True,
     ),
@@ -139,7 +140,8 @@ def _examine_store(path: Path) -> Iterator[Finding]:
 
 def _examine_directory(directory: Path) -> Iterator[Finding]:
     yield from _examine_keys(directory / KEYS)
-    for path in sorted((*directory.glob(f"{DATABASE}.damaged-*"), *directory.glob(f"{DATABASE}.before-repair-*"))):
+    kept = (directory.glob(f"{DATABASE}.{what}-*") for what in ("damaged", "before-repair", "version"))
+    for path in sorted(chain.from_iterable(kept)):
         if not path.name.endswith(("-wal", "-shm")):
             yield Finding("file_aside", path.name, f"{path.stat().st_size} bytes")
     free = shutil.disk_usage(directory).free

@@ -322,8 +322,8 @@ def give_up_undeclared(connection: DurableConnection) -> None:
 
 
 def over(session: DurableSession) -> bool:
-    """Whether a session is closed and nothing waits in it any more."""
-    return session.record.closed and not any(channel.waiting for channel in session.channels.values())
+    """Whether a session is closed and nothing waits in it any more, or is set aside."""
+    return session.record.closed and not any(channel.keeps for channel in session.channels.values())
 
 
 @contextlib.contextmanager

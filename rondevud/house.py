@@ -202,11 +202,22 @@ class House:
         return {"state": str(channel.state)}
 
     async def queue(self, target: str, label: str) -> Data:
-        return self._known_channel(target, label).facts()
+        channel = self._known_channel(target, label)
+        return channel.facts() | await channel.accounts()
 
-    async def purge(self, target: str, label: str, direction: Literal["out", "in", "both"]) -> Data:
-        purged = await self._known_channel(target, label).purge(direction)
-        return {"purged": purged}
+    async def purge(
+        self, target: str, label: str, direction: Literal["out", "in", "both", "failed"], id_: str | None
+    ) -> Data:
+        channel = self._known_channel(target, label)
+        if direction == "failed":
+            return {"purged": {"failed": await channel.purge_failed(id_)}}
+        return {"purged": await channel.purge(direction)}
+
+    async def failed(self, target: str, label: str, most: int) -> list[Data]:
+        return await self._known_channel(target, label).inbox.failures.read(most)
+
+    async def put_back(self, target: str, label: str, id_: str | None) -> Data:
+        return {"put_back": await self._known_channel(target, label).put_back(id_)}
 
     def network_changed(self, change: Change) -> None:
         """This machine's addresses or default routes changed.

@@ -127,6 +127,8 @@ class InMessage(NamedTuple):
     payload: Payload
     enqueued: float
     """When this daemon stored it, seconds since 1970."""
+    tries: int = 0
+    """Deliveries that have been counted against it (see `rondevud.failed`)."""
 
 
 class InGap(NamedTuple):
@@ -211,6 +213,9 @@ class ChannelRecord:
     """1 = the peer's closing message has been stored; 2 = and this side has opened the label anew since."""
     attached: bool = False
     """Whether a receiving client has ever attached: decides at which attempt old messages begin."""
+    failed: int = 0
+    """Messages that are set aside because programs died of them, and their payload bytes."""
+    failed_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -516,12 +521,13 @@ class InRemoved(NamedTuple):
 class AckIn(Operation[InRemoved]):
     """Delete the inbox's rows ``first_row … upto_row - 1``, in whatever order; the others stay.
 
-    `messages`, `size` and `gaps` are what left the channel's counts.
+    `messages`, `size` and `gaps` are what left the channel's counts. With `purge` no program has taken them.
     """
 
     channel: int
     upto_row: int
     first_row: int = 0
+    purge: bool = False
 
 
 @dataclass(frozen=True, slots=True)

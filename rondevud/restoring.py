@@ -118,7 +118,7 @@ class _Restoring:
             self._holdings.undeclared_service(record.declaration).restore(record, channels)
             return
         unsent = 0 if record.closed else sum(channel.out_count for channel in channels)
-        if not unsent and not any(channel.in_count for channel in channels):
+        if not unsent and not any(channel.in_count or channel.failed for channel in channels):
             self._store.submit(DeleteSession(record.connection_id))
         elif record.role is Role.SERVICE:
             self._holdings.undeclared_service(record.declaration).restore(record, channels)

@@ -40,6 +40,7 @@ CODES = {
     "bad_target": "this target cannot be used for that",
     "unknown_target": "no such connection or service is declared",
     "unknown_channel": "the connection has no channel of that label",
+    "unknown_message": "no message of that id is set aside",
     "unknown_handle": "no such handle or subscription was ever given on this socket",
     "conflict": "it is declared with other options",
     "not_empty": "messages wait in the session",

@@ -123,9 +123,23 @@ class Requests(ABC):
         """What a channel holds: ``queue_size``, ``queue_bytes``, ``buffered_amount``, ``waiting``, ``waiting_bytes``, …."""
         return await self._fact("queue", target=target, label=label)
 
-    async def purge(self, target: str, label: str, direction: str) -> Data:
-        """Remove what is queued ``out``, ``in`` or ``both``; how much that was."""
-        return await self._fact("purge", target=target, label=label, direction=direction)
+    async def purge(self, target: str, label: str, direction: str, id: str | None = None) -> Data:  # noqa: A002
+        """Remove what is queued ``out``, ``in`` or ``both``, or what is set aside (``failed``; with `id` that message).
+
+        How much that was.
+        """
+        return await self._fact("purge", target=target, label=label, direction=direction, **_named(id))
+
+    async def failed(self, target: str, label: str, most: int = 100) -> Rows:
+        """Messages that are set aside because programs died of them (``max_deliveries``), the oldest first:
+
+        ``{id, attempts, size, text, head, enqueued_at, failed_at}``.
+        """
+        return await self._rows("failed", target=target, label=label, most=most)
+
+    async def put_back(self, target: str, label: str, id: str | None = None) -> Data:  # noqa: A002
+        """Let what is set aside, all of it or one message, wait for programs again; how many that were."""
+        return await self._fact("put_back", target=target, label=label, **_named(id))
 
     # --- user names and keys -----------------------------------------------------------------------------------
 
@@ -160,3 +174,8 @@ class Requests(ABC):
     async def key_delete(self, username: str) -> Data:
         """Remove a key for good. Raises ``no_key``, and ``key_in_use`` while a service of that user is declared."""
         return await self._fact("key_delete", username=username)
+
+
+def _named(id_: str | None) -> Data:
+    """The parameter that names one message; without one it is left out."""
+    return {} if id_ is None else {"id": id_}

@@ -100,6 +100,7 @@ HINTS = {
     "key_exists": "`--force` replaces it and keeps the old one in a file beside it.",
     "unknown_target": "`rondevuctl connections` and `rondevuctl services` list what there is.",
     "unknown_channel": "`rondevuctl channels TARGET` lists what there is; `send` and `pipe` make one.",
+    "unknown_message": "`rondevuctl queue TARGET LABEL --failed` lists what is set aside.",
     "failed": "`rondevuctl why TARGET` says more; `rondevuctl reconnect TARGET` tries again.",
     "conflict": "`close` or `withdraw` it first, or leave out what differs.",
     "timeout": "`rondevuctl why TARGET` says what is in the way.",

@@ -10,8 +10,10 @@ import logging
 import secrets
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any, Protocol
 
+from rondevud.accounts import Accounts, ReadAccounts
 from rondevud.durable.budget import Budget
 from rondevud.durable.buffer_watch import BufferWatch
 from rondevud.durable.inbox import Inbox
@@ -124,6 +126,7 @@ class DurableChannel:
         self.inbox = Inbox(
             record, self, self._inbox_taken, self._announce_waiting, self._inbox_bound, budget.share(Direction.IN)
         )
+        self.inbox.failures.limit = settings.inbox.max_deliveries
 
     # --- what programs see -----------------------------------------------------------------------------------------
 
@@ -155,6 +158,11 @@ class DurableChannel:
     @property
     def waiting_bytes(self) -> int:
         return self.inbox.size
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it holds something for programs here: what waits, and what is set aside."""
+        return bool(self.inbox.count or self.inbox.failures.count)
 
     @property
     def refusal(self) -> tuple[str, str] | None:
@@ -258,6 +266,15 @@ class DurableChannel:
                 self.event("purged", {"count": counts["in"], "direction": "in"})
         return counts
 
+    async def purge_failed(self, id_: str | None) -> int:
+        """Delete what is set aside: the message with that id, or (None) all. Raises ``unknown_message``."""
+        row = None if id_ is None else await self.inbox.failures.find(id_)
+        return await self.inbox.failures.free(row, put_back=False, heard=lambda _freed: self._end_if_done())
+
+    async def put_back(self, id_: str | None) -> int:
+        """Let what is set aside wait for programs again, behind all others. Raises ``unknown_message``."""
+        return await self.inbox.put_back(None if id_ is None else await self.inbox.failures.find(id_))
+
     async def remove_all(self, reason: Reason, *, keep_closing: bool = True) -> int:
         """Empty the outbox; answers how many messages that were. Raises `RequestError` when the store fails.
 
@@ -293,16 +310,30 @@ class DurableChannel:
             "buffered_amount": self._lane.out.in_flight_bytes,
             "waiting": self.waiting,
             "waiting_bytes": self.waiting_bytes,
+            "failed": self.inbox.failures.count,
             "attached": self.inbox.attached,
             "producers": len(self.outbox.producers),
-            "counters": dict(self.counters) | {"duplicates_dropped": self._lane.incoming.duplicates},
+            "counters": self._counted(),
         }
+
+    def _counted(self) -> dict[str, int]:
+        """What was counted since the start of the daemon. Messages that were sent again count again."""
+        sent = self.counters["sent"] + self._lane.out.sent
+        return dict(self.counters) | {"sent": sent, "duplicates_dropped": self._lane.incoming.duplicates}
+
+    async def accounts(self) -> dict[str, Any]:
+        """What `queue` adds to `facts`: ages in seconds, and what became of all messages so far. Raises `RequestError`."""
+        books: Accounts = await self._session.run(ReadAccounts(self.id))
+        now = self.stamp().wall
+        ages = (None if at is None else max(0.0, now - at) for at in (books.out_oldest, books.in_oldest))
+        return {**dict(zip(("queue_age", "waiting_age"), ages, strict=True)), "totals": asdict(books.totals)}
 
     def reconfigure(self, settings: ChannelSettings) -> None:
         """Other limits, for what is accepted from now on."""
         self.settings = settings
         self.outbox.limits = settings.outbox
         self._lane.incoming.limits = settings.inbox
+        self.inbox.failures.limit = settings.inbox.max_deliveries
         self.outbox.settle()
 
     # --- from the session ------------------------------------------------------------------------------------------

@@ -278,6 +278,7 @@ def _by_key(settings: ChannelSettings) -> dict[str, Any]:
         "overflow": outbox.overflow,
         "inbox_size": inbox.max_count,
         "inbox_bytes": inbox.max_bytes,
+        "max_deliveries": inbox.max_deliveries,
         "ordered": reliability.ordered,
         "max_retransmits": reliability.max_retransmits,
         "max_packet_life_time": reliability.max_packet_life_time,

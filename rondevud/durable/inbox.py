@@ -20,11 +20,13 @@ from rondevud import failpoints
 from rondevud.durable import frames
 from rondevud.durable.attempts import Attempts
 from rondevud.durable.budget import Budget, Share
+from rondevud.durable.failures import Answer, Failures, message_id
 from rondevud.durable.outbox import Host
 from rondevud.durable.outgoing import Direction
 from rondevud.durable.receiver import Receiver, ReceiverListener
 from rondevud.durable.settings import OutboxLimits
 from rondevud.errors import RequestError, StoreError, StoreFailed
+from rondevud.failed import Freed
 from rondevud.ranges import Ranges
 from rondevud.records import (
     AckIn,
@@ -110,6 +112,7 @@ class Inbox:
         self._fresh_from: float = float("inf")
         """Rows from this one on were stored by this run of the daemon."""
         self._attempts = Attempts()
+        self.failures = Failures(record, host)
         self._loaded: deque[InItem] = deque()
         self._loaded_bytes = 0
         self._next_row = 0
@@ -188,6 +191,8 @@ class Inbox:
 
     def _take_back(self, receiver: Receiver) -> None:
         returned = list(receiver.own())
+        if returned and self.failures.limit is not None:
+            self.failures.gave_up(returned[0][0])
         for first, behind in returned:
             self._attempts.add(first, behind)
         if returned or not self.receivers:
@@ -315,12 +320,39 @@ class Inbox:
         if not self.receivers:
             return
         while self._loaded and (receiver := self._next_receiver()) is not None:
+            if self.failures.limit is not None and not receiver.busy and not self._may_have_next(receiver):
+                continue
             self._hand_over(receiver, self._next_run(self._turn(receiver)), attempts=None)
         full = len(self._loaded) >= READ_AHEAD or self._loaded_bytes >= LOADED_BYTES
         if self._caught_up or self._reading or full or not self.count:
             return
         self._reading = True
         self._host.execute(ReadIn(self._id, self._next_row), self._page_read)
+
+    def _may_have_next(self, receiver: Receiver) -> bool:
+        """Whether the first loaded item may go to `receiver`, which has nothing else; if not, it is not loaded any more."""
+        item = self._loaded[0]
+        if not isinstance(item, InMessage):
+            return True
+        redelivered = self._attempt(item.row) > 1
+        if self.failures.judge(item, redelivered=redelivered, again=partial(self._judged, receiver, item)):
+            return True
+        self._loaded.popleft()
+        self._loaded_bytes -= _size(item)
+        self._given_below = max(self._given_below, item.row + 1)
+        receiver.held = True
+        return False
+
+    def _judged(self, receiver: Receiver, message: InMessage, answer: Answer) -> None:
+        """What the store was asked about a message is done: the next one, or it, is for `receiver`."""
+        receiver.held = False
+        if answer is Answer.ASIDE:
+            self.took(InRemoved(1, _size(message), 0, 0, more=False))
+        elif answer is Answer.DELIVER and receiver in self.receivers and receiver.ready:
+            self._hand_over(receiver, [message], attempts=None)
+        elif answer is not Answer.GONE:
+            self._read_again(message.row)
+        self.pump()
 
     def _next_receiver(self) -> Receiver | None:
         """Whose turn it is; None while nobody takes anything."""
@@ -377,7 +409,8 @@ class Inbox:
             return items
         owned = Ranges(rows for receiver in self.receivers for rows in receiver.own())
         claims = (owned, self._acknowledged, self._deleting)
-        return [item for item in items if not any(item.row in claim for claim in claims)]
+        free = (item for item in items if not any(item.row in claim for claim in claims))
+        return [item for item in free if item.row not in self.failures]
 
     def _hand_over(self, receiver: Receiver, items: list[InItem], attempts: int | None) -> None:
         """Deliver a run of messages or one gap; `attempts` None = as counted."""
@@ -397,7 +430,9 @@ class Inbox:
             attempt = self._attempt(item.row) if attempts is None else attempts
             redelivered += attempt > 1
             if isinstance(item, InMessage):
-                rows.append([item.payload, f"{item.epoch.hex() or 'plain'}-{item.seq}", item.enqueued, attempt])
+                rows.append([item.payload, message_id(item), item.enqueued, attempt])
+                if item.tries:
+                    self.failures.given(item)
         self._host.count("delivered", len(rows))
         if redelivered:
             self._host.count("redelivered", redelivered)
@@ -434,6 +469,7 @@ class Inbox:
             if outcome.more:
                 self._acknowledged.add(outcome.next, behind)
             self._attempts.forget(first, behind)
+            self.failures.forget(first, behind)
             self.took(outcome)
         if self._deletions:
             return
@@ -448,7 +484,7 @@ class Inbox:
         count, more = 0, True
         while more:
             answer: asyncio.Future[InRemoved | StoreError] = asyncio.get_running_loop().create_future()
-            self._host.execute(AckIn(self._id, _EVERYTHING), partial(self._purged, answer))
+            self._host.execute(AckIn(self._id, _EVERYTHING, purge=True), partial(self._purged, answer))
             outcome = await answer
             if isinstance(outcome, StoreError):
                 raise RequestError(getattr(outcome, "code", "store_failed"), str(outcome))
@@ -466,12 +502,31 @@ class Inbox:
     def _forget_below(self, outcome: InRemoved) -> None:
         """The oldest rows are gone, whoever has them."""
         self._attempts.forget(0, outcome.next)
+        self.failures.forget(0, outcome.next)
         while self._loaded and self._loaded[0].row < outcome.next:
             self._loaded_bytes -= _size(self._loaded.popleft())
         for receiver in self.receivers:
             receiver.disown_below(outcome.next)
         self._next_row = max(self._next_row, outcome.next)
         self.took(outcome)
+        self.pump()
+
+    async def put_back(self, row: int | None) -> int:
+        """Let a message that is set aside (None: all) wait again, behind all others; answers how many."""
+        return await self.failures.free(row, put_back=True, heard=self._returned)
+
+    def _returned(self, freed: Freed) -> None:
+        if not freed.messages:
+            return
+        first_wait = not self.count
+        self.count += freed.messages
+        self.size += freed.size
+        self._taken(-freed.messages, -freed.size)
+        self._fresh_from = min(self._fresh_from, freed.first_row)
+        self._attempts.add(freed.first_row, freed.first_row + freed.messages)
+        self._caught_up = False
+        if first_wait and not self.receivers:
+            self._became_free()
         self.pump()
 
     def took(self, outcome: InRemoved) -> None:

@@ -50,6 +50,8 @@ class InboxLimits:
 
     max_count: int | None = None
     max_bytes: int | None = None
+    max_deliveries: int | None = None
+    """Deliveries without acknowledgement after which a message is set aside."""
 
 
 @dataclass(slots=True)

@@ -265,6 +265,7 @@ class Outbox:
         """The closing message has been stored, or not."""
         self._storing_count -= 1
         if stored:
+            self._host.count("accepted")
             self._added(1, 0, None)
         self.settle()
         self._tell_drained()

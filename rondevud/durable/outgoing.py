@@ -103,6 +103,8 @@ class Outgoing:
         """Numbers below have been handed to a data channel, whole, or are acknowledged; after a start: the latter."""
         self.needs_epoch = False
         """Whether a new epoch has to be drawn and stored (`new_epoch`) before anything is sent."""
+        self.sent = 0
+        """Messages that were put into frames since the start of the daemon; each time, where it was more than once."""
         self._passed = 0
         """Numbers below went out without frames; 0 on a link."""
         self._stale_reads = 0
@@ -451,6 +453,7 @@ class Outgoing:
             total += size
             self._loaded.popleft()
         self._loaded_bytes -= total
+        self.sent += len(payloads)
         self._sent(seq + len(payloads), total, len(payloads))
         return frames.data_frame(self.label, seq, payloads)
 
@@ -467,6 +470,7 @@ class Outgoing:
         data = head.payload.encode() if isinstance(head.payload, str) else head.payload or b""
         self._large = _Large(head.seq, text, data)
         self._offset = 0
+        self.sent += 1
         self._sent(head.seq + 1, size, 1)
         return self._piece(self._large)
 

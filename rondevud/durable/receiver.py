@@ -63,6 +63,11 @@ class Receiver:
     def ready(self) -> bool:
         return self.listener is not None and self.left > 0 and not self.paused and not self.held
 
+    @property
+    def busy(self) -> bool:
+        """Whether it was given something that it has not acknowledged."""
+        return bool(self._runs)
+
     # --- from the client -------------------------------------------------------------------------------------------
 
     def credit(self, n: int) -> None:

@@ -489,7 +489,7 @@ def _new_id() -> str:
 
 
 def _empty(session: DurableSession) -> bool:
-    return all(not channel.waiting and not channel.outbox.count for channel in session.channels.values())
+    return all(not channel.keeps and not channel.outbox.count for channel in session.channels.values())
 
 
 def _refuse_waiting(session: DurableSession) -> None:
@@ -502,4 +502,4 @@ def _refuse_waiting(session: DurableSession) -> None:
 
 
 def _nothing_waits(session: DurableSession) -> bool:
-    return all(not channel.waiting for channel in session.channels.values())
+    return all(not channel.keeps for channel in session.channels.values())

@@ -24,7 +24,7 @@ Payload: TypeAlias = str | bytes
 
 ReceiveMode: TypeAlias = Literal["exclusive", "shared", "observe"]
 
-Direction: TypeAlias = Literal["out", "in", "both"]
+Direction: TypeAlias = Literal["out", "in", "both", "failed"]
 
 
 class ProducerListener(Protocol):
@@ -324,7 +324,14 @@ class House(Protocol):
     async def queue(self, target: str, label: str) -> Data:
         """At least ``queue_size``, ``queue_bytes``, ``buffered_amount`` (outbox), ``waiting``, ``waiting_bytes``."""
 
-    async def purge(self, target: str, label: str, direction: Direction) -> Data: ...
+    async def purge(self, target: str, label: str, direction: Direction, id_: str | None) -> Data:
+        """`id_` is of a message that is set aside, with ``failed`` only. Raises ``unknown_message``."""
+
+    async def failed(self, target: str, label: str, most: int) -> list[Data]:
+        """Messages that are set aside, the oldest first: ``{id, attempts, size, text, head, enqueued_at, failed_at}``."""
+
+    async def put_back(self, target: str, label: str, id_: str | None) -> Data:
+        """Let one of them (None: all) wait again. Raises ``unknown_message``."""
 
     def resolve(self, target: str) -> Scope:
         """The events of a target, for subscriptions."""

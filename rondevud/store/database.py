@@ -10,24 +10,18 @@ import logging
 import os
 import sqlite3
 from datetime import UTC, datetime
-from importlib.resources import files
 from pathlib import Path
 
 from rondevud.errors import StoreError, StoreFailed
+from rondevud.store.upgrades import APPLICATION_ID, STEPS, upgrade, version
 
 logger = logging.getLogger(__name__)
-
-APPLICATION_ID = 0x726F6E64
-"""Marks the file as ours ("rond")."""
 
 BUSY_TIMEOUT = 5.0
 """Seconds to wait for a lock of another process (someone looks at the file with a tool)."""
 
 WAL_KEPT = 1024 * 1024
 """Bytes to which the log is cut when it starts from its beginning again."""
-
-STEPS = ("schema.sql",)
-"""Scripts that lead from one version of the schema to the next; the version is how many have run."""
 
 _DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
@@ -96,7 +90,7 @@ def connect(path: Path, factory: type[sqlite3.Connection] = sqlite3.Connection) 
         connection.execute(f"PRAGMA journal_size_limit = {WAL_KEPT}")
         connection.execute("PRAGMA cell_size_check = ON")
         connection.execute("PRAGMA cache_size = -8000")
-        _upgrade(connection)
+        upgrade(connection, path)
         _check_schema(connection)
     except UnicodeDecodeError as error:  # sqlite3 met garbage in the text of the schema
         connection.close()
@@ -148,26 +142,13 @@ def _size(path: Path) -> int:
 
 
 def _check_owner(path: Path, connection: sqlite3.Connection) -> None:
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    found = version(connection)
     tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
     owner = connection.execute("PRAGMA application_id").fetchone()[0]
     if tables and owner != APPLICATION_ID:
         raise StoreError(f"{path} is a database of another program")
-    if version > len(STEPS):
-        raise StoreError(f"{path} has schema version {version}; this program knows versions up to {len(STEPS)}")
-
-
-def _upgrade(connection: sqlite3.Connection) -> None:
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    for number, name in enumerate(STEPS[version:], start=version + 1):
-        script = files("rondevud.store").joinpath(name).read_text(encoding="utf-8")
-        head = f"BEGIN IMMEDIATE; PRAGMA application_id = {APPLICATION_ID};"
-        try:
-            connection.executescript(f"{head} {script}; PRAGMA user_version = {number}; COMMIT;")
-        except sqlite3.Error:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
+    if found > len(STEPS):
+        raise StoreError(f"{path} has schema version {found}; this program knows versions up to {len(STEPS)}")
 
 
 def _schema(connection: sqlite3.Connection) -> dict[str, str | None]:
@@ -177,7 +158,7 @@ def _schema(connection: sqlite3.Connection) -> dict[str, str | None]:
 def _check_schema(connection: sqlite3.Connection) -> None:
     """A flipped bit in a column's name would make every operation fail; take it for the damage that it is."""
     with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as fresh:
-        _upgrade(fresh)
+        upgrade(fresh)
         present = _schema(connection)
         wrong = [name for name, sql in _schema(fresh).items() if name not in present or present[name] != sql]
     if wrong:

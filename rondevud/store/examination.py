@@ -21,7 +21,7 @@ from rondevud.store.rows import CHANNEL_COLUMNS, ChannelState, channel_of_row, i
 MOST_FINDINGS = 1_000
 """Findings that one examination tells; of more it says that there are more."""
 
-QUEUE_TABLES = ("outbox", "removals", "inbox", "inbox_holes", "producers")
+QUEUE_TABLES = ("outbox", "removals", "inbox", "inbox_holes", "failed", "producers")
 """Tables whose rows belong to a channel."""
 
 
@@ -47,6 +47,7 @@ KINDS = {
     "damaged_row": Kind("this row is not what was written; it will not be used", f"nothing is needed, or {_REPAIR}"),
     "missing": Kind("messages that are counted are not there; they are lost", f"nothing is needed, or {_REPAIR}"),
     "wrong_count": Kind("limits and `queue` go by this count", _REPAIR),
+    "wrong_books": Kind("what `queue` says became of messages is not the whole truth", _REPAIR),
     "stray": Kind("these rows are outside of what their queue holds, and nobody gets them", _REPAIR),
     "producer": Kind("a program that sends again after a crash could have a message sent twice", _REPAIR),
     "too_many": Kind("there is more than is told here", _REPAIR),
@@ -194,6 +195,9 @@ class Examination:
         yield from self._guarded(f"the outbox of channel {number}", self._outbox(number))
         yield from self._guarded(f"the removals of channel {number}", self._removals(number))
         yield from self._guarded(f"the inbox of channel {number}", self._inbox(number))
+        yield from self._guarded(f"what is set aside in channel {number}", self._failed(number))
+        if (state := self._state(number)) is not None:
+            yield self._books(state)
 
     def _row_of_channel(self, number: int) -> Any:
         return self._connection.execute(
@@ -218,6 +222,10 @@ class Examination:
                 where = f"the {table} of channel {number}"
                 findings.append(Finding("stray", where, f"{count} rows outside of {first} to {behind - 1}"))
         return findings
+
+    def _books(self, state: ChannelState) -> list[Finding]:
+        wrong = state.totals.mistakes(state.record)
+        return [Finding("wrong_books", f"channel {state.record.id}", text) for text in wrong]
 
     def _walk(self, number: int, look: Callable[[ChannelState, int, Tally, list[Finding]], int | None]) -> Slices:
         """Take `look` from page to page, and compare what it tallied with the channel's row if that stayed as it was.
@@ -335,6 +343,19 @@ class Examination:
             if not intact(row):
                 findings.append(_damaged(f"inbox of channel {record.id}, row {row[1]}"))
         return None if whole else behind
+
+    def _failed(self, number: int) -> Slices:
+        def look(state: ChannelState, place: int, tally: Tally, findings: list[Finding]) -> int | None:
+            tally.expect("failed", state.record.failed)
+            tally.expect("failed_bytes", state.record.failed_bytes)
+            rows, whole = self._rows("failed", "row", number, place, 2**63 - 1)
+            for row in rows:
+                tally.add("failed", 1)
+                tally.add("failed_bytes", weight(row[5]))
+            findings += [_damaged(f"failed of channel {number}, row {row[1]}") for row in rows if not intact(row)]
+            return None if whole else _behind(rows, whole, place, place)
+
+        return self._walk(number, look)
 
     def _holes(self, state: ChannelState) -> tuple[Ranges, bool]:
         """What left the inbox behind its front, and whether that is as it was written."""

@@ -61,6 +61,8 @@ class InboxTable:
         self._connection.executemany("INSERT INTO inbox VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
         first_row = channel.next_row
         channel.next_row += len(rows)
+        gaps = sum(row[4] == GAP for row in rows)
+        channel.totals.received += len(rows) - gaps
         channel.change(
             peer_epoch=operation.epoch,
             recv_next=operation.recv_next,
@@ -68,7 +70,7 @@ class InboxTable:
             in_closed=closed,
             in_count=record.in_count + len(rows),
             in_bytes=record.in_bytes + size,
-            in_gaps=record.in_gaps + sum(row[4] == GAP for row in rows),
+            in_gaps=record.in_gaps + gaps,
         )
         self.moved += size
         return records.ReceiveResult(first_row, len(rows), size)
@@ -144,12 +146,22 @@ class InboxTable:
             (number, channel.front, GAP),
         ).fetchone()[0]
         channel.change(in_gaps=gaps)
+        channel.totals.damaged_in += gaps - record.in_gaps
         return int(gaps - record.in_gaps)
 
     def ack_in(self, operation: records.AckIn) -> records.InRemoved:
         channel = self._channels.get(operation.channel, change=True)
+        removed = self._delete(channel, operation.first_row, operation.upto_row)
+        if operation.purge:
+            channel.totals.purged_in += removed.messages - removed.gaps
+        else:
+            channel.totals.taken += removed.messages - removed.gaps
+        return removed
+
+    def _delete(self, channel: ChannelState, first_row: int, upto_row: int) -> records.InRemoved:
+        """Delete one slice of the rows ``first_row … upto_row - 1``; the caller accounts for them."""
         holes = self._holes(channel)
-        first, end = holes.behind(max(channel.front, operation.first_row)), min(operation.upto_row, channel.next_row)
+        first, end = holes.behind(max(channel.front, first_row)), min(upto_row, channel.next_row)
         upto = min(end, first + self._limits.slice_rows)
         if upto <= first:
             return records.InRemoved(0, 0, 0, 0, more=False)
@@ -168,8 +180,9 @@ class InboxTable:
         return records.InRemoved(count, size, gaps, upto, more=upto < end)
 
     def trim_in(self, operation: records.TrimIn) -> records.InRemoved:
-        channel = self._channels.get(operation.channel)
-        removed = self.ack_in(records.AckIn(operation.channel, self._over(channel, operation, self._limits.slice_rows)))
+        channel = self._channels.get(operation.channel, change=True)
+        removed = self._delete(channel, 0, self._over(channel, operation, self._limits.slice_rows))
+        channel.totals.overflow_in += removed.messages - removed.gaps
         return removed._replace(more=bool(self._over(channel, operation, 1)))
 
     def _over(self, channel: ChannelState, limits: records.TrimIn, most: int) -> int:
@@ -194,6 +207,44 @@ class InboxTable:
             (GAP, record.id, first, upto),
         ).fetchone()
         return size, min(gaps, record.in_gaps)  # damage that nobody has read so far may look like a gap
+
+    def oldest(self, channel: ChannelState) -> float | None:
+        """When the oldest row that is held was stored, seconds since 1970; None without one."""
+        row = self._connection.execute(
+            "SELECT enqueued FROM inbox WHERE channel = ? AND row >= ? ORDER BY row LIMIT 1",
+            (channel.record.id, channel.front),
+        ).fetchone()
+        return row[0] if row is not None and isinstance(row[0], float) else None
+
+    # --- single rows, for the table ``failed`` ---------------------------------------------------------------------
+
+    def find(self, channel: ChannelState, row: int) -> Any:
+        """A row that is held, is a message and as it was written; None for any other."""
+        found = self._connection.execute(
+            "SELECT * FROM inbox WHERE channel = ? AND row = ?", (channel.record.id, row)
+        ).fetchone()
+        held = found is not None and channel.front <= row < channel.next_row
+        return found if held and intact(found) and found[4] < GAP else None
+
+    def rewrite(self, fields: Sequence[Any]) -> None:
+        """Other fields of a row that is held."""
+        self._connection.execute(
+            "INSERT OR REPLACE INTO inbox VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", sealed(fields)
+        )
+
+    def take(self, channel: ChannelState, row: int) -> None:
+        """Delete one row; the caller accounts for it."""
+        self._delete(channel, row, row + 1)
+
+    def append(self, channel: ChannelState, messages: Sequence[Sequence[Any]]) -> int:
+        """Put messages, each ``(epoch, seq, kind, payload, enqueued)``, behind all rows; answers the row of the first."""
+        first, record = channel.next_row, channel.record
+        for place, (epoch, seq, kind, payload, enqueued) in enumerate(messages, first):
+            self.rewrite((record.id, place, epoch, seq, kind, payload, None, None, None, enqueued))
+        channel.next_row += len(messages)
+        size = sum(weight(message[3]) for message in messages)
+        channel.change(in_count=record.in_count + len(messages), in_bytes=record.in_bytes + size)
+        return first
 
     # --- holes -----------------------------------------------------------------------------------------------------
 
@@ -240,6 +291,7 @@ class InboxTable:
             "INSERT INTO inbox_holes VALUES (?, ?, ?, ?)", [sealed((number, *hole)) for hole in holes]
         )
         channel.in_holes += lost
+        channel.totals.damaged_in += lost
         channel.change(in_count=len(held))
         return holes
 
@@ -251,4 +303,4 @@ def _item(row: Sequence[Any]) -> InItem:
         return InGap(number, epoch, Removal(seq, behind, Reason(reason), messages), enqueued)
     if kind == DAMAGED:
         return InGap(number, epoch, Removal(seq, seq + 1, Reason.DAMAGED, 1), enqueued)
-    return InMessage(number, epoch, seq, decode_payload(kind, payload), enqueued)
+    return InMessage(number, epoch, seq, decode_payload(kind, payload), enqueued, messages or 0)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
-from rondevud import records
+from rondevud import accounts, failed, records
+from rondevud.accounts import Totals
 from rondevud.errors import StoreConflict, StoreError, StoreFailed
 from rondevud.records import (
     ChannelRecord,
@@ -61,12 +62,16 @@ class _Channel:
     base: int = 1
     """Numbers below it left by acknowledgement, in this epoch or an earlier one."""
     next_row: int = 1
+    totals: Totals = field(default_factory=Totals)
+    aside: dict[int, failed.FailedMessage] = field(default_factory=dict)
+    """By the row they had; their order is that in which they were set aside."""
 
     def change(self, **fields: Any) -> None:
         self.record = replace(self.record, **fields)
 
     def copy(self) -> _Channel:
-        return _Channel(self.record, self.outbox.copy(), self.inbox.copy(), self.base, self.next_row)
+        queues = self.outbox.copy(), self.inbox.copy()
+        return _Channel(self.record, *queues, self.base, self.next_row, replace(self.totals), self.aside.copy())
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +225,7 @@ class MemoryTables:
             out_bytes=record.out_bytes + sum(sizes),
             out_closed=first + len(sizes) - 1 if closing else record.out_closed,
         )
+        channel.totals.accepted += len(sizes)
         if operation.producer > 0:
             self._advance_producer(operation)
         return records.PutResult(first, first + len(sizes), sum(sizes), jumped)
@@ -271,6 +277,7 @@ class MemoryTables:
         outbox.removals.drop_below(upto)
         ranges = producer_ranges(taken)
         self._left_outbox(channel, taken)
+        channel.totals.acknowledged += len(taken)
         self._tell_producers(ranges, acknowledged=True)
         channel.base = max(channel.base, upto)
         channel.change(acked=upto, acked_count=record.acked_count + len(taken))
@@ -284,6 +291,7 @@ class MemoryTables:
             channel.outbox.removals.add(Removal(item.first, item.next, reason, item.messages))
             self._tell_producers(item.producers, acknowledged=False)
         self._left_outbox(channel, taken)
+        channel.totals.remove(reason, len(taken))
         return removed
 
     def _expire(self, operation: records.Expire) -> records.RemoveResult:
@@ -379,6 +387,7 @@ class MemoryTables:
             channel.inbox.append(channel.next_row, row)
             channel.next_row += 1
         rows = channel.next_row - first_row
+        channel.totals.received += rows - gaps
         channel.change(
             peer_epoch=operation.epoch,
             recv_next=operation.recv_next,
@@ -403,8 +412,17 @@ class MemoryTables:
 
     def _ack_in(self, operation: records.AckIn) -> records.InRemoved:
         channel = self._channel(operation.channel)
-        end = min(operation.upto_row, channel.next_row)
-        first, _ = next(channel.inbox.since(operation.first_row), (end, None))
+        removed = self._delete(channel, operation.first_row, operation.upto_row)
+        if operation.purge:
+            channel.totals.purged_in += removed.messages - removed.gaps
+        else:
+            channel.totals.taken += removed.messages - removed.gaps
+        return removed
+
+    def _delete(self, channel: _Channel, first_row: int, upto_row: int) -> records.InRemoved:
+        """Delete one slice of the rows ``first_row … upto_row - 1``; the caller accounts for them."""
+        end = min(upto_row, channel.next_row)
+        first, _ = next(channel.inbox.since(first_row), (end, None))
         if first >= end:
             return records.InRemoved(0, 0, 0, 0, more=False)
         upto = min(end, first + self._limits.slice_rows)
@@ -421,7 +439,8 @@ class MemoryTables:
     def _trim_in(self, operation: records.TrimIn) -> records.InRemoved:
         channel = self._channel(operation.channel)
         behind = self._over(channel, operation, self._limits.slice_rows)
-        removed = self._ack_in(records.AckIn(operation.channel, behind))
+        removed = self._delete(channel, 0, behind)
+        channel.totals.overflow_in += removed.messages - removed.gaps
         return removed._replace(more=bool(self._over(channel, operation, 1)))
 
     @staticmethod
@@ -431,6 +450,76 @@ class MemoryTables:
         sizes = ((row, payload_size(item.payload) if isinstance(item, InMessage) else 0) for row, item in oldest)
         record = channel.record
         return oldest_over(sizes, record.in_count, record.in_bytes, limits.max_count, limits.max_bytes)
+
+    # --- messages that programs die of -----------------------------------------------------------------------------
+
+    def _message(self, channel: _Channel, row: int) -> InMessage | None:
+        item = channel.inbox.get(row)
+        return item if isinstance(item, InMessage) else None
+
+    def _count_try(self, operation: failed.CountTry) -> None:
+        channel = self._channel(operation.channel)
+        if (message := self._message(channel, operation.row)) is not None:
+            channel.inbox.replace(operation.row, message._replace(tries=operation.tries))
+
+    def _set_aside(self, operation: failed.SetAside) -> failed.Aside | None:
+        channel = self._channel(operation.channel)
+        if (message := self._message(channel, operation.row)) is None:
+            return None
+        size = payload_size(message.payload)
+        self._delete(channel, operation.row, operation.row + 1)
+        fields = (message.row, message.epoch, message.seq, message.payload, operation.tries, message.enqueued)
+        channel.aside[message.row] = failed.FailedMessage(*fields, operation.stamp.wall)
+        record = channel.record
+        channel.change(failed=record.failed + 1, failed_bytes=record.failed_bytes + size)
+        return failed.Aside(message.seq, size)
+
+    def _failed_from(self, channel: _Channel, first: int) -> tuple[list[failed.FailedMessage], bool]:
+        """One page of what is set aside, and whether that is all."""
+        page: list[failed.FailedMessage] = []
+        size = 0
+        for row in sorted(row for row in channel.aside if row >= first):
+            size += payload_size(channel.aside[row].payload)
+            if page and (len(page) == self._limits.page_messages or size > self._limits.page_bytes):
+                return page, False
+            page.append(channel.aside[row])
+        return page, True
+
+    def _read_failed(self, operation: failed.ReadFailed) -> failed.FailedPage:
+        page, whole = self._failed_from(self._channel(operation.channel), operation.row)
+        return failed.FailedPage(page, 0 if whole else page[-1].row + 1)
+
+    def _free_failed(self, operation: failed.FreeFailed) -> failed.Freed:
+        channel = self._channel(operation.channel)
+        if operation.row is None:
+            freed, whole = self._failed_from(channel, 0)
+        else:
+            freed, whole = [channel.aside[row] for row in (operation.row,) if row in channel.aside], True
+        first_row, size = channel.next_row, sum(payload_size(message.payload) for message in freed)
+        for message in freed:
+            del channel.aside[message.row]
+            if operation.put_back:
+                row = InMessage(channel.next_row, message.epoch, message.seq, message.payload, message.enqueued)
+                channel.inbox.append(channel.next_row, row)
+                channel.next_row += 1
+        record, back = channel.record, len(freed) if operation.put_back else 0
+        channel.totals.purged_in += len(freed) - back
+        channel.change(
+            failed=record.failed - len(freed),
+            failed_bytes=record.failed_bytes - size,
+            in_count=record.in_count + back,
+            in_bytes=record.in_bytes + (size if back else 0),
+        )
+        return failed.Freed(len(freed), size, first_row, channel.record.failed, more=not whole)
+
+    def _read_accounts(self, operation: accounts.ReadAccounts) -> accounts.Accounts:
+        channel = self._channel(operation.channel)
+        record = channel.record
+        counts = (record.out_count, record.in_count, record.in_gaps, record.failed)
+        _, out = next(channel.outbox.messages.since(0), (0, None))
+        _, in_ = next(channel.inbox.since(0), (0, None))
+        ages = (None if out is None else out.accepted, None if in_ is None else in_.enqueued)
+        return accounts.Accounts(replace(channel.totals), *counts, *ages)
 
     # --- producers -------------------------------------------------------------------------------------------------
 
@@ -481,6 +570,11 @@ class MemoryTables:
             records.ReadIn: _read_in,
             records.AckIn: _ack_in,
             records.TrimIn: _trim_in,
+            failed.CountTry: _count_try,
+            failed.SetAside: _set_aside,
+            failed.ReadFailed: _read_failed,
+            failed.FreeFailed: _free_failed,
+            accounts.ReadAccounts: _read_accounts,
             records.OpenProducer: _open_producer,
             records.ForgetProducers: _forget_producers,
         }

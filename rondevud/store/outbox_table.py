@@ -114,6 +114,7 @@ class OutboxTable:
             out_bytes=record.out_bytes + size,
             out_closed=first + len(encoded) - 1 if closing else record.out_closed,
         )
+        channel.totals.accepted += len(encoded)
         if producer is not None:
             self._producers.advance(producer, operation)
         self.moved += size
@@ -129,11 +130,12 @@ class OutboxTable:
             wall_expiry = float(expiry(operation.stamp.wall, operation.max_age))
         rows: list[tuple[Any, ...]] = []
         number, producer, producer_seq = operation.channel, operation.producer, operation.first_seq
+        accepted = float(operation.stamp.wall)
         for index, (kind, data) in enumerate(encoded):
             age = (boot, boot_expiry, wall_expiry) if kind != CLOSING else (None, None, None)
-            crc = message_crc(number, first + index, kind, data, producer, producer_seq + index, *age)
-            rows.append((number, first + index, kind, data, producer, producer_seq + index, *age, crc))
-        self._connection.executemany("INSERT INTO outbox VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            crc = message_crc(number, first + index, kind, data, producer, producer_seq + index, *age, accepted)
+            rows.append((number, first + index, kind, data, producer, producer_seq + index, *age, crc, accepted))
+        self._connection.executemany("INSERT INTO outbox VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     # --- removals --------------------------------------------------------------------------------------------------
 
@@ -205,11 +207,12 @@ class OutboxTable:
         ranges = tuple(ProducerRange(*row[:4]) for row in rows if row[0])
         self._connection.execute("DELETE FROM outbox WHERE channel = ? AND seq < ?", (record.id, upto))
         self._drop_removals(record.id, upto)
-        self._count_off(channel, messages, size)
+        channel.totals.acknowledged += self._count_off(channel, messages, size)
         self._producers.tell(ranges, acknowledged=True)
         channel.base = max(channel.base, upto)
         channel.change(acked=upto, acked_count=record.acked_count + messages)
         if upto == record.next:  # nothing is left, whatever damage did to the counts
+            channel.totals.damaged += channel.record.out_count
             channel.change(out_count=0, out_bytes=0)
         return records.Acknowledged(upto, messages, size, ranges, more=upto < operation.recv_next)
 
@@ -236,9 +239,12 @@ class OutboxTable:
         return int(upto)
 
     @staticmethod
-    def _count_off(channel: ChannelState, messages: int, size: int) -> None:
+    def _count_off(channel: ChannelState, messages: int, size: int) -> int:
+        """Answers how many of the messages had been counted: all of them, unless damage made some reappear."""
         record = channel.record
-        channel.change(out_count=max(0, record.out_count - messages), out_bytes=max(0, record.out_bytes - size))
+        counted = min(record.out_count, messages)
+        channel.change(out_count=record.out_count - counted, out_bytes=max(0, record.out_bytes - size))
+        return counted
 
     def _take(self, channel: ChannelState, taken: list[Taken], reason: Reason) -> list[Removed]:
         """Delete messages, given in the order of their numbers, and write removals for them."""
@@ -250,7 +256,7 @@ class OutboxTable:
             )
             self._add_removal(number, Removal(item.first, item.next, reason, item.messages))
             self._producers.tell(item.producers, acknowledged=False)
-            self._count_off(channel, item.messages, item.size)
+            channel.totals.remove(reason, self._count_off(channel, item.messages, item.size))
         return removed
 
     def _other_boots(self, channel: int, boot: int) -> list[int]:
@@ -339,6 +345,14 @@ class OutboxTable:
         removed = self._take(channel, [Taken(*row) for row in rows[:limit]], operation.reason)
         return records.RemoveResult(removed, more=len(rows) > limit)
 
+    def oldest(self, channel: ChannelState) -> float | None:
+        """When the oldest message that is held was accepted, seconds since 1970; None where nobody knows."""
+        row = self._connection.execute(
+            "SELECT accepted FROM outbox WHERE channel = ? AND seq >= ? ORDER BY seq LIMIT 1",
+            (channel.record.id, channel.base),
+        ).fetchone()
+        return row[0] if row is not None and isinstance(row[0], float) else None
+
     # --- reading ---------------------------------------------------------------------------------------------------
 
     def read_out(self, operation: records.ReadOut) -> records.OutPage:
@@ -408,7 +422,7 @@ class OutboxTable:
         logger.error("the outbox of channel %d lacks the numbers %d to %d", channel.record.id, first, behind - 1)
         self._add_removal(channel.record.id, Removal(first, behind, Reason.DAMAGED, count if possible else None))
         messages = count if possible else 0
-        self._count_off(channel, messages, 0)
+        channel.totals.damaged += self._count_off(channel, messages, 0)
         return Removed(first, behind, Reason.DAMAGED, messages, 0, ())
 
 

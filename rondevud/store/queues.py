@@ -38,6 +38,10 @@ class Rows(Generic[Row]):
         self._rows[key] = row
         self._keys.append(key)
 
+    def replace(self, key: int, row: Row) -> None:
+        """Another row in the place of the one that is there."""
+        self._rows[key] = row
+
     def since(self, key: int) -> Iterator[tuple[int, Row]]:
         """Rows from `key` on, in order; nothing may be added or deleted meanwhile."""
         keys, rows = self._keys, self._rows
@@ -109,6 +113,8 @@ class Held(NamedTuple):
     size: int
     producer: int
     producer_seq: int
+    accepted: float
+    """Seconds since 1970."""
     boot: str | None = None
     boot_expiry: float = 0.0
     wall_expiry: float = 0.0
@@ -187,6 +193,6 @@ class Outbox:
 def held(payload: Payload, size: int, producer: int, producer_seq: int, stamp: Stamp, max_age: float | None) -> Held:
     """A message as an outbox holds it; a closing message never expires."""
     if max_age is None or payload is None:
-        return Held(payload, size, producer, producer_seq)
+        return Held(payload, size, producer, producer_seq, stamp.wall)
     boot_expiry, wall_expiry = expiry(stamp.boottime, max_age), expiry(stamp.wall, max_age)
-    return Held(payload, size, producer, producer_seq, stamp.boot, boot_expiry, wall_expiry)
+    return Held(payload, size, producer, producer_seq, stamp.wall, stamp.boot, boot_expiry, wall_expiry)

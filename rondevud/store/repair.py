@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rondevud.clock import stamp
+from rondevud.failed import ReadFailed
 from rondevud.records import ChannelRecord, LoadDeclarations, LoadSessions, ReadIn, ReadOut
 from rondevud.store.base import Limits
 from rondevud.store.database import check_integrity, connect, failure, open_database
@@ -112,8 +113,15 @@ class _Rows:
         row, damaged = 0, 0
         while (page := self._tables.execute(ReadIn(channel.id, row))).items:
             row, damaged = page.next_row, damaged + page.damaged
+        self._mend_failed(channel.id)
         if damaged:
             self._note(f"the inbox of channel {channel.id}: {damaged} messages are reported as damaged")
+
+    def _mend_failed(self, number: int) -> None:
+        """Read what is set aside to its end: the store takes out what is damaged."""
+        row = 0
+        while row := self._tables.execute(ReadFailed(number, row)).next_row:
+            pass
 
     def _remove_stray(self, number: int) -> None:
         """Set rows aside that are outside of what a queue holds: numbers that have left it, or were never given."""
@@ -147,12 +155,19 @@ class _Rows:
             "SELECT ifnull(sum(length(payload)), 0), ifnull(sum(kind >= ?), 0) FROM inbox WHERE channel = ?",
             (GAP, number),
         ).fetchone()
-        counts = dict(zip(("out_count", "out_bytes", "in_bytes", "in_gaps"), (*out, *held), strict=True))
+        aside = self._connection.execute(
+            "SELECT count(*), ifnull(sum(length(payload)), 0) FROM failed WHERE channel = ?", (number,)
+        ).fetchone()
+        names = ("out_count", "out_bytes", "in_bytes", "in_gaps", "failed", "failed_bytes")
+        counts = dict(zip(names, (*out, *held, *aside), strict=True))
         wrong = [name for name, count in counts.items() if getattr(state.record, name) != count]
         if wrong:
             state.change(**counts)
-            channels.flush()
             self._note(f"made the counts of channel {number} true: {', '.join(wrong)}")
+        if state.totals.mistakes(state.record):
+            state.totals.settle(state.record)
+            self._note(f"made the books of channel {number} add up")
+        channels.flush()
 
     # --- producers -------------------------------------------------------------------------------------------------
 

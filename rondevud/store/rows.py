@@ -12,10 +12,12 @@ import sqlite3
 import struct
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
+from operator import attrgetter
 from typing import Any
 from zlib import crc32
 
+from rondevud.accounts import Totals
 from rondevud.errors import StoreConflict
 from rondevud.records import ChannelRecord, Durability, ProducerRange, ProducerRecord, Put, Stamp
 from rondevud.store.base import merge_rejected
@@ -26,6 +28,7 @@ CACHED_ROWS = 20_000
 """Rows of channels, and as many of producers, that are kept in memory between transactions."""
 
 _MESSAGE = struct.Struct("<qqbqqqdd")
+_DATED = struct.Struct("<qqbqqqddd")
 
 
 def fields_crc(fields: Sequence[Any]) -> int:
@@ -53,16 +56,22 @@ def message_crc(
     boot: int | None,
     boot_expiry: float | None,
     wall_expiry: float | None,
+    accepted: float | None,
 ) -> int:
     """CRC-32 of a row of the outbox; a tenth of the price of `fields_crc`."""
-    head = _MESSAGE.pack(channel, seq, kind, producer, producer_seq, boot or 0, boot_expiry or 0.0, wall_expiry or 0.0)
+    ages = boot or 0, boot_expiry or 0.0, wall_expiry or 0.0
+    if accepted is None:  # of version 1
+        head = _MESSAGE.pack(channel, seq, kind, producer, producer_seq, *ages)
+    else:
+        head = _DATED.pack(channel, seq, kind, producer, producer_seq, *ages, accepted)
     return crc32(payload, crc32(head))
 
 
 def message_intact(row: Sequence[Any]) -> bool:
-    """Whether a row of the outbox (channel first, crc last) is as it was written."""
+    """Whether a row of the outbox, its columns in the order of the table, is as it was written."""
     try:
-        return bool(message_crc(*row[:-1]) == row[-1])
+        columns = (*row[:9], row[10])
+        return bool(message_crc(*columns) == row[9])
     except (struct.error, TypeError):  # a column that holds another type now
         return False
 
@@ -88,6 +97,7 @@ class ChannelState:
     base: int = 1
     next_row: int = 1
     in_holes: int = 0
+    totals: Totals = field(default_factory=Totals)
 
     @property
     def front(self) -> int:
@@ -98,10 +108,25 @@ class ChannelState:
         self.record = replace(self.record, **fields)
 
 
+TOTALS = tuple(total.name for total in fields(Totals))
+
 CHANNEL_COLUMNS = (
     "id, connection_id, label, durability, options, epoch, next, acked, acked_count, peer_epoch, recv_next, recv_count, "
-    "out_count, out_bytes, in_count, in_bytes, in_gaps, out_closed, in_closed, attached, base, next_row, in_holes, crc"
+    "out_count, out_bytes, in_count, in_bytes, in_gaps, out_closed, in_closed, attached, base, next_row, in_holes, "
+    f"{', '.join(TOTALS)}, failed, failed_bytes, crc"
 )
+"""In the order in which the checksum covers them."""
+
+_CHANGED = CHANNEL_COLUMNS.split(", ")[1:]
+_SETTINGS = ", ".join(f"{name} = ?{place}" for place, name in enumerate(_CHANGED, 2))
+_UPDATE = f"UPDATE channels SET {_SETTINGS} WHERE id = ?1"  # noqa: S608
+_INSERT = f"INSERT INTO channels ({', '.join(_CHANGED)}) VALUES ({', '.join('?' * len(_CHANGED))})"  # noqa: S608
+_totals = attrgetter(*TOTALS)
+
+
+def channel_intact(row: Sequence[Any]) -> bool:
+    """Whether a row of ``channels``, its columns in the order of the table, is as it was written."""
+    return intact((*row[:23], *row[24:], row[23]))
 
 
 def _channel_row(state: ChannelState) -> tuple[Any, ...]:
@@ -131,14 +156,17 @@ def _channel_row(state: ChannelState) -> tuple[Any, ...]:
             state.base,
             state.next_row,
             state.in_holes,
+            *_totals(state.totals),
+            record.failed,
+            record.failed_bytes,
         )
     )
 
 
 def channel_of_row(row: Sequence[Any]) -> ChannelState:
     """The channel that an intact row describes."""
-    fields = [*row[:3], Durability(row[3]), *row[4:19], bool(row[19])]
-    return ChannelState(ChannelRecord(*fields), *row[20:23])
+    known = [*row[:3], Durability(row[3]), *row[4:19], bool(row[19])]
+    return ChannelState(ChannelRecord(*known, *row[-3:-1]), *row[20:23], totals=Totals(*row[23:-3]))
 
 
 class ChannelRows:
@@ -168,10 +196,7 @@ class ChannelRows:
 
     def insert(self, record: ChannelRecord) -> ChannelRecord:
         """A new row; answers the record with its id."""
-        cursor = self._connection.execute(
-            f"INSERT INTO channels VALUES (NULL{', ?' * 23})",  # noqa: S608 - a constant
-            _channel_row(ChannelState(record))[1:],
-        )
+        cursor = self._connection.execute(_INSERT, _channel_row(ChannelState(record))[1:])
         record = replace(record, id=cursor.lastrowid or 0)
         self._states[record.id] = ChannelState(record)
         self._changed.add(record.id)  # its checksum covers the id
@@ -186,13 +211,7 @@ class ChannelRows:
         """Write changed rows back."""
         rows = [_channel_row(self._states[number]) for number in self._changed]
         self._changed.clear()
-        self._connection.executemany(
-            "UPDATE channels SET connection_id = ?2, label = ?3, durability = ?4, options = ?5, epoch = ?6, next = ?7,"
-            " acked = ?8, acked_count = ?9, peer_epoch = ?10, recv_next = ?11, recv_count = ?12, out_count = ?13,"
-            " out_bytes = ?14, in_count = ?15, in_bytes = ?16, in_gaps = ?17, out_closed = ?18,"
-            " in_closed = ?19, attached = ?20, base = ?21, next_row = ?22, in_holes = ?23, crc = ?24 WHERE id = ?1",
-            rows,
-        )
+        self._connection.executemany(_UPDATE, rows)
 
     def shrink(self) -> None:
         """Bound the memory this takes; between transactions only."""

@@ -12,11 +12,11 @@ from typing import Any, TypeAlias
 
 from rondevud.errors import StoreFailed
 from rondevud.store.database import connect
-from rondevud.store.rows import intact, message_intact
+from rondevud.store.rows import channel_intact, intact, message_intact
 
 logger = logging.getLogger(__name__)
 
-ROWID_TABLES = ("boots", "channels", "outbox", "inbox", "producers", "garbage", "damaged_rows")
+ROWID_TABLES = ("boots", "channels", "outbox", "inbox", "failed", "producers", "garbage", "damaged_rows")
 KEYED_TABLES = {
     "meta": "name",
     "sessions": "connection_id",
@@ -107,7 +107,7 @@ class _Salvage:
 
     def _write(self, table: str, rows: list[tuple[Any, ...]]) -> None:
         """A row that is whole takes the place of a damaged one with its key, never the other way round."""
-        checked = message_intact if table == "outbox" else intact
+        checked = {"outbox": message_intact, "channels": channel_intact}.get(table, intact)
         unchecked = table in {"meta", "boots", "garbage", "damaged_rows"}
         for row in rows:
             conflict = "REPLACE" if unchecked or checked(row) else "IGNORE"
@@ -117,7 +117,7 @@ class _Salvage:
 
     def _keep_numbers_apart(self) -> None:
         """Ids of channels and producers go on above every one that any row names."""
-        tables = ("outbox", "removals", "inbox", "producers", "garbage")
+        tables = ("outbox", "removals", "inbox", "failed", "producers", "garbage")
         channels = " UNION ALL ".join(f"SELECT max(channel) FROM {table}" for table in tables)  # noqa: S608
         self._target.execute("BEGIN IMMEDIATE")
         for table, others in (("channels", channels), ("producers", "SELECT max(producer) FROM outbox")):

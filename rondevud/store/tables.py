@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar, cast
 
-from rondevud import failpoints, records
+from rondevud import accounts, failed, failpoints, records
 from rondevud.errors import StoreConflict
 from rondevud.records import ChannelRecord, Operation, PeerKind, ProducerRecord, Role, SessionRecord
 from rondevud.store.base import Limits, check_numbers
 from rondevud.store.examination import ExamineSlice, Finding
+from rondevud.store.failed_table import FailedTable
 from rondevud.store.inbox_table import InboxTable
 from rondevud.store.outbox_table import OutboxTable
 from rondevud.store.rows import (
@@ -28,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-GARBAGE_TABLES = {"outbox": "seq", "inbox": "row", "inbox_holes": "first", "removals": "first"}
+GARBAGE_TABLES = {"outbox": "seq", "inbox": "row", "inbox_holes": "first", "removals": "first", "failed": "row"}
 """Tables of a channel's queues, and by which column they are counted."""
 
 READS: frozenset[type[Operation[Any]]] = frozenset(
@@ -38,6 +40,8 @@ READS: frozenset[type[Operation[Any]]] = frozenset(
         records.ReadOut,
         records.ReadIn,
         records.FindExpiry,
+        accounts.ReadAccounts,
+        failed.ReadFailed,
         ExamineSlice,
     }
 )
@@ -105,6 +109,7 @@ class SqlTables:
         self._producers = ProducerRows(connection)
         self._outbox = OutboxTable(connection, self._channels, self._producers, limits)
         self._inbox = InboxTable(connection, self._channels, limits)
+        self._failed = FailedTable(connection, self._channels, self._inbox, limits)
         self._has_garbage = True
         self._handlers: dict[type[Operation[Any]], Callable[[Any], Any]] = {
             records.SaveSession: self._save_session,
@@ -128,6 +133,11 @@ class SqlTables:
             records.ReadIn: self._inbox.read_in,
             records.AckIn: self._inbox.ack_in,
             records.TrimIn: self._inbox.trim_in,
+            failed.CountTry: self._failed.count_try,
+            failed.SetAside: self._failed.set_aside,
+            failed.ReadFailed: self._failed.read,
+            failed.FreeFailed: self._failed.free,
+            accounts.ReadAccounts: self._read_accounts,
             records.OpenProducer: self._open_producer,
             records.ForgetProducers: self._forget_producers,
             ExamineSlice: self._examine_slice,
@@ -272,6 +282,13 @@ class SqlTables:
 
     def _mark_attached(self, operation: records.MarkAttached) -> None:
         self._channels.get(operation.channel, change=True).change(attached=True)
+
+    def _read_accounts(self, operation: accounts.ReadAccounts) -> accounts.Accounts:
+        channel = self._channels.get(operation.channel)
+        record = channel.record
+        counts = (record.out_count, record.in_count, record.in_gaps, record.failed)
+        ages = (self._outbox.oldest(channel), self._inbox.oldest(channel))
+        return accounts.Accounts(replace(channel.totals), *counts, *ages)
 
     def has_garbage(self) -> bool:
         """Whether `collect` may have something to do."""

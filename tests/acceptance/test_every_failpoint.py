@@ -30,6 +30,7 @@ from tests.acceptance.test_failpoints import (
     SEED,
     STOPPING,
     STREAM,
+    UPGRADING,
     forget_everything,
     hand_over_to_a_plain_peer,
     open_anew,
@@ -69,7 +70,7 @@ def at(point: str) -> str:
 
 
 def test_every_point_is_tried():
-    tried = set(EVERY)
+    tried = {*EVERY, *UPGRADING}
     of_frames = {f"{place}.{kind}" for place in FRAME_PLACES for kind in failpoints.FRAME_KINDS.values()}
     of_operations = {point for point in tried if point.startswith(OPERATION_PLACES)}
     assert tried == {*POINTS} | of_frames | of_operations

@@ -85,6 +85,8 @@ STOPPING = ("checkpoint.before", "checkpoint.after", "send.before.goodbye", "sen
 PEER_STOPPING = ("receive.before.goodbye", "receive.after.goodbye")
 REOPENING = ("write.SetEpoch", "stored.SetEpoch")
 PLAIN = ("plain.before", "plain.after")
+UPGRADING = ("upgrade.before", "upgrade.within", "upgrade.after")
+"""Reached at a start: see `test_upgrade`."""
 EVERY = (*STREAM, *MEETING, *MEETING_SERVICE, *REFUSED, *STOPPING, *PEER_STOPPING, *REOPENING, *PLAIN)
 
 

@@ -12,9 +12,15 @@ from typing import Any
 
 CLOSING, TEXT, BINARY = 0, 1, 2
 
+TOTALS = (
+    "accepted", "acknowledged", "expired", "overflow", "purged", "too_large", "damaged", "lost",
+    "received", "taken", "purged_in", "overflow_in", "damaged_in",
+)  # fmt: skip
+"""Columns of the channel's row that say what became of messages."""
+
 
 def dump(path: Path) -> dict[str, dict[str, Any]]:
-    """By label: counts of the channel's row, producers' last numbers, and the messages in both queues.
+    """By label: counts of the channel's row, producers' last numbers, and the messages in both queues and set aside.
 
     A message is ``[number, digest]``, the number being the one that its sender wrote into it. The daemon may be running.
     """
@@ -28,13 +34,16 @@ def _channel(connection: sqlite3.Connection, row: sqlite3.Row) -> dict[str, Any]
     number = (row["id"],)
     outbox = connection.execute("SELECT * FROM outbox WHERE channel = ? ORDER BY seq", number).fetchall()
     inbox = connection.execute("SELECT * FROM inbox WHERE channel = ? ORDER BY row", number).fetchall()
+    failed = connection.execute("SELECT * FROM failed WHERE channel = ? ORDER BY row", number).fetchall()
     last = connection.execute("SELECT ifnull(max(last_seq), 0) FROM producers WHERE channel = ?", number)
     return {
         "out_count": row["out_count"],
         "in_count": row["in_count"],
+        "totals": {word: row[word] for word in TOTALS},
         "last_seq": last.fetchone()[0],
         "outbox": [_message(message) for message in outbox if message["kind"] != CLOSING],
         "inbox": [_message(message) for message in inbox if message["kind"] in {TEXT, BINARY}],
+        "failed": [_message(message) for message in failed],
         "gaps": sum(message["kind"] not in {TEXT, BINARY} for message in inbox),
     }
 

@@ -62,6 +62,8 @@ LOST = {"lost", "accepted-but-nowhere"}
 TRIALS = {
     "accept-before-the-commit": Bug(LOST, "write.Put", 5, stalled=True, quick=True),
     "acknowledge-before-the-commit": Bug(LOST, "write.Receive", 8, stalled=True, quick=True),
+    "begin-the-books-anew-at-a-start": Bug({"unbalanced"}, "stored.Put", 4, cured=False),
+    "count-a-commit-as-one-message": Bug({"unbalanced"}, quick=True),
     "deliver-before-the-commit": Bug({"unmarked"}, "write.Receive", 8, stalled=True),
     "delete-inbox-rows-beyond-the-acknowledged": Bug(LOST, "deliver.before", 3, stalled=True, late=True),
     "drop-the-tail-of-a-pack": Bug(LOST),

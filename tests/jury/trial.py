@@ -6,6 +6,7 @@ import signal
 
 from tests.acceptance.processes import CONNECTION, PATIENCE, Daemon, Process, Stage
 from tests.acceptance.programs.patient import patient_client
+from tests.jury.accounts import reconcile
 from tests.jury.checker import Finding, judge
 from tests.jury.dump import dump
 
@@ -93,10 +94,11 @@ class Trial:
         return [await program.exited() for program in self.programs.values()]
 
     def judge(self) -> list[Finding]:
-        """What the jury finds."""
-        logs = [self.stage.read_log(name) for name in (SERVICE, CONNECTING)]
+        """What the jury finds, and where the books do not add up."""
+        left, right = (self.stage.read_log(name) for name in (SERVICE, CONNECTING))
         stores = [dump(self.daemons[name].state / DATABASE) for name in (SERVICE, CONNECTING)]
-        return judge((logs[0], logs[1]), (stores[0], stores[1]))
+        evidence = (left, right), (stores[0], stores[1])
+        return judge(*evidence) + reconcile(*evidence)
 
     async def verdict(self) -> list[Finding]:
         """`finish`, then `judge`; a program that gave up is a finding, too."""

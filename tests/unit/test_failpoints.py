@@ -31,6 +31,9 @@ POINTS = (
     "message.after",
     "attach.before",
     "attach.after",
+    "upgrade.before",
+    "upgrade.within",
+    "upgrade.after",
     "plain.before",
     "plain.after",
 )

@@ -74,6 +74,8 @@ HOMES = {
 
 SANS_IO = (
     "rondevud.records",
+    "rondevud.accounts",
+    "rondevud.failed",
     "rondevud.ranges",
     "rondevud.backoff",
     "rondevud.durable.states",
@@ -111,6 +113,8 @@ SHARED = {
     "rondevud.logs",
     "rondevud.failpoints",
     "rondevud.ranges",
+    "rondevud.accounts",
+    "rondevud.failed",
 }
 """Modules of the daemon that every part may use."""
 

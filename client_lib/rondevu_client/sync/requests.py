@@ -109,9 +109,38 @@ class Requests(Facade):
         """What a channel holds: ``queue_size``, ``queue_bytes``, ``buffered_amount``, ``waiting``, ``waiting_bytes``, …."""
         return self._run(timeout, self._inner.queue, target, label)
 
-    def purge(self, target: str, label: str, direction: str, *, timeout: float | None = None) -> Data:
-        """Remove what is queued ``out``, ``in`` or ``both``; how much that was."""
-        return self._run(timeout, self._inner.purge, target, label, direction)
+    def purge(
+        self,
+        target: str,
+        label: str,
+        direction: str,
+        id: str | None = None,  # noqa: A002
+        *,
+        timeout: float | None = None,
+    ) -> Data:
+        """Remove what is queued ``out``, ``in`` or ``both``, or what is set aside (``failed``; with `id` that message).
+
+        How much that was.
+        """
+        return self._run(timeout, self._inner.purge, target, label, direction, id)
+
+    def failed(self, target: str, label: str, most: int = 100, *, timeout: float | None = None) -> Rows:
+        """Messages that are set aside because programs died of them (``max_deliveries``), the oldest first:
+
+        ``{id, attempts, size, text, head, enqueued_at, failed_at}``.
+        """
+        return self._run(timeout, self._inner.failed, target, label, most)
+
+    def put_back(
+        self,
+        target: str,
+        label: str,
+        id: str | None = None,  # noqa: A002
+        *,
+        timeout: float | None = None,
+    ) -> Data:
+        """Let what is set aside, all of it or one message, wait for programs again; how many that were."""
+        return self._run(timeout, self._inner.put_back, target, label, id)
 
     # --- user names and keys -----------------------------------------------------------------------------------
 

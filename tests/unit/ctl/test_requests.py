@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 
 import pytest
 
+from rondevud.ctl import queue
 from tests.unit.ctl.conftest import run
 
 
@@ -117,6 +119,39 @@ async def test_a_purge_names_its_direction(ctl, house, more, direction):
 
 async def test_a_direction_without_purge_is_a_usage_error(ctl):
     assert (await ctl("queue", "alice-chat", "main", "--direction", "in")).code == 2
+
+
+async def test_what_is_set_aside_is_listed_put_back_and_removed(ctl):
+    command = ("queue", "alice-chat", "main")
+    rows = json.loads((await ctl("--json", *command, "--failed")).out)
+    assert [(row["id"], row["head"]) for row in rows] == [("ep-1", "cG9pc29u"), ("ep-2", "cG9pc29u")]
+    assert re.search(r"^ep-1 +3 +100 .* poison…$", (await ctl(*command, "--failed")).out, re.MULTILINE)
+    assert json.loads((await ctl("--json", *command, "--put-back", "all")).out) == {"put_back": 2}
+    assert json.loads((await ctl("--json", *command, "--retry", "ep-1")).out) == {"put_back": 1}
+    assert json.loads((await ctl("--json", *command, "--failed", "--purge")).out) == {"direction": "failed"}
+
+
+@pytest.mark.parametrize(
+    "options", [("--put-back", "all", "--purge"), ("--failed", "--purge", "--direction", "in"), ("--put-back",)]
+)
+async def test_options_of_queue_that_do_not_go_together_are_usage_errors(ctl, options):
+    assert (await ctl("queue", "alice-chat", "main", *options)).code == 2
+
+
+def test_what_became_of_messages_is_told_in_words(capsys):
+    totals = dict.fromkeys((*queue.OUT, *queue.IN), 0) | {
+        "accepted": 12,
+        "acknowledged": 9,
+        "expired": 1,
+        "received": 5,
+    }
+    totals |= {"taken": 2, "purged_in": 1}
+    facts = {"queue_size": 2, "failed": 1, "queue_age": 12.3, "waiting_age": None}
+    queue._show({**facts, "totals": totals}, as_json=False)
+    said = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert (said["queue_age"], said["waiting_age"]) == ("12 s", "-")
+    assert said["accepted"] == "12: 9 acknowledged, 1 expired, 2 queued"
+    assert said["received"] == "5: 2 taken, 1 purged, 1 failed, 1 waiting"
 
 
 async def test_close_ends_the_connection(ctl, house):

@@ -57,6 +57,9 @@ class Host:
     def now(self) -> float:
         return self.clock
 
+    def stamp(self):
+        return NOW
+
 
 class Program:
     """Which messages it got, with their attempts."""

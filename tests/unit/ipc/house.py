@@ -441,8 +441,15 @@ class MemoryHouse:
         stored = self.get(self.find(target), label).stored
         return {"queue_size": len(stored.outbox), "queue_bytes": 0, "buffered_amount": 0, "waiting": len(stored.inbox)}
 
-    async def purge(self, target, label, direction):
-        return {"direction": direction}
+    async def purge(self, target, label, direction, id_):
+        return {"direction": direction} | ({} if id_ is None else {"id": id_})
+
+    async def failed(self, target, label, most):
+        row = {"attempts": 3, "size": 100, "text": True, "head": b"poison", "enqueued_at": 1.0, "failed_at": 2.0}
+        return [{"id": f"ep-{number}", **row} for number in range(1, min(most, 2) + 1)]
+
+    async def put_back(self, target, label, id_):
+        return {"put_back": 2 if id_ is None else 1}
 
     def resolve(self, target):
         if target.startswith("service:"):

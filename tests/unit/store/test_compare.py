@@ -1,4 +1,4 @@
-"""Random operations on both stores give the same results, whatever is reopened in between."""
+"""Random operations on both stores give the same results, whatever is reopened in between, and the books add up."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rondevud import failed
 from rondevud import records as r
+from rondevud.accounts import ReadAccounts
 from rondevud.errors import StoreError
 from rondevud.store.base import Limits
 from rondevud.store.memory import MemoryTables
@@ -68,6 +70,7 @@ sessions = st.builds(
     closed=st.booleans(),
     absent=st.sampled_from([0.0, 1.5]),
 )
+rows = st.integers(0, 15)
 kinds = st.sampled_from(list(r.DeclarationKind))
 operations = st.one_of(
     puts,
@@ -95,8 +98,14 @@ operations = st.one_of(
     st.builds(r.Receive, channels, st.none(), st.none(), st.sampled_from(EPOCHS), numbers, items, stamps),
     st.builds(r.ReadIn, channels, numbers),
     st.builds(r.AckIn, channels, numbers),
-    st.builds(r.AckIn, channels, st.integers(0, 15), st.integers(0, 15)),
-    st.builds(r.AckIn, channels, st.integers(0, 15), st.integers(0, 15)),
+    st.builds(r.AckIn, channels, rows, rows),
+    st.builds(r.AckIn, channels, rows, rows, st.booleans()),
+    st.builds(failed.CountTry, channels, rows, st.integers(0, 3)),
+    st.builds(failed.SetAside, channels, rows, st.integers(0, 3), stamps),
+    st.builds(failed.SetAside, channels, rows, st.integers(0, 3), stamps),
+    st.builds(failed.ReadFailed, channels, rows),
+    st.builds(failed.FreeFailed, channels, st.one_of(st.none(), rows), st.booleans()),
+    st.builds(ReadAccounts, channels),
     st.builds(r.TrimIn, channels, st.sampled_from([None, 0, 2, 5]), st.sampled_from([None, 0, 10])),
     st.builds(r.OpenProducer, channels, st.sampled_from([b"p", b"q"]), stamps),
     st.builds(r.OpenProducer, channels, st.sampled_from([b"p", b"q"]), stamps),
@@ -148,6 +157,8 @@ class Model:
             return type(error), str(error)
         if isinstance(operation, r.CreateChannel):
             self.made.insert(0, result.id)
+        for channel in self.tables._channels.values():
+            assert channel.totals.mistakes(channel.record) == [], operation
         return result
 
 
@@ -177,7 +188,9 @@ async def compare(path: Path, script: list) -> None:
     start = [r.SaveSession(r.SessionRecord(c, r.Role.SERVICE, "", b"", b"")) for c in CONNECTIONS]
     start += [r.CreateChannel(c, "x", r.Durability.DISK, EPOCHS[1]) for c in CONNECTIONS]
     start += [r.OpenProducer(0, b"p", r.Stamp("boot-1", 0.0, 0.0))]
-    end = [r.LoadSessions(), *(r.ReadOut(index, 0) for index in range(4)), *(r.ReadIn(index, 0) for index in range(4))]
+    readings = (r.ReadOut, r.ReadIn, failed.ReadFailed)
+    end = [r.LoadSessions(), *(read(index, 0) for read in readings for index in range(4))]
+    end += [ReadAccounts(index) for index in range(4)]  # so the books of SQLite add up as well
     try:
         for step in [*start, *script, *end]:
             if step == "group":

@@ -34,7 +34,7 @@ from rondevud.records import (
     Removed,
     SaveDeclaration,
 )
-from rondevud.store import database, sqlite
+from rondevud.store import sqlite, upgrades
 from rondevud.store.sqlite import SqliteStore
 from tests.unit.store.kit import NOW, PEER, SMALL, make_channel, session
 
@@ -154,7 +154,7 @@ async def test_closing_leaves_no_log(path, opened):
 async def test_a_newer_schema_is_refused_by_both_versions(path, opened):
     await (await opened()).close()
     edit(path, "PRAGMA user_version = 77")
-    with pytest.raises(StoreError, match=r"77.*up to 1"):
+    with pytest.raises(StoreError, match=r"77.*up to 2"):
         await SqliteStore.open(path)
 
 
@@ -211,7 +211,7 @@ async def test_a_step_of_the_schema_that_fails_changes_nothing(path, monkeypatch
         def read_text(**_):
             return "CREATE TABLE one (x); CREATE TABLE one (y);"
 
-    monkeypatch.setattr(database, "files", lambda _: Broken)
+    monkeypatch.setattr(upgrades, "files", lambda _: Broken)
     with pytest.raises(StoreError, match="already exists"):
         await SqliteStore.open(path)
     assert edit(path, "SELECT name FROM sqlite_schema") == []
