@@ -166,7 +166,8 @@ def _channel_row(state: ChannelState) -> tuple[Any, ...]:
 def channel_of_row(row: Sequence[Any]) -> ChannelState:
     """The channel that an intact row describes."""
     known = [*row[:3], Durability(row[3]), *row[4:19], bool(row[19])]
-    return ChannelState(ChannelRecord(*known, *row[-3:-1]), *row[20:23], totals=Totals(*row[23:-3]))
+    base, next_row, in_holes = row[20:23]
+    return ChannelState(ChannelRecord(*known, *row[-3:-1]), base, next_row, in_holes, Totals(*row[23:-3]))
 
 
 class ChannelRows:
