@@ -129,11 +129,14 @@ class DurableConnection:
     async def start(self) -> None:
         """Dial, again if the connection had failed, and make the channels of the settings.
 
-        A channel that cannot be made is logged, stands in `error` and is tried again with every link. May be called again.
+        Where there has been a link in another life of the daemon, it counts as lost just now. A channel that cannot be made
+        is logged, stands in `error` and is tried again with every link. May be called again.
         """
         if self.state is ConnectionState.CLOSED:
             return
         if self._task is None:
+            if self.session.record.contacted:
+                self._lost_at = self._now()
             self._task = asyncio.get_running_loop().create_task(self._run(), name=f"connection {self.settings.name}")
         if self.state is ConnectionState.FAILED:
             self.reconnect()

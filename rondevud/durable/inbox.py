@@ -418,9 +418,15 @@ class Inbox:
         if receiver.mode != "observe":
             receiver.has(tag, items[0].row, len(items))
             self._given_below = max(self._given_below, items[-1].row + 1)
-        listener = receiver.listener
-        if listener is None:
+        if receiver.listener is None:
             return
+        try:
+            self._tell(receiver.listener, tag, items, attempts)
+        except BaseException:
+            receiver.close()  # an acknowledgement of what comes later would cover what was not delivered
+            raise
+
+    def _tell(self, listener: ReceiverListener, tag: int, items: list[InItem], attempts: int | None) -> None:
         if isinstance(items[0], InGap):
             listener.gap(tag, _gap(items[0]))
             return
@@ -447,7 +453,9 @@ class Inbox:
     # --- acknowledgement -------------------------------------------------------------------------------------------
 
     def acknowledge(self, receiver: Receiver, upto_tag: int) -> None:
-        """Delete what `receiver` was given with tags up to `upto_tag`."""
+        """Delete what `receiver` was given with tags up to `upto_tag`; nothing for one that has left."""
+        if receiver.listener is None:
+            return
         for first, behind in receiver.take_acknowledged(upto_tag):
             self._acknowledged.add(first, behind)
         self._delete()

@@ -33,6 +33,11 @@ logger = logging.getLogger(__name__)
 RETRY = (1.0, 30.0)
 """Seconds between attempts to publish: the first, and the longest, pause; doubled in between, with jitter."""
 
+FIRST_MINUTE = 60.0
+"""Seconds from the first failure on in which attempts to publish follow each other soon, if peers are missed."""
+
+FIRST_MINUTE_DELAY = 2.0
+
 POLL_RETRY = 5.0
 """Seconds between polls that fail, at most: whoever dials waits for the first that succeeds."""
 
@@ -64,6 +69,8 @@ class DurableService:
         self.stopped = False
         self._environment = environment
         self._publishing = Trouble(_new_delays)
+        self._unpublished_at: float | None = None
+        """When publishing began to fail."""
         self._polling = Trouble(_new_delays)
         self._publisher = signalling.publisher(settings.username, settings.fqn)
         self.visits = Visits(
@@ -218,12 +225,24 @@ class DurableService:
                 if _is_forgotten(error):
                     self._forget_publication()
                 self._tell_trouble(self._publishing, error, "publish")
-                await self._wait(self._publishing.delay(error))
+                await self._wait(self._publish_delay(error))
             else:
                 self._end_trouble(self._publishing, "publish")
+                self._unpublished_at = None
                 due = self.pool.next_change()
                 now = self._environment.clock.monotonic()
                 await self._wait(max(0.05, due - now) if due is not None else RETRY[1], changes=True)
+
+    def _publish_delay(self, error: Exception) -> float:
+        """Seconds until the next attempt to publish."""
+        now = self._environment.clock.monotonic()
+        if self._unpublished_at is None:
+            self._unpublished_at = now
+        delay = self._publishing.delay(error)
+        if self.visits.missing and now - self._unpublished_at < FIRST_MINUTE:
+            soon = random.SystemRandom().uniform(0.2, FIRST_MINUTE_DELAY)
+            return max(min(delay, soon), getattr(error, "retry_after", None) or 0.0)
+        return delay
 
     def _tell_trouble(self, trouble: Trouble, error: Exception, context: str) -> None:
         """Count a failure and tell the service's programs; what is news goes into the log, bugs with their traceback."""

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import random
 import signal
+import sqlite3
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from typing import Any
 
@@ -126,6 +127,8 @@ async def chain(tmp_path) -> AsyncIterator[Chain]:
             assert await chain.trial.verdict() == []
         except BaseException:
             print(f"seed {SEED}; died at: {' '.join(chain.done)}")
+            with contextlib.suppress(OSError, sqlite3.Error):  # before there is a log or a store
+                print(f"the jury: {chain.trial.judge()}")
             raise
 
 

@@ -42,7 +42,7 @@ VICTIMS = (SERVICE, CONNECTING, SERVICE + PROGRAM, CONNECTING + PROGRAM, SIGNALL
 WEIGHTS = (2, 5, 3, 3, 2)
 """How often each is hit: seldom the one that is missed only after 4 s of silence."""
 
-CREEP = 15
+CREEP = 3
 """Messages that the programs may send on each label beyond what the last blow waits for."""
 
 
@@ -137,6 +137,10 @@ class Chaos:
         self._trial.close()
         return await self._trial.verdict()
 
+    def judge(self) -> list[Finding]:
+        """What the jury finds as things are."""
+        return self._trial.judge()
+
     async def _progress(self, count: int) -> None:
         """Wait until everything runs again, and each program has received so many messages more."""
         while self._returns:
@@ -207,9 +211,13 @@ async def run(path: Path, seed: int, kills: int, *, rough: bool, tell: Callable[
     within = limit(kills)
     async with QuickStage(path, within) as stage:
         chaos = await Chaos.open(stage, within, tell)
-        for blow in plan(seed, kills, rough=rough):
-            await chaos.strike(blow)
-        found = await chaos.end()
+        try:
+            for blow in plan(seed, kills, rough=rough):
+                await chaos.strike(blow)
+            found = await chaos.end()
+        except AssertionError:  # why nothing comes through any more
+            tell(f"stuck: {chaos.judge()}")
+            raise
         assert chaos.kills >= kills
         return found
 
@@ -252,6 +260,7 @@ async def run_for_long(seed: int, kills: int, *, rough: bool, tell: Callable[[st
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left behind
     parser = argparse.ArgumentParser(prog="python -m tests.jury.chaos", description="Kill, and judge what is left.")
     parser.add_argument("--kills", type=int, default=TRIAL_KILLS)
     parser.add_argument("--seed", type=int, default=1)

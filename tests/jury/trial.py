@@ -91,7 +91,7 @@ class Trial:
 
     async def finish(self) -> list[int]:
         """Wait for both programs; their exit codes."""
-        return [await program.exited() for program in self.programs.values()]
+        return [await program.exited(self._patience + PATIENCE) for program in self.programs.values()]
 
     def judge(self) -> list[Finding]:
         """What the jury finds, and where the books do not add up."""

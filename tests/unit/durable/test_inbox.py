@@ -133,6 +133,34 @@ async def test_the_next_program_begins_behind_what_was_acknowledged_whether_dele
     host.release()
 
 
+class Broken(Program):
+    """Cannot be given the third message the first time."""
+
+    broken = False
+
+    def messages(self, tag: int, rows: list) -> None:
+        if not self.broken and rows[0][0] == "m3":
+            self.broken = True
+            raise RuntimeError("a bug")
+        super().messages(tag, rows)
+
+
+async def test_what_could_not_be_delivered_is_not_acknowledged_with_what_comes_behind_it(host):
+    """Tags are acknowledged up to one: the program would pass over a message that it has never seen."""
+    inbox, _ = await make_inbox(host, 6)
+    program = Broken()
+    receiver = await inbox.open("exclusive", program, takeover=False)
+    receiver.credit(2)
+    await program.take(2)
+    with pytest.raises(RuntimeError, match="a bug"):
+        receiver.credit(1)
+    receiver.credit(3)
+    receiver.ack(6)
+    assert await in_store(host) == 6
+    _, next_program = await attach(inbox)
+    assert [payload for payload, _ in await next_program.take(6)] == ["m1", "m2", "m3", "m4", "m5", "m6"]
+
+
 # --- shared ----------------------------------------------------------------------------------------------------------
 
 
