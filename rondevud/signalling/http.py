@@ -103,6 +103,8 @@ class HttpClient:
         """Of the requests under way: their time."""
         self._closing: set[asyncio.Task[None]] = set()
         """Sessions whose connections belong to a network that is no more."""
+        self._changes = 0
+        """How often the network has changed."""
         self.health = Health(clock.steady)
         self.counters: Counter[str] = Counter()
         """``retries``, tries that followed another one, and what others who share this client count; they only rise."""
@@ -121,6 +123,7 @@ class HttpClient:
 
         What is under way on them counts as a try that failed.
         """
+        self._changes += 1
         for current in self._tries:
             if not current.expired():
                 current.reschedule(asyncio.get_running_loop().time())
@@ -194,7 +197,7 @@ class HttpClient:
         if body is not None:
             headers["Content-Type"] = "application/json"
             data = json.dumps(body, ensure_ascii=True, separators=(",", ":")).encode()
-        sent = self._clock.steady()
+        sent, changes = self._clock.steady(), self._changes
         try:
             async with (
                 self._bounded(max(0.0, deadline - sent)),
@@ -208,8 +211,8 @@ class HttpClient:
             arrived = not isinstance(error, aiohttp.ClientConnectorError)
             raise _Failed(f"{what}: {_reason(error)}", arrived=arrived) from error
         except TimeoutError as error:
-            late = self._clock.steady() >= deadline
-            why = f"no answer within {self._timeout:g} s" if late else "the network changed"
+            changed = self._changes != changes
+            why = "the network changed" if changed else f"no answer within {self._timeout:g} s"
             raise _Failed(f"{what}: {why}", arrived=True) from error
         except aiohttp.ClientResponseError as error:
             raise SignallingGarbled(f"{what}: the answer is not HTTP: {quoted(error.message)}") from error
