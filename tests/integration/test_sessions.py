@@ -117,19 +117,19 @@ async def test_a_blocked_peer_is_refused_also_after_a_restart_until_it_is_unbloc
 
 async def test_what_waits_in_a_blocked_session_neither_expires_nor_makes_place_for_others(world):
     pair = await open_pair(world, session_expiry=600, max_sessions=1)
-    await pair.leave()
-    await pair.near.send("kept")
-    await pair.near.flush()
     _, far_id = await pair.ids()
+    gone = await watch(pair.program)
+    await pair.away.stop()
+    await gone.next("disconnected")
+    await pair.far.send("kept")
     await pair.program.block(far_id)
     visits = service_of(pair.home).visits
     visit = visits[far_id]
-    await visit.session.goodbyes_said()
     visit.session.machine.record = replace(visit.session.record, absent=600 + 2 * KEPT_LONGER)
     await visits._add_absence(visit)
     assert visits.make_place() is None  # blocked ones take no place
     row = await far_session(pair)
-    assert (row["state"], row["blocked"], row["waiting"], row["expires_in"]) == ("absent", True, 1, None)
+    assert (row["state"], row["blocked"], row["queue_size"], row["expires_in"]) == ("absent", True, 1, None)
 
 
 async def test_a_plain_peer_is_blocked_by_its_answerer_id(world):

@@ -184,7 +184,8 @@ async def test_a_peer_that_opens_label_after_label_gets_as_many_as_a_session_may
         error = await refused.next("error", code="label_refused")
         assert (error["label"], error["message"]) == (f"label-{number}", "more than 4 channels")
     (row,) = [row for row in await pair.program.sessions() if row["peer_name"] == "stranger"]
-    assert row["channels"] == 4
+    session = pair.home.session(row["connection_id"])
+    await until(lambda: len(session.channels) == 4 and not session.channels._creating)
     assert len(await pair.program.channels(row["connection_id"])) == 4
     guest.say(frames.Ping(7))
     assert (await guest.next(frames.Pong)).n == 7
