@@ -59,11 +59,11 @@ def message_crc(
     accepted: float | None,
 ) -> int:
     """CRC-32 of a row of the outbox; a tenth of the price of `fields_crc`."""
-    ages = boot or 0, boot_expiry or 0.0, wall_expiry or 0.0
+    boot, boot_expiry, wall_expiry = boot or 0, boot_expiry or 0.0, wall_expiry or 0.0
     if accepted is None:  # of version 1
-        head = _MESSAGE.pack(channel, seq, kind, producer, producer_seq, *ages)
+        head = _MESSAGE.pack(channel, seq, kind, producer, producer_seq, boot, boot_expiry, wall_expiry)
     else:
-        head = _DATED.pack(channel, seq, kind, producer, producer_seq, *ages, accepted)
+        head = _DATED.pack(channel, seq, kind, producer, producer_seq, boot, boot_expiry, wall_expiry, accepted)
     return crc32(payload, crc32(head))
 
 
@@ -166,7 +166,8 @@ def _channel_row(state: ChannelState) -> tuple[Any, ...]:
 def channel_of_row(row: Sequence[Any]) -> ChannelState:
     """The channel that an intact row describes."""
     known = [*row[:3], Durability(row[3]), *row[4:19], bool(row[19])]
-    return ChannelState(ChannelRecord(*known, *row[-3:-1]), *row[20:23], totals=Totals(*row[23:-3]))
+    base, next_row, in_holes = row[20:23]
+    return ChannelState(ChannelRecord(*known, *row[-3:-1]), base, next_row, in_holes, Totals(*row[23:-3]))
 
 
 class ChannelRows:
