@@ -216,7 +216,6 @@ class DurableConnection:
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
             logger.error("%s: closing failed", self.settings.name, exc_info=task.exception())
-            self._ending = None  # who waits for it has been told; who closes it again begins anew
 
     async def _drain_and_end(self) -> None:
         await self._drain.run()

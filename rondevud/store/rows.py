@@ -59,11 +59,11 @@ def message_crc(
     accepted: float | None,
 ) -> int:
     """CRC-32 of a row of the outbox; a tenth of the price of `fields_crc`."""
-    ages = boot or 0, boot_expiry or 0.0, wall_expiry or 0.0
+    boot, boot_expiry, wall_expiry = boot or 0, boot_expiry or 0.0, wall_expiry or 0.0
     if accepted is None:  # of version 1
-        head = _MESSAGE.pack(channel, seq, kind, producer, producer_seq, *ages)
+        head = _MESSAGE.pack(channel, seq, kind, producer, producer_seq, boot, boot_expiry, wall_expiry)
     else:
-        head = _DATED.pack(channel, seq, kind, producer, producer_seq, *ages, accepted)
+        head = _DATED.pack(channel, seq, kind, producer, producer_seq, boot, boot_expiry, wall_expiry, accepted)
     return crc32(payload, crc32(head))
 
 
