@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import msgpack
 import pytest
@@ -174,3 +175,13 @@ async def test_more_clients_than_allowed_are_told(server, path, monkeypatch):
         assert answer.error["code"] == "too_many_clients"
         assert await second.next() is None
     assert server.refused == 1
+
+
+async def test_a_client_that_leaves_behind_a_request_leaves_nothing_of_it(house, server, path):
+    """The request's task is cancelled before its first step: a coroutine that nobody began would be complained of."""
+    async with raw_client(path) as client:
+        client.write(encode_request(1, "close", {"target": "alice-chat"}) + b"\xc1")
+        while await client.next() is not None:
+            pass
+    gc.collect()
+    assert "conn-a" in house.disk.connections
