@@ -173,14 +173,15 @@ def decode(data: bytes | str) -> Frame:
         raise PeerError(f"a frame of {len(data)} bytes; the limit is {MAX_FRAME}")
     try:
         array = msgpack.unpackb(data, use_list=True, strict_map_key=False)
-    except (ValueError, RecursionError) as error:  # msgpack derives its own errors from ValueError
+    except (ValueError, TypeError, RecursionError) as error:  # msgpack derives its own from ValueError; a list as a key
         raise PeerError(f"not msgpack: {type(error).__name__}") from None
     if not isinstance(array, list) or not array:
         raise PeerError("not an array with a kind")
     kind = array[0]
     read = _DECODERS.get(kind) if type(kind) is int else None
     if read is None:
-        raise PeerError(f"unknown frame kind {kind!r:.20}")
+        shown = repr(kind) if isinstance(kind, int | str) else type(kind).__name__
+        raise PeerError(f"unknown frame kind {shown:.20}")
     return read(array)
 
 

@@ -257,6 +257,8 @@ class Session(asyncio.Protocol):
         task = self._loop.create_task(self._wait_for(msgid, method, outcome), name=f"ipc {method.name} {msgid}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        if inspect.iscoroutine(outcome):  # a task that is cancelled before its first step leaves it as it is
+            task.add_done_callback(lambda _: outcome.close())
 
     async def _wait_for(self, msgid: int, method: Method, outcome: Awaitable[Any]) -> None:
         try:

@@ -35,6 +35,7 @@ from email.utils import formatdate
 from typing import Any, NamedTuple
 
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 
 from rondevud.errors import ListenError
 from rondevud.rendezvous import json_text
@@ -181,7 +182,9 @@ class RunningServer:
 async def start(listen_host: str, port: int, storage: Storage, settings: Settings | None = None) -> RunningServer:
     """Listen and serve. Raises `ListenError`; port 0 lets the system choose."""
     settings = settings or Settings()
-    runner = web.AppRunner(make_app(storage, settings), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT)
+    runner = web.AppRunner(
+        make_app(storage, settings), access_log=None, logger=_ServerLogger(logger), shutdown_timeout=SHUTDOWN_TIMEOUT
+    )
     await runner.setup()
     try:
         await web.TCPSite(runner, listen_host, port).start()
@@ -192,6 +195,16 @@ async def start(listen_host: str, port: int, storage: Storage, settings: Setting
     server = RunningServer(runner, listen_host, int(runner.addresses[0][1]), cleanup)
     logger.info("signalling server listens on %s", server.url)
     return server
+
+
+class _ServerLogger(logging.LoggerAdapter[logging.Logger]):
+    """What aiohttp has to say. A request that is no HTTP is no error of ours, and any stranger can send one."""
+
+    def exception(self, msg: object, *args: object, exc_info: Any = True, **more: Any) -> None:
+        if isinstance(exc_info, HttpProcessingError):
+            self.debug("signalling server: a request that is no HTTP: %r", exc_info.message)
+        else:
+            super().exception(msg, *args, exc_info=exc_info, **more)
 
 
 def _url_host(host: str) -> str:
@@ -252,6 +265,8 @@ async def _read_json(request: web.Request, settings: Settings, *, details: bool)
         raise Refusal(413, f"Request body too large (max {settings.max_body} bytes)") from error
     except TimeoutError as error:
         raise Refusal(408, f"Request body did not come within {settings.body_timeout:g} s") from error
+    except (ConnectionError, web.RequestPayloadError, HttpProcessingError) as error:  # it hung up, or it is no HTTP
+        raise Refusal(400, "Request body did not come whole") from error
     try:
         body = json_text.parse(raw)
     except (ValueError, RecursionError) as error:

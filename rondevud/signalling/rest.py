@@ -29,7 +29,7 @@ from rondevud.signalling.http import HttpClient, Reply, garbled, unreachable
 from rondevud.signalling.identity import Identities
 from rondevud.signalling.peer import Peer, TrickledCandidates, expect, quote_segment, rejected
 from rondevud.signalling.publisher import RestPublisher
-from rondevud.signalling.wire import Members
+from rondevud.signalling.wire import MAX_TIME, Members
 
 _EXPIRED_MESSAGE = "Timestamp too old"
 
@@ -87,7 +87,7 @@ class RestSignalling:
         sent = self._clock.steady()
         reply = await self._http.request("GET", "/health")
         stamp = reply.body.get("timestamp") if isinstance(reply.body, dict) else None
-        if not self._clock.known and isinstance(stamp, int) and not isinstance(stamp, bool):
+        if not self._clock.known and type(stamp) is int and 0 < stamp < MAX_TIME:
             self._clock.learn(stamp / 1000, stamp / 1000, sent=sent, received=self._clock.steady())
 
     async def claim(self, username: str) -> float:

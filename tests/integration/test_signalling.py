@@ -432,6 +432,15 @@ class TestServersThatMisbehave:
         (message,) = messages
         assert abs(int(message.removeprefix("claim:alice:")) - server_time) < 300_000
 
+    async def test_a_time_that_is_none_is_not_learnt(self, tmp_path: Path) -> None:
+        async def handle(request: web.Request) -> web.Response:
+            text = '{"timestamp": %s}' % ("9" * 400)
+            body = text if request.path == "/health" else json.dumps({"expiresAt": 1_900_000_000_000})
+            return web.Response(text=body, headers={"Age": "100"})
+
+        async with against(handle, tmp_path) as (_, signalling):
+            assert await signalling.claim("alice") == 1_900_000_000.0
+
     async def test_html_is_no_answer_of_a_rondevu_server(self, tmp_path: Path) -> None:
         for status in (200, 404):
             handler = always(status=status, text="<html>It works!</html>", content_type="text/html")

@@ -247,7 +247,18 @@ def test_malformed_frame_is_refused_by_name(array, says):
     assert says in str(caught.value)
 
 
-@pytest.mark.parametrize("data", [b"", b"\xc1", b"\x92\x03", b"\x91\xa2\xff\xfe", b"\x91" * 5_000, b"\x92\x03\x01\x01"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xc1",
+        b"\x92\x03",
+        b"\x91\xa2\xff\xfe",
+        b"\x91" * 5_000,
+        b"\x92\x03\x01\x01",
+        b"\x93\x08\xa1a\x81\x90\x01",
+    ],
+)
 def test_what_is_not_msgpack_is_refused(data):
     with pytest.raises(PeerError, match=r"not msgpack|unknown frame kind"):
         decode(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import msgpack
 import pytest
@@ -185,3 +186,13 @@ async def test_a_bug_behind_a_notification_closes_the_socket(client, monkeypatch
     complaint = await client.next()
     assert (complaint.msgid, complaint.error["code"]) == (None, "internal")
     assert await client.next() is None
+
+
+async def test_a_client_that_leaves_behind_a_request_leaves_nothing_of_it(house, server, path):
+    """The request's task is cancelled before its first step: a coroutine that nobody began would be complained of."""
+    async with raw_client(path) as client:
+        client.write(encode_request(1, "close", {"target": "alice-chat"}) + b"\xc1")
+        while await client.next() is not None:
+            pass
+    gc.collect()
+    assert "conn-a" in house.disk.connections

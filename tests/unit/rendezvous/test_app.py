@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -177,3 +178,27 @@ async def test_wildcard_addresses_have_a_url_that_reaches_them() -> None:
             assert (await ask(server, "GET", "/health"))[0] == 200
         finally:
             await server.close()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param(
+            b"POST /register HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n", id="twice"
+        ),
+        pytest.param(b"POST /register HTTP/1.1\r\nHost: x\r\nContent-Length: -\r\n\r\n", id="no length"),
+        pytest.param(b"POST /usernames/claim HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n{", id="hangs up"),
+        pytest.param(
+            b"POST /usernames/claim HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", id="no chunk"
+        ),
+    ],
+)
+async def test_what_is_no_http_is_no_error_in_the_log(said: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(Settings()) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(said)
+        writer.write_eof()
+        with contextlib.suppress(ConnectionError):
+            await asyncio.wait_for(reader.read(), 30)
+        writer.close()
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
