@@ -11,12 +11,12 @@ import contextlib
 
 import pytest
 
-from tests.acceptance.processes import LIMIT
+from tests.acceptance.processes import LONGEST
 from tests.faults.recorded import MACHINES, RecordedStage, prepare, start_program, stream
 from tests.faults.recovered import DATABASE
 from tests.jury.trial import CONNECTING
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.once, LIMIT]
+pytestmark = [pytest.mark.acceptance, pytest.mark.once, pytest.mark.timeout(2 * LONGEST + 20)]
 
 LOG = f"{DATABASE}-wal"
 
@@ -34,13 +34,13 @@ ALLOWED = {"gap", "lost", "accepted-but-nowhere", "duplicated", "forgotten", "re
     ],
 )
 async def test_a_store_whose_files_are_of_different_times_says_so_and_goes_on(tmp_path, older):
-    async with RecordedStage(tmp_path, recorded=False, errors_expected=True) as stage:
+    async with RecordedStage(tmp_path, recorded=False, errors_expected=True, within=2 * LONGEST) as stage:
         trial = await prepare(stage)
         victim = trial.daemons[CONNECTING]
         await stream(trial, 12)
         await asyncio.gather(*(daemon.kill() for daemon in trial.daemons.values()))
         copies = {name: (victim.state / name).read_bytes() for name in (DATABASE, LOG)}
-        await stream(trial, 40)
+        await stream(trial, 24)
         await asyncio.gather(*(daemon.kill() for daemon in trial.daemons.values()))
         for name in older:
             (victim.state / name).write_bytes(copies[name])
@@ -50,7 +50,7 @@ async def test_a_store_whose_files_are_of_different_times_says_so_and_goes_on(tm
         await trial.connected()
         trial.programs.clear()
         for name in MACHINES:
-            await start_program(trial, name, 60)
+            await start_program(trial, name, 40)
         found = await trial.verdict()
         kinds = {finding.kind for finding in found}
         print(older, kinds)

@@ -164,9 +164,10 @@ async def test_every_point_of_a_long_run(tmp_path):
     points = sorted(chain(*points_of(tmp_path, records)))
     shares = [list(share) for share in batched(points, SHARE)]
     with ProcessPoolExecutor(initializer=os.nice, initargs=(5,)) as pool:
-        reports = await asyncio.gather(
-            *(asyncio.get_running_loop().run_in_executor(pool, fail_in_process, tmp_path, share) for share in shares)
-        )
+        reports = []
+        for report in pool.map(fail_in_process, [tmp_path] * len(shares), shares):
+            print(report, flush=True)  # with -s one sees how far it has come
+            reports.append(report)
     whole = Report(
         reports[0].operations, *(sum(getattr(report, what) for report in reports) for what in ("points", "states")), 0
     )

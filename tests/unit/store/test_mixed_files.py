@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import random
+import sqlite3
+import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -29,6 +31,7 @@ from rondevud.records import (
     Receive,
 )
 from rondevud.store import sqlite
+from rondevud.store.database import damage
 from rondevud.store.sqlite import SqliteStore
 from tests.unit.store.kit import NOW, PEER, make_channel
 
@@ -188,10 +191,38 @@ async def test_files_that_do_not_belong_together_deliver_nothing_wrong_and_are_u
             path.with_name(f"{path.name}-wal").write_bytes(mixed.log)
         store = await SqliteStore.open(path, pause=0.001)
         try:
-            for record in (await store.execute(LoadSessions())).channels:
+            sessions = await store.execute(LoadSessions())
+            assert len(sessions.sessions) + len(sessions.damaged) == 2
+            for record in sessions.channels:
                 await use(store, record)
         except (AssertionError, StoreError) as error:
             outcomes.append(f"{name}: {type(error).__name__} {error}"[:300])
         finally:
             await store.close()
     assert not outcomes, "\n".join(outcomes)
+
+
+@pytest.mark.skipif(
+    sys.version_info < (3, 12), reason="before Python 3.12 closing a database brings its log into the file"
+)
+async def test_a_file_that_is_refused_with_its_log_goes_on_without_it(copies, tmp_path, caplog):
+    path = tmp_path / "refused" / "store.sqlite3"
+    log = path.with_name(f"{path.name}-wal")
+    path.parent.mkdir()
+    path.write_bytes(copies[-1].database)
+    log.write_bytes(copies[-1].log)
+
+    class Refusing(sqlite3.Connection):
+        def execute(self, sql, *args):
+            if "user_version" in sql and log.exists() and log.stat().st_size:
+                raise damage("the log makes nonsense of the file")
+            return super().execute(sql, *args)
+
+    store = await SqliteStore.open(path, factory=Refusing)
+    try:
+        assert len((await store.execute(LoadSessions())).sessions) == 2
+        moved = store.moved_aside
+        assert (moved.read_bytes(), moved.with_name(f"{moved.name}-wal").read_bytes()) == copies[-1]
+        assert "what was stored last is missing" in caplog.text
+    finally:
+        await store.close()
