@@ -169,10 +169,13 @@ class DurableChannel:
         """Why new messages are refused; None = they are taken."""
         if self._ended or self.closing:
             return "closed", "the channel is closed"
+        return self._failing or self._session.refusal
+
+    @property
+    def _failing(self) -> tuple[str, str] | None:
+        """Code and message of a store that fails at present."""
         failing = self._session.store_failing(self.settings.durability)
-        if failing is not None:
-            return getattr(failing, "code", "store_failed"), str(failing)
-        return self._session.refusal
+        return None if failing is None else (getattr(failing, "code", "store_failed"), str(failing))
 
     @property
     def max_message(self) -> int:
@@ -207,9 +210,14 @@ class DurableChannel:
         }
 
     async def open_producer(self, name: bytes | None, listener: ProducerListener, takeover: bool) -> Producer:
-        """The producer of that name; one of which nothing is kept without a name. Raises ``producer_in_use``."""
+        """The producer of that name; one of which nothing is kept without a name.
+
+        Raises ``producer_in_use``, and the store's error while it fails: what it is asked then waits until it recovers.
+        """
         if name is None:
             return self._add_producer(ProducerRecord(-1 - secrets.randbits(61), b""), listener)
+        if (failing := self._failing) is not None:
+            raise RequestError(*failing)
         self._clear_name(name, takeover=takeover)
         record = await self._session.run(OpenProducer(self.id, name, self.stamp()))
         self._clear_name(name, takeover=takeover)  # somebody may have been faster

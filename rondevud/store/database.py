@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import sqlite3
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -66,10 +68,35 @@ def open_database(
                 raise
             moved = aside(path)
             _move(path, moved)
-            logger.error("SQLite refuses %s (%s): moved to %s, starting with an empty store", path, error, moved)  # noqa: TRY400
-            return connect(path, factory), moved
+            logger.error("SQLite refuses %s (%s): moved to %s", path, error, moved)  # noqa: TRY400
+            return _without_log(path, moved, factory) or _empty(path, factory), moved
     except (sqlite3.Error, OSError) as error:
         raise StoreError(f"cannot open {path}: {error}") from error
+
+
+def _without_log(path: Path, moved: Path, factory: type[sqlite3.Connection]) -> sqlite3.Connection | None:
+    """A copy of a database that is refused together with its log, if it can be used alone.
+
+    A log that belongs to another moment (somebody has put an older one there) makes nonsense of a file that is whole.
+    """
+    if _size(_beside(moved, "-wal")) == 0:
+        return None
+    try:
+        shutil.copyfile(moved, path)
+        path.chmod(0o600)
+        connection = connect(path, factory)
+    except (sqlite3.Error, OSError, StoreError) as error:
+        logger.debug("without its log, too: %s", error)
+        for suffix in ("", "-wal", "-shm"):
+            _beside(path, suffix).unlink(missing_ok=True)
+        return None
+    logger.error("going on with what the file holds without its log: what was stored last is missing")
+    return connection
+
+
+def _empty(path: Path, factory: type[sqlite3.Connection]) -> sqlite3.Connection:
+    logger.error("starting with an empty store")
+    return connect(path, factory)
 
 
 def connect(path: Path, factory: type[sqlite3.Connection] = sqlite3.Connection) -> sqlite3.Connection:
@@ -93,12 +120,19 @@ def connect(path: Path, factory: type[sqlite3.Connection] = sqlite3.Connection) 
         upgrade(connection, path)
         _check_schema(connection)
     except UnicodeDecodeError as error:  # sqlite3 met garbage in the text of the schema
-        connection.close()
+        _leave(connection)
         raise damage(f"its schema is damaged: {error}") from error
     except BaseException:
-        connection.close()
+        _leave(connection)
         raise
     return connection
+
+
+def _leave(connection: sqlite3.Connection) -> None:
+    """Close without bringing the log into the file: one may be what is wrong with the other (Python 3.12 or newer)."""
+    if sys.version_info >= (3, 12):
+        connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)
+    connection.close()
 
 
 def check_integrity(connection: sqlite3.Connection) -> list[str]:

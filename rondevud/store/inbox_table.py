@@ -58,7 +58,8 @@ class InboxTable:
                     continue
                 gap = (item.next, str(item.reason), item.messages)
                 rows.append(sealed((*place, item.first, GAP, b"", *gap, enqueued)))
-        self._connection.executemany("INSERT INTO inbox VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        # REPLACE: files of different times put together can leave rows of a later one behind the last of this one.
+        self._connection.executemany("INSERT OR REPLACE INTO inbox VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
         first_row = channel.next_row
         channel.next_row += len(rows)
         gaps = sum(row[4] == GAP for row in rows)
@@ -82,7 +83,7 @@ class InboxTable:
         holes = self._holes(channel)
         start = max(operation.row, channel.front)
         rows, whole = self._rows(operation.channel, start)
-        last = channel.next_row if whole else rows[-1][1] + 1
+        last = channel.next_row if whole else min(rows[-1][1] + 1, channel.next_row)
         held = {row[1]: row for row in rows}
         damaged = 0
         items: list[InItem] = []

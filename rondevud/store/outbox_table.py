@@ -135,7 +135,8 @@ class OutboxTable:
             age = (boot, boot_expiry, wall_expiry) if kind != CLOSING else (None, None, None)
             crc = message_crc(number, first + index, kind, data, producer, producer_seq + index, *age, accepted)
             rows.append((number, first + index, kind, data, producer, producer_seq + index, *age, crc, accepted))
-        self._connection.executemany("INSERT INTO outbox VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        # REPLACE: files of different times put together can leave messages of a later one behind the last of this one.
+        self._connection.executemany("INSERT OR REPLACE INTO outbox VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     # --- removals --------------------------------------------------------------------------------------------------
 
@@ -204,7 +205,10 @@ class OutboxTable:
             (record.id, upto),
         ).fetchall()
         messages, size = sum(row[3] for row in rows), sum(row[4] for row in rows)
-        ranges = tuple(ProducerRange(*row[:4]) for row in rows if row[0])
+        known = [
+            row for row in rows if row[0] and all(isinstance(field, int) for field in row[:3])
+        ]  # damage leaves anything
+        ranges = tuple(ProducerRange(*row[:4]) for row in known)
         self._connection.execute("DELETE FROM outbox WHERE channel = ? AND seq < ?", (record.id, upto))
         self._drop_removals(record.id, upto)
         channel.totals.acknowledged += self._count_off(channel, messages, size)

@@ -6,6 +6,7 @@ the loop in one call, in the order of submission. So the price of an fsync is sh
 A failed commit is *undecided*: its rows can come back after a crash, because what reached the log may be whole. Nothing is
 answered then. The thread repeats a small transaction until one commits, which overwrites what the failed one left in the
 log; only then the operations of the failed transaction, and all queued behind it by then, are answered with `StoreFailed`.
+Operations that only read are answered meanwhile, out of turn: what is held can be delivered while nothing can be stored.
 
 An operation that meets damage is tried again with new indexes and then with a new file of all that can be read: what is
 lost with the rest is a damaged message like any other.
@@ -131,6 +132,7 @@ class SqliteStore:
         self._commits = 0
         self._reindexed = self._rebuilt = False
         self._next_rebuild = 0.0
+        self._complained = False  # whether a failure was told, and no commit has succeeded since
         self._connection: sqlite3.Connection
         self._tables: SqlTables
         self._upkeep: Upkeep
@@ -324,6 +326,9 @@ class SqliteStore:
                 self._fail(jobs, error)
                 return
         self._commits += 1
+        if self._complained and any(type(job.operation) not in READS for job in jobs):
+            self._complained = False
+            logger.warning("commits succeed again")
         self._tables.shrink()
         self._call(self._recover if self._failing else self._answer, answers)
 
@@ -406,37 +411,85 @@ class SqliteStore:
         return self._rebuilt
 
     def _fail(self, jobs: list[_Job], error: Exception) -> None:
-        """Wait until a transaction commits again, then answer `jobs` and all that is queued with `StoreFailed`."""
+        """Wait until a transaction commits again, then answer `jobs` and all that is queued with `StoreFailed`.
+
+        Meanwhile what only reads is answered, so that what is held can still be delivered. What a full disk kept from being
+        written is decided, for its last frame cannot be in the log: it is answered after each pause.
+        """
         self._failing = failed = failure(error)
-        logger.error("%s; %d operations are undecided", failed, len(jobs))
+        if not self._complained:
+            logger.error("%s; %d operations are undecided", failed, len(jobs))
+            self._complained = True
+        refused: list[_Job] = []
+        for job in jobs if self._held is None else [*jobs, self._held]:
+            self._read_or_keep(job, refused)
+        self._held = None
         pause = self._pause
         while True:
-            closing = self._closing.wait(pause)
+            self._serve_reads(refused, pause)
             self._pulse = time.monotonic()
-            if recovered := self._upkeep.repair():
+            if recovered := self._upkeep.repair(make_room=failed.code == "disk_full"):
                 break
-            if closing:
-                logger.error("closing while commits fail; %d operations stay undecided", len(jobs))
+            if failed.code == "disk_full":
+                self._call(self._answer, self._refusals(refused, failed))
+                refused = []
+            if self._closing.is_set():
+                logger.error("closing while commits fail; %d operations stay undecided", len(refused))
                 break
             pause = min(LONGEST_PAUSE, 2 * pause)
-        answers: list[_Answer] = [(job.done, StoreFailed(str(failed), failed.code)) for job in jobs]
-        answers += self._drain(failed)
+        answers = self._refusals(refused, failed) + self._drain(failed)
         if recovered:
-            logger.warning("commits succeed again; %d operations were refused", len(answers))
+            logger.debug("a small commit succeeded; %d operations were refused", len(answers))
             self._call(self._recover, answers)
         else:
             self._stop = True
             self._call(self._answer, answers)
 
+    def _serve_reads(self, refused: list[_Job], seconds: float) -> None:
+        """For so long take what is queued: answer what only reads, add the rest to `refused`. Ends early at `close`."""
+        until = time.monotonic() + seconds
+        while not self._stop and (left := until - time.monotonic()) > 0:
+            try:
+                job = self._queue.get(timeout=left)
+            except Empty:
+                return
+            self._pulse = time.monotonic()
+            if job is None:
+                self._stop = True
+            else:
+                self._read_or_keep(job, refused)
+
+    def _read_or_keep(self, job: _Job, refused: list[_Job]) -> None:
+        """Answer an operation that only reads; one that writes, and one that cannot be read at present, is refused later."""
+        if type(job.operation) in READS:
+            try:
+                self._connection.execute("BEGIN")
+                result = self._tables.execute(job.operation)
+                self._tables.flush()
+                self._connection.execute("COMMIT")
+            except StoreError as error:
+                self._upkeep.roll_back()
+                self._call(self._answer, [(job.done, error)])
+                return
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next commit that succeeds will show
+                self._upkeep.roll_back()
+                logger.debug("%s fails, too: %s", type(job.operation).__name__, error)
+            else:
+                self._call(self._answer, [(job.done, result)])
+                return
+        refused.append(job)
+
     def _drain(self, failed: StoreFailed) -> list[_Answer]:
         """Take all that is queued, to be answered with a failure."""
-        answers: list[_Answer] = []
-        if self._held is not None:
-            answers.append((self._held.done, StoreFailed(str(failed), failed.code)))
-            self._held = None
+        jobs = [self._held] if self._held is not None else []
+        self._held = None
         while job := self._next():
-            answers.append((job.done, StoreFailed(str(failed), failed.code)))
-        return answers
+            jobs.append(job)
+        return self._refusals(jobs, failed)
+
+    @staticmethod
+    def _refusals(jobs: list[_Job], failed: StoreFailed) -> list[_Answer]:
+        return [(job.done, StoreFailed(str(failed), failed.code)) for job in jobs]
 
     def _idle(self) -> bool:
         return self._held is None and not self._stop and self._queue.empty()

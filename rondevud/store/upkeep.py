@@ -51,9 +51,15 @@ class Upkeep:
             return error
         return None
 
-    def repair(self) -> bool:
-        """Commit a small transaction, which overwrites what a failed one left in the log; whether that succeeded."""
+    def repair(self, *, make_room: bool = False) -> bool:
+        """Commit a small transaction, which overwrites what a failed one left in the log; whether that succeeded.
+
+        `make_room`: bring the log into the file before. Then the log begins anew, in the room that it has already.
+        """
         change = "UPDATE meta SET value = value + 1 WHERE name = 'repairs'"
+        if make_room:
+            with contextlib.suppress(sqlite3.Error):
+                self._checkpoint_now("PASSIVE")
         if error := self._transact(lambda: self._connection.execute(change)):
             logger.debug("commits still fail: %s", error)
         return error is None

@@ -665,6 +665,62 @@ async def test_a_failed_commit_stays_undecided_until_one_succeeds(path, opened, 
     assert (await store.execute(Put(channel, ("next",), NOW))).first == 2
 
 
+async def test_what_only_reads_is_answered_while_commits_fail(path, opened, caplog):
+    class Failing(sqlite3.Connection):
+        broken: sqlite3.OperationalError | None = None
+
+        def execute(self, sql, *args):
+            if sql == "BEGIN IMMEDIATE" and self.broken is not None:
+                raise self.broken
+            return super().execute(sql, *args)
+
+    store = await opened(factory=Failing)
+    channel = await fill(store, "kept")
+    Failing.broken = sqlite3.OperationalError("disk I/O error")
+    Failing.broken.sqlite_errorcode = sqlite3.SQLITE_IOERR
+    putting = asyncio.ensure_future(store.execute(Put(channel, ("undecided",), NOW)))
+    for _ in range(3):
+        assert [item.payload for item in (await store.execute(ReadOut(channel, 0))).items] == ["kept"]
+    with pytest.raises(StoreConflict):
+        await store.execute(ReadOut(77, 0))
+    assert store.failing is not None
+    assert not putting.done()
+    Failing.broken = None
+    with pytest.raises(StoreFailed):
+        await putting
+    assert (await store.execute(Put(channel, ("next",), NOW))).first == 2
+    assert [record.levelname for record in caplog.records if "undecided" in record.message] == ["ERROR"]
+
+
+async def test_what_a_full_disk_kept_from_being_stored_is_refused_before_there_is_room(opened, caplog):
+    class Full(sqlite3.Connection):
+        full = False
+
+        def execute(self, sql, *args):
+            if sql == "COMMIT" and self.full and self.total_changes != self.before:
+                error = sqlite3.OperationalError("database or disk is full")
+                error.sqlite_errorcode = sqlite3.SQLITE_FULL
+                raise error
+            if sql.startswith("BEGIN"):
+                self.before = self.total_changes
+            return super().execute(sql, *args)
+
+    store = await opened(factory=Full)
+    channel = await fill(store, "kept")
+    Full.full = True
+    for _ in range(3):
+        with pytest.raises(StoreFailed) as failed:
+            await store.execute(Put(channel, ("refused",), NOW))
+        assert failed.value.code == "disk_full"
+        assert store.failing is not None
+        assert [item.payload for item in (await store.execute(ReadOut(channel, 0))).items] == ["kept"]
+    Full.full = False
+    while store.failing is not None:
+        await asyncio.sleep(0)
+    assert (await store.execute(Put(channel, ("next",), NOW))).first == 2
+    assert [record.levelname for record in caplog.records if "undecided" in record.message] == ["ERROR"]
+
+
 async def test_failing_is_visible_while_nothing_is_answered(opened, hooked):
     store = await opened(factory=hooked)
     channel = await make_channel(store)

@@ -1,0 +1,61 @@
+"""Somebody removes a database's log, or puts an older one or an older database beside the other.
+
+Then messages can be lost or come twice, for what was accepted or received is not in the store any more; but nothing wrong
+comes, both programs are told of a gap, and everything goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+
+from tests.acceptance.processes import LONGEST
+from tests.faults.recorded import MACHINES, RecordedStage, prepare, start_program, stream
+from tests.faults.recovered import DATABASE
+from tests.jury.trial import CONNECTING
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.once, pytest.mark.timeout(2 * LONGEST + 20)]
+
+LOG = f"{DATABASE}-wal"
+
+ALLOWED = {"gap", "lost", "accepted-but-nowhere", "duplicated", "forgotten", "removed"}
+"""What the jury may say once a store has gone back, as long as there is a gap among it; never that a content is wrong."""
+
+
+@pytest.mark.parametrize(
+    "older",
+    [
+        pytest.param((LOG,), id="log"),
+        pytest.param((DATABASE,), id="database", marks=pytest.mark.soak),
+        pytest.param((), id="no-log", marks=pytest.mark.soak),
+        pytest.param((DATABASE, LOG), id="both", marks=pytest.mark.soak),
+    ],
+)
+async def test_a_store_whose_files_are_of_different_times_says_so_and_goes_on(tmp_path, older):
+    async with RecordedStage(tmp_path, recorded=False, errors_expected=True, within=2 * LONGEST) as stage:
+        trial = await prepare(stage)
+        victim = trial.daemons[CONNECTING]
+        await stream(trial, 12)
+        await asyncio.gather(*(daemon.kill() for daemon in trial.daemons.values()))
+        copies = {name: (victim.state / name).read_bytes() for name in (DATABASE, LOG)}
+        await stream(trial, 24)
+        await asyncio.gather(*(daemon.kill() for daemon in trial.daemons.values()))
+        for name in older:
+            (victim.state / name).write_bytes(copies[name])
+        if not older:
+            (victim.state / LOG).unlink()
+        await asyncio.gather(*(daemon.start() for daemon in trial.daemons.values()))
+        await trial.connected()
+        trial.programs.clear()
+        for name in MACHINES:
+            await start_program(trial, name, 40)
+        found = await trial.verdict()
+        kinds = {finding.kind for finding in found}
+        print(older, kinds)
+        assert kinds <= ALLOWED, found
+        assert "gap" in kinds
+        assert await asyncio.gather(*(daemon.stop() for daemon in trial.daemons.values())) == [0, 0]
+        with contextlib.suppress(FileNotFoundError):
+            assert "Traceback" not in (tmp_path / f"{CONNECTING}-3.err").read_text()
