@@ -195,6 +195,13 @@ class InboxTable:
         ).fetchone()
         return size, min(gaps, record.in_gaps)  # damage that nobody has read so far may look like a gap
 
+    def skip(self, channel: ChannelState, behind: int) -> None:
+        """Rows up to `behind` were given before the store went back: none of them is there, or given again."""
+        holes, first = self._holes(channel), channel.next_row
+        channel.next_row = behind
+        channel.in_holes += behind - first
+        self._dig(channel, holes, first, behind)
+
     # --- holes -----------------------------------------------------------------------------------------------------
 
     def _holes(self, channel: ChannelState) -> Ranges:

@@ -29,6 +29,7 @@ from rondevud.errors import StoreError, StoreFailed
 from rondevud.records import Operation
 from rondevud.store.base import Done, Limits
 from rondevud.store.database import aside, connect, failure, is_damage, open_database, primary_code
+from rondevud.store.marks import Marks
 from rondevud.store.salvage import rebuild
 from rondevud.store.tables import READS, SqlTables
 from rondevud.store.upkeep import Upkeep
@@ -131,6 +132,7 @@ class SqliteStore:
         self._reindexed = self._rebuilt = False
         self._next_rebuild = 0.0
         self._connection: sqlite3.Connection
+        self._marks: Marks
         self._tables: SqlTables
         self._upkeep: Upkeep
 
@@ -253,6 +255,7 @@ class SqliteStore:
             self._call(self._settle_open, wrapped)
             self._call(self._end, [])
             return
+        self._marks = Marks(self.path)
         self._use_connection()
         self._call(self._settle_open, None)
         try:
@@ -263,10 +266,11 @@ class SqliteStore:
         finally:
             with contextlib.suppress(sqlite3.Error):
                 self._connection.close()
+            self._marks.close()
             self._call(self._end, self._drain(StoreFailed("the store has ended")))
 
     def _use_connection(self) -> None:
-        self._tables = SqlTables(self._connection, self._limits)
+        self._tables = SqlTables(self._connection, self._limits, self._marks)
         self._upkeep = Upkeep(self.path, self._connection, self._tables, self._live)
 
     def _work(self) -> None:
@@ -339,6 +343,7 @@ class SqliteStore:
         failpoints.hit("commit.before")
         self._connection.execute("COMMIT")
         failpoints.hit("commit.after")
+        self._tables.committed()
         return answers
 
     def _perform(self, index: int, job: _Job) -> Any:
