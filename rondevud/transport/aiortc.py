@@ -354,7 +354,9 @@ class AiortcEngine:
         if not ice.is_from_engine(context):
             return False
         self.counters["background_errors"] += 1
-        logger.info("aiortc, in the background: %s", context.get("message"), exc_info=context.get("exception"))
+        error = context.get("exception")
+        logger.info("aiortc, in the background: %s: %r", context.get("message"), error)
+        logger.debug("aiortc, in the background", exc_info=error)
         return True
 
     async def close(self) -> None:
