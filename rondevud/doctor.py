@@ -19,6 +19,7 @@ from rondevud.statedir import DATABASE, StateDirectory
 from rondevud.store.backup import back_up
 from rondevud.store.database import check_integrity, connect, is_damage
 from rondevud.store.examination import KINDS, Examination, Finding, Kind
+from rondevud.store.marks import SUFFIX, Marks
 from rondevud.store.repair import repair
 
 KEYS = "keys"
@@ -30,11 +31,16 @@ OWN_KINDS = {
     "corrupt": Kind(
         "SQLite finds the file damaged; what is in the damaged part is lost", "run `rondevud doctor --repair`"
     ),
+    "went_back": Kind(
+        "the store does not know of messages that it had confirmed: its log was damaged or lost, or it is an older copy",
+        "nothing is needed: at the next start this is reported to the peer",
+        harmless=True,
+    ),
     "open_key": Kind("other users of this machine can be this user name", "run `chmod 600` on it"),
     "bad_key": Kind("the user name of this key cannot be used", "import the key anew, or remove the file"),
     "little_space": Kind("when the disk is full new messages are rejected, and a repair needs room", "free some"),
     "file_aside": Kind(
-        "it was kept when the store was damaged, mended or upgraded; nothing uses it",
+        "it was kept when the store was damaged, mended, replaced or upgraded; nothing uses it",
         "remove it when it is not needed any more",
         harmless=True,
     ),
@@ -133,16 +139,36 @@ def _examine_store(path: Path) -> Iterator[Finding]:
     with closing(connection):
         for line in check_integrity(connection):
             yield Finding("corrupt", path.name, line)
+        yield from _lacking(path, connection)
         examination = Examination()
         while (found := examination.next_slice(connection)) is not None:
             yield from found
 
 
+def _lacking(path: Path, connection: sqlite3.Connection) -> Iterator[Finding]:
+    """Channels that had come further than the database knows."""
+    with closing(Marks(path)) as marks:
+        marked = marks.read()
+    try:
+        there = {row[0]: row[1:] for row in connection.execute("SELECT id, next, next_row FROM channels")}
+    except sqlite3.DatabaseError as error:
+        if not is_damage(error):
+            raise
+        return  # told as corrupt
+    for number, mark in sorted(marked.items()):
+        place = there.get(number, (0, 0))
+        for queue, known, had in zip(("outbox", "inbox"), place, mark[1:3], strict=True):
+            if isinstance(known, int) and known < had and had > 1:
+                yield Finding(
+                    "went_back", f"the {queue} of channel {number}", f"ends before {known}, and ended before {had}"
+                )
+
+
 def _examine_directory(directory: Path) -> Iterator[Finding]:
     yield from _examine_keys(directory / KEYS)
-    kept = (directory.glob(f"{DATABASE}.{what}-*") for what in ("damaged", "before-repair", "version"))
+    kept = (directory.glob(f"{DATABASE}.{what}-*") for what in ("damaged", "before", "version"))
     for path in sorted(chain.from_iterable(kept)):
-        if not path.name.endswith(("-wal", "-shm")):
+        if not path.name.endswith(("-wal", "-shm", SUFFIX)):
             yield Finding("file_aside", path.name, f"{path.stat().st_size} bytes")
     free = shutil.disk_usage(directory).free
     store = directory / DATABASE

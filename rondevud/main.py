@@ -140,6 +140,30 @@ def doctor(context: click.Context, state_dir: Path | None, repair: bool, as_json
     context.exit(0 if report.clean else FINDINGS)
 
 
+@main.command(short_help="Put a backup in the place of a stopped daemon's store.")
+@click.argument("file", type=PATH)
+@click.option("--state-dir", type=PATH, metavar="DIR", help="As of `rondevud run`; made if it is not there.")
+@click.pass_context
+def restore(context: click.Context, file: Path, state_dir: Path | None) -> None:
+    """Put FILE, which `rondevuctl backup` made, in the place of the store, while the daemon does not run.
+
+    The store that was there is kept beside it. FILE stays as it is, and is refused if it is no whole copy of a store or
+    comes from a newer version. What was accepted here since the copy was made is gone, and reported to the peers at the
+    next start; what they sent since is reported to programs here (`lost`). Keys are not touched.
+
+    Exit code 0: done; 1: nothing was changed, stderr says why; 3: the state directory is in use, or cannot be used.
+    """
+    from rondevud.statedir import DATABASE, StateDirectory  # noqa: PLC0415
+    from rondevud.store.replacement import put_back  # noqa: PLC0415
+
+    directory = (state_dir or _places(_load(None)[1])[1]).absolute()
+    with StateDirectory(directory):
+        kept = put_back(file, directory / DATABASE)
+    click.echo(f"restored {directory / DATABASE} from {file}")
+    if kept is not None:
+        click.echo(f"the store that was there is kept in {kept}")
+
+
 def _lines(report: Report) -> Iterator[str]:
     from rondevud.doctor import as_line  # noqa: PLC0415
 

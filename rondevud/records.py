@@ -258,12 +258,42 @@ class DeleteSession(Operation[None]):
     connection_id: str
 
 
+class Lacking(NamedTuple):
+    """What a channel had stored that is not there any more: its database went back."""
+
+    connection_id: str
+    """Empty when the channel itself is not there any more, nor known by name."""
+    label: str
+    channel: int
+    first: int
+    next: int
+    """Numbers ``first … next - 1`` had been given in the outbox; the two are equal when none of them lack."""
+    rows: int
+    """How many rows of the inbox lack; of those that a program had acknowledged nobody misses anything."""
+
+    again: int
+    """How many rows of the inbox come again at most, although they had been acknowledged."""
+
+    def as_text(self) -> str:
+        name = (
+            f"channel {self.label!r} of {self.connection_id}"
+            if self.connection_id
+            else f"channel {self.channel}, gone,"
+        )
+        numbers = f"the numbers {self.first} to {self.next - 1} of its outbox" if self.next > self.first else ""
+        rows = f"{self.rows} rows of its inbox" if self.rows else ""
+        again = f"that {self.again} messages of its inbox were taken" if self.again else ""
+        return f"{name} does not know {', '.join(filter(None, (numbers, rows, again))) or 'all it had stored'}"
+
+
 class Sessions(NamedTuple):
     sessions: list[SessionRecord]
     channels: list[ChannelRecord]
     damaged: list[str]
     """Connection ids whose session row or one of whose channel rows failed its checksum; they are not in the lists,
     and their rows have been set aside (moved to the table ``damaged_rows``), not deleted."""
+    lacking: tuple[Lacking, ...] = ()
+    """What the database does not know any more. Numbers that lack have been removed as `damaged`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,10 @@ from rondevud.records import (
     DeclarationKind,
     DeleteDeclaration,
     DeleteSession,
+    Lacking,
     LoadDeclarations,
     LoadSessions,
+    Reason,
     Role,
     SessionRecord,
 )
@@ -45,6 +47,8 @@ class _Restoring:
             self._channels.setdefault(channel.connection_id, []).append(channel)
         for damaged in loaded.damaged:
             self._holdings.events.publish("gap", {"reason": "damaged", "count": None}, connection_id=damaged)
+        for lack in loaded.lacking:
+            self._tell(lack)
         services, connections = await self._declarations()
         if (services or connections) and not self._holdings.can_reach_out:
             names = [service.name for service, _ in services] + [connection.name for connection, _ in connections]
@@ -65,6 +69,16 @@ class _Restoring:
         """It stays in the store as it is, and so do the bytes of its queues."""
         held = sum(channel.out_bytes + channel.in_bytes for channel in self._of(record))
         self._holdings.environment.budget.unused += held
+
+    def _tell(self, lack: Lacking) -> None:
+        """Say of both directions what the store does not know any more; how many messages that are nobody can."""
+        about = {"connection_id": lack.connection_id or None, "label": lack.label or None}
+        facts = {"reason": str(Reason.DAMAGED), "count": None}
+        if lack.next > lack.first:
+            data = {**facts, "direction": "out", "first": lack.first, "next": lack.next}
+            self._holdings.events.publish("gap", data, **about)
+        if lack.rows:
+            self._holdings.events.publish("gap", {**facts, "direction": "in"}, **about)
 
     def _of(self, record: SessionRecord) -> list[ChannelRecord]:
         return self._channels.get(record.connection_id, [])

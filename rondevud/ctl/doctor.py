@@ -44,8 +44,7 @@ def backup(settings: Settings, file: Path, force: bool) -> None:
     """Copy the daemon's store, as it is at this moment, to FILE (mode 0600), while the daemon goes on.
 
     The daemon writes the file itself. It holds messages, sessions and declarations, not the keys: `key export` does. To
-    restore it, stop the daemon, put it in place of rondevud.sqlite3 in the state directory, remove rondevud.sqlite3-wal
-    and -shm there, and start: peers report what is missing as a gap.
+    restore it, stop the daemon, run `rondevud restore FILE`, and start: peers report what is missing as a gap.
 
     JSON: {path, bytes}.
     """

@@ -33,8 +33,8 @@ _DUPLICATE = "UNIQUE constraint failed"
 class RestPublisher:
     """A `rondevud.signalling.base.ServicePublisher`.
 
-    When the server does not know the peer any more, every call but `publish` and `withdraw` raises `SignallingRejected`
-    ``unauthorized``: the offers belong to a dead peer id, and the service must be published again, with new offers.
+    When the server does not know the peer any more, or its clock says that the publication is over, every call but `publish`
+    and `withdraw` raises `SignallingRejected` ``unauthorized``: the service must be published again, with new offers.
     """
 
     def __init__(
@@ -59,6 +59,8 @@ class RestPublisher:
         self._publication: Publication | None = None
         self._published_as = 0
         """`Peer.number` of the publication."""
+        self._over_at: float | None = None
+        """When the server's own clock ends the publication, as far as that clock can be believed."""
         self._offers: dict[str, float] = {}
         """Offers that may be at the server, and when (steady clock) they have expired for certain."""
         self._handled: dict[str, float] = {}
@@ -88,6 +90,8 @@ class RestPublisher:
         if self._published_as != self._peer.number:
             self._forget_offers()
         self._publication, self._published_as = publication, self._peer.number
+        left = self._clock.remaining(expires_at)
+        self._over_at = expires_at if left is not None and left >= 1.0 else None
         self._remember_offer(publication.offer_id, publication.ttl)
         await self._delete_postponed()
         return publication
@@ -160,6 +164,7 @@ class RestPublisher:
         """Oldest first."""
         self._require_publication()
         reply = expect(await self._request("GET", "/offers/answers", limit=MAX_ANSWERS))
+        self._check_clock()
         answers = [
             Answer(entry.identifier("offerId"), entry.identifier("answererId"), entry.text("sdp"))
             for entry in items_of(reply, "answers")
@@ -223,6 +228,15 @@ class RestPublisher:
         self._forget_offers()
 
     # --- state ---
+
+    def _check_clock(self) -> None:
+        """A server whose clock was set forward has forgotten the service long before it is due to be published again."""
+        left = None if self._over_at is None else self._clock.remaining(self._over_at)
+        if left is not None and left <= 0.0:
+            self._over_at = None
+            raise SignallingRejected(
+                f"{self._username} {self._fqn} has expired by the server's clock", code="unauthorized", status=401
+            )
 
     def _require_publication(self) -> Publication:
         if self._publication is None or self._published_as != self._peer.number:

@@ -17,11 +17,12 @@ from pathlib import Path
 from urllib.parse import quote
 
 from rondevud.errors import StoreError
+from rondevud.store.marks import SUFFIX
 
 STEP_PAGES = 256
 """Pages of 4 KiB between two pauses."""
 
-STORE_FILES = ("", "-wal", "-shm")
+STORE_FILES = ("", "-wal", "-shm", SUFFIX)
 """How the names of the files of a store end."""
 
 PAUSE = 0.004

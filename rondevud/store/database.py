@@ -6,6 +6,7 @@ Also the place where errors of sqlite3 become errors of the store.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import shutil
@@ -15,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rondevud.errors import StoreError, StoreFailed
+from rondevud.store.marks import SUFFIX
 from rondevud.store.upgrades import APPLICATION_ID, STEPS, upgrade, version
 
 logger = logging.getLogger(__name__)
@@ -151,17 +153,22 @@ def _make_file(path: Path) -> None:
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except FileExistsError:
-        if path.stat().st_size == 0 and _size(_beside(path, "-wal")) > 0:
-            # SQLite would throw the log away, and with it all there is.
-            raise damage("the file is empty and its log is not") from None
+        _check_log(path)
         path.chmod(0o600)
         return
+    _check_log(path)
     for directory in (path.parent, path.parent.parent):
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _check_log(path: Path) -> None:
+    """SQLite would throw the log of an empty file away, and with it all there is. Raises `damage`."""
+    if path.stat().st_size == 0 and _size(_beside(path, "-wal")) > 0:
+        raise damage("the file is empty and its log is not")
 
 
 def _beside(path: Path, suffix: str) -> Path:
@@ -189,12 +196,18 @@ def _schema(connection: sqlite3.Connection) -> dict[str, str | None]:
     return dict(connection.execute("SELECT name, sql FROM sqlite_schema").fetchall())
 
 
-def _check_schema(connection: sqlite3.Connection) -> None:
-    """A flipped bit in a column's name would make every operation fail; take it for the damage that it is."""
+@functools.cache
+def _fresh_schema() -> dict[str, str | None]:
+    """As it should be."""
     with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as fresh:
         upgrade(fresh)
-        present = _schema(connection)
-        wrong = [name for name, sql in _schema(fresh).items() if name not in present or present[name] != sql]
+        return _schema(fresh)
+
+
+def _check_schema(connection: sqlite3.Connection) -> None:
+    """A flipped bit in a column's name would make every operation fail; take it for the damage that it is."""
+    present = _schema(connection)
+    wrong = [name for name, sql in _fresh_schema().items() if name not in present or present[name] != sql]
     if wrong:
         raise damage(f"its schema is damaged at {', '.join(wrong)}")
 
@@ -210,8 +223,8 @@ def aside(path: Path) -> Path:
 
 
 def _move(path: Path, target: Path) -> None:
-    """Rename the database with its -wal and -shm."""
+    """Rename the database with its -wal and -shm, and the marks, which tell nothing of the next one."""
     path.rename(target)
-    for suffix in ("-wal", "-shm"):
+    for suffix in ("-wal", "-shm", SUFFIX):
         if (log := _beside(path, suffix)).exists():
             log.rename(_beside(target, suffix))

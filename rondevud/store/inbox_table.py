@@ -209,6 +209,13 @@ class InboxTable:
         ).fetchone()
         return size, min(gaps, record.in_gaps)  # damage that nobody has read so far may look like a gap
 
+    def skip(self, channel: ChannelState, behind: int) -> None:
+        """Rows up to `behind` were given before the store went back: none of them is there, or given again."""
+        holes, first = self._holes(channel), channel.next_row
+        channel.next_row = behind
+        channel.in_holes += behind - first
+        self._dig(channel, holes, first, behind)
+
     def oldest(self, channel: ChannelState) -> float | None:
         """When the oldest row that is held was stored, seconds since 1970; None without one."""
         row = self._connection.execute(

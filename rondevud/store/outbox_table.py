@@ -95,6 +95,25 @@ class OutboxTable:
         channel.change(next=floor)
         return True
 
+    def skip(self, channel: ChannelState, behind: int) -> None:
+        """Numbers up to `behind` were given before the store went back: say `damaged` of those that are not there."""
+        number, first = channel.record.id, channel.record.next
+        held = self._connection.execute(
+            "SELECT seq, ifnull(length(payload), 0) FROM outbox WHERE channel = ? AND seq >= ? AND seq < ? ORDER BY seq",
+            (number, first, behind),
+        ).fetchall()
+        for seq, _ in [*held, (behind, 0)]:
+            if seq > first:
+                self._add_removal(number, Removal(first, seq, Reason.DAMAGED, None))
+            first = seq + 1
+        record = channel.record
+        channel.totals.accepted += len(held)
+        channel.change(
+            next=behind,
+            out_count=record.out_count + len(held),
+            out_bytes=record.out_bytes + sum(row[1] for row in held),
+        )
+
     def put(self, operation: records.Put) -> records.PutResult:
         channel = self._channels.get(operation.channel, change=True)
         check_closing(operation.payloads)

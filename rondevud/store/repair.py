@@ -20,6 +20,7 @@ from rondevud.records import ChannelRecord, LoadDeclarations, LoadSessions, Read
 from rondevud.store.base import Limits
 from rondevud.store.database import check_integrity, connect, failure, open_database
 from rondevud.store.inbox_table import GAP
+from rondevud.store.marks import Marks
 from rondevud.store.rows import ChannelRows, ProducerRows, intact, set_aside
 from rondevud.store.salvage import rebuild
 from rondevud.store.tables import SqlTables
@@ -41,9 +42,13 @@ def repair(path: Path, note: Note) -> None:
             return
         if check_integrity(connection):
             connection = mend_file(path, connection, note)
+        marks = Marks(path)
         connection.execute("BEGIN IMMEDIATE")
-        _Rows(connection, note).mend()
+        rows = _Rows(connection, note, marks)
+        rows.mend()
         connection.execute("COMMIT")
+        rows.mended()
+        marks.close()
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     except (sqlite3.Error, OSError) as error:
         raise failure(error) from error
@@ -69,16 +74,22 @@ def mend_file(path: Path, connection: sqlite3.Connection, note: Note) -> sqlite3
 class _Rows:
     """Mends what can be read, inside the transaction of whoever calls."""
 
-    def __init__(self, connection: sqlite3.Connection, note: Note) -> None:
+    def __init__(self, connection: sqlite3.Connection, note: Note, marks: Marks) -> None:
         self._connection = connection
         self._note = note
-        self._tables = SqlTables(connection, Limits())
+        self._tables = SqlTables(connection, Limits(), marks)
+
+    def mended(self) -> None:
+        """After the commit."""
+        self._tables.committed()
 
     def mend(self) -> None:
         before = self._set_aside()
         sessions = self._tables.execute(LoadSessions())
         for connection_id in sessions.damaged:
             self._note(f"set the session {connection_id} aside; its peer is told of a gap when it comes back")
+        for lack in sessions.lacking:
+            self._note(f"the store went back: {lack.as_text()}; its peer is told")
         self._tables.execute(LoadDeclarations())
         self._mend_producers()
         for channel in sessions.channels:

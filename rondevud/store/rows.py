@@ -21,6 +21,7 @@ from rondevud.accounts import Totals
 from rondevud.errors import StoreConflict
 from rondevud.records import ChannelRecord, Durability, ProducerRange, ProducerRecord, Put, Stamp
 from rondevud.store.base import merge_rejected
+from rondevud.store.marks import Mark
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +105,11 @@ class ChannelState:
         """The lowest row of the inbox that is held, or lacks through damage."""
         return self.next_row - self.record.in_count - self.in_holes
 
+    @property
+    def mark(self) -> Mark:
+        """How far it has come. None of its numbers ever falls."""
+        return Mark(self.record.id, self.record.next, self.next_row, self.next_row - self.record.in_count - 1)
+
     def change(self, **fields: Any) -> None:
         self.record = replace(self.record, **fields)
 
@@ -177,6 +183,7 @@ class ChannelRows:
         self._connection = connection
         self._states: dict[int, ChannelState] = {}
         self._changed: set[int] = set()
+        self._flushed: set[int] = set()
 
     def get(self, number: int, *, change: bool = False) -> ChannelState:
         """The state of a channel; with `change` it is written back by `flush`. Raises `StoreConflict`."""
@@ -207,10 +214,18 @@ class ChannelRows:
         self._connection.execute("DELETE FROM channels WHERE id = ?", (number,))
         self._states.pop(number, None)
         self._changed.discard(number)
+        self._flushed.discard(number)
+
+    def take_flushed(self) -> list[ChannelState]:
+        """The channels that were written since the last call, as they are now; after a commit."""
+        flushed = [self._states[number] for number in self._flushed]
+        self._flushed.clear()
+        return flushed
 
     def flush(self) -> None:
         """Write changed rows back."""
         rows = [_channel_row(self._states[number]) for number in self._changed]
+        self._flushed |= self._changed
         self._changed.clear()
         self._connection.executemany(_UPDATE, rows)
 
@@ -223,6 +238,7 @@ class ChannelRows:
         """Forget everything, after a rollback."""
         self._states.clear()
         self._changed.clear()
+        self._flushed.clear()
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from rondevud.errors import StoreFailed
-from rondevud.store.database import connect
+from rondevud.store.database import aside, connect, is_damage
 from rondevud.store.rows import channel_intact, intact, message_intact
 
 logger = logging.getLogger(__name__)
@@ -57,20 +57,35 @@ def rebuild(
         target.execute("PRAGMA synchronous = OFF")
         lost = _Salvage(connection, target, live).copy()
     _sync(fresh)
-    _end_log(connection)  # a log of the old file must not be there for the new one
+    logged = _end_log(connection)  # a log of the old file must not be there for the new one
     if keep is not None:
         os.link(path, keep)
+    if logged:
+        _move_log(path, keep or aside(path))
     fresh.replace(path)
     connection.close()
     _sync(path.parent)
     return lost
 
 
-def _end_log(connection: sqlite3.Connection) -> None:
-    """Bring the log into the file and remove it."""
-    mode = connection.execute("PRAGMA journal_mode = DELETE").fetchone()[0]
+def _end_log(connection: sqlite3.Connection) -> bool:
+    """Bring the log into the file and remove it; whether it is still there, because the file is too damaged for that."""
+    try:
+        mode = connection.execute("PRAGMA journal_mode = DELETE").fetchone()[0]
+    except sqlite3.DatabaseError as error:
+        if not is_damage(error):
+            raise
+        return True
     if mode != "delete":
         raise StoreFailed("the log of the store cannot be closed; somebody else has it open")
+    return False
+
+
+def _move_log(path: Path, kept: Path) -> None:
+    for suffix in ("-wal", "-shm"):
+        log = path.with_name(path.name + suffix)
+        if log.exists():
+            log.rename(kept.with_name(kept.name + suffix))
 
 
 def _sync(path: Path) -> None:

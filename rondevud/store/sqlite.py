@@ -30,6 +30,7 @@ from rondevud.errors import StoreError, StoreFailed
 from rondevud.records import Operation
 from rondevud.store.base import Done, Limits
 from rondevud.store.database import aside, connect, failure, is_damage, open_database, primary_code
+from rondevud.store.marks import Marks
 from rondevud.store.salvage import rebuild
 from rondevud.store.tables import READS, SqlTables
 from rondevud.store.upkeep import Upkeep
@@ -134,6 +135,7 @@ class SqliteStore:
         self._next_rebuild = 0.0
         self._complained = False  # whether a failure was told, and no commit has succeeded since
         self._connection: sqlite3.Connection
+        self._marks: Marks
         self._tables: SqlTables
         self._upkeep: Upkeep
 
@@ -266,6 +268,7 @@ class SqliteStore:
             self._call(self._settle_open, wrapped)
             self._call(self._end, [])
             return
+        self._marks = Marks(self.path)
         self._use_connection()
         self._call(self._settle_open, None)
         try:
@@ -276,10 +279,11 @@ class SqliteStore:
         finally:
             with contextlib.suppress(sqlite3.Error):
                 self._connection.close()
+            self._marks.close()
             self._call(self._end, self._drain(StoreFailed("the store has ended")))
 
     def _use_connection(self) -> None:
-        self._tables = SqlTables(self._connection, self._limits)
+        self._tables = SqlTables(self._connection, self._limits, self._marks)
         self._upkeep = Upkeep(self.path, self._connection, self._tables, self._live)
 
     def _work(self) -> None:
@@ -355,6 +359,7 @@ class SqliteStore:
         failpoints.hit("commit.before")
         self._connection.execute("COMMIT")
         failpoints.hit("commit.after")
+        self._tables.committed()
         return answers
 
     def _perform(self, index: int, job: _Job) -> Any:

@@ -10,15 +10,18 @@ from typing import Any, TypeVar, cast
 
 from rondevud import accounts, failed, failpoints, records
 from rondevud.errors import StoreConflict
-from rondevud.records import ChannelRecord, Operation, PeerKind, ProducerRecord, Role, SessionRecord
+from rondevud.records import ChannelRecord, Lacking, Operation, PeerKind, ProducerRecord, Role, SessionRecord
 from rondevud.store.base import Limits, check_numbers
+from rondevud.store.database import damage
 from rondevud.store.examination import ExamineSlice, Finding
 from rondevud.store.failed_table import FailedTable
 from rondevud.store.inbox_table import InboxTable
+from rondevud.store.marks import Mark, Marks
 from rondevud.store.outbox_table import OutboxTable
 from rondevud.store.rows import (
     CHANNEL_COLUMNS,
     ChannelRows,
+    ChannelState,
     ProducerRows,
     channel_of_row,
     intact,
@@ -32,6 +35,9 @@ Result = TypeVar("Result")
 
 GARBAGE_TABLES = {"outbox": "seq", "inbox": "row", "inbox_holes": "first", "removals": "first", "failed": "row"}
 """Tables of a channel's queues, and by which column they are counted."""
+
+SMALL_TABLES = ("sessions", "channels", "declarations", "producers")
+"""Tables of which no row may go unnoticed; they are looked through at each start."""
 
 READS: frozenset[type[Operation[Any]]] = frozenset(
     {
@@ -95,16 +101,26 @@ def _session_of_row(row: Sequence[Any]) -> SessionRecord:
     )
 
 
+def _lacking(known: ChannelState, mark: Mark) -> Lacking:
+    """What a channel knows less than its mark."""
+    record, place = known.record, known.mark
+    rows = max(0, mark.next_row - place.next_row)
+    again = min(record.in_count, max(0, mark.taken - place.taken))
+    what = (record.connection_id, record.label, record.id)
+    return Lacking(*what, place.next, max(place.next, mark.next), rows, again)
+
+
 class SqlTables:
     """Operations on one connection, inside the transaction of whoever calls.
 
     `execute` raises `StoreConflict` before it changes anything; after any other exception the transaction is to be rolled
-    back and `clear` called. `flush` comes before each commit.
+    back and `clear` called. `flush` comes before each commit and `committed` after it.
     """
 
-    def __init__(self, connection: sqlite3.Connection, limits: Limits) -> None:
+    def __init__(self, connection: sqlite3.Connection, limits: Limits, marks: Marks) -> None:
         self._connection = connection
         self._limits = limits
+        self._marks = marks
         self._channels = ChannelRows(connection)
         self._producers = ProducerRows(connection)
         self._outbox = OutboxTable(connection, self._channels, self._producers, limits)
@@ -159,6 +175,10 @@ class SqlTables:
         self._producers.flush()
         self._outbox.moved = self._inbox.moved = 0
 
+    def committed(self) -> None:
+        """Leave marks of what has been committed."""
+        self._marks.write(state.mark for state in self._channels.take_flushed())
+
     def shrink(self) -> None:
         """Bound the memory this takes, after a commit."""
         self._channels.shrink()
@@ -189,6 +209,7 @@ class SqlTables:
 
     def _load_sessions(self, _operation: records.LoadSessions) -> records.Sessions:
         self._channels.flush()
+        self._check_pages()
         damaged: set[Any] = set()  # a damaged id may be anything
         sessions: dict[str, SessionRecord] = {}
         channels: list[ChannelRecord] = []
@@ -201,11 +222,44 @@ class SqlTables:
             f"SELECT {CHANNEL_COLUMNS} FROM channels ORDER BY id"  # noqa: S608 - a constant
         ).fetchall()
         damaged.update(row[1] for row in rows if row[1] not in sessions or not intact(row))
-        channels = [channel_of_row(row).record for row in rows if row[1] not in damaged]
+        states = [channel_of_row(row) for row in rows if row[1] not in damaged]
+        lacking = self._catch_up(states, {row[0] for row in rows})
+        channels = [state.record for state in states]
         for connection_id in damaged:
             self._set_session_aside(connection_id)
         kept = [sessions[connection_id] for connection_id in sorted(sessions.keys() - damaged)]
-        return records.Sessions(kept, channels, sorted(str(connection_id) for connection_id in damaged))
+        return records.Sessions(kept, channels, sorted(str(connection_id) for connection_id in damaged), lacking)
+
+    def _check_pages(self) -> None:
+        """Look for damage that hides rows of a small table: SQLite reads what is left as if it were all. Raises `damage`."""
+        for table in SMALL_TABLES:
+            for (found,) in self._connection.execute(f"PRAGMA integrity_check({table})").fetchall():
+                if found != "ok" and " value in " not in found:  # a wrong value is what the row's checksum is for
+                    raise damage(f"table {table}: {found}")
+
+    def _catch_up(self, states: list[ChannelState], there: set[Any]) -> tuple[Lacking, ...]:
+        """Compare channels with their marks; numbers that lack are removed as `damaged`, rows of the inbox left out."""
+        marks = self._marks.read()
+        lacking: list[Lacking] = []
+        for index, known in enumerate(states):
+            number, place = known.record.id, known.mark
+            mark = marks.get(number, place)
+            if mark == place and number in marks:
+                continue
+            state = states[index] = self._channels.get(number, change=True)  # so that it is marked
+            if mark.next > place.next:
+                self._outbox.skip(state, mark.next)
+            if mark.next_row > place.next_row:
+                self._inbox.skip(state, mark.next_row)
+            if mark.next > place.next or mark.next_row > place.next_row or mark.taken > place.taken:
+                lacking.append(_lacking(known, mark))
+        for number in marks.keys() - there:
+            self._marks.forget(number)
+            mark = marks[number]
+            lacking.append(Lacking("", "", number, 1, mark.next, mark.next_row - 1, 0))
+        for lack in lacking:
+            logger.warning("the store went back: %s", lack.as_text())
+        return tuple(lacking)
 
     def _set_session_aside(self, connection_id: Any) -> None:
         """Move the rows of a session and of its channels to ``damaged_rows``; what their queues hold stays where it is."""
@@ -218,6 +272,7 @@ class SqlTables:
         for row in self._connection.execute(
             "SELECT * FROM channels WHERE connection_id = ?", (connection_id,)
         ).fetchall():
+            self._marks.forget(row[0])
             set_aside(self._connection, "channels", row)
             self._channels.delete(row[0])
 
@@ -275,6 +330,7 @@ class SqlTables:
 
     def _drop_channel(self, number: int) -> None:
         """Delete a channel and its producers; the rows of its queues go later, in slices, by `collect`."""
+        self._marks.forget(number)
         self._channels.delete(number)
         self._producers.delete_of(number)
         self._connection.execute("INSERT INTO garbage VALUES (?)", (number,))

@@ -207,6 +207,8 @@ class Daemon:
         """The checkout that it runs from."""
         self.within: list[str] = []
         """A command that runs another, where the daemon is not to run just like that: `ip netns exec …`."""
+        self.env: dict[str, str] = {}
+        """More of its environment."""
         self._config = stage.path / f"{name}.toml"
         self._config.write_text(config)
         self._stage = stage
@@ -233,7 +235,7 @@ class Daemon:
         return await self._stage.start(
             f"{self.name}-{self.lives}",
             [*self.within, sys.executable, "-m", "rondevud", "run", *options],
-            env={"NOTIFY_SOCKET": str(self._notify.path), "RONDEVU_FAILPOINT": failpoint},
+            env={"NOTIFY_SOCKET": str(self._notify.path), "RONDEVU_FAILPOINT": failpoint, **self.env},
             cwd=self.source,
         )
 
@@ -305,13 +307,14 @@ class Rendezvous:
         self._lives = 0
         self.process: Process | None = None
         self.url = ""
+        self.env: dict[str, str] = {}
 
     async def start(self, store: str | None = None) -> None:
         """`store` as of the command; by default a file that is there after a restart."""
         self._lives += 1
         store = store or f"sqlite:{self._stage.path / 'signalling.sqlite3'}"
         command = [sys.executable, "-m", "rondevud", "rendezvous", "--listen", self._listen, "--store", store]
-        self.process = await self._stage.start(f"signalling-{self._lives}", command)
+        self.process = await self._stage.start(f"signalling-{self._lives}", command, env=self.env)
         await self.process.until(lambda: bool(self.process and self.process.lines), "its URL")
         self.url = self.process.lines[0][0]
         self._listen = self.url.removeprefix("http://")

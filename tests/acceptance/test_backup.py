@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import sys
 
@@ -29,11 +28,9 @@ async def back_up(stage: Stage, daemon: Daemon) -> None:
 
 
 async def restore(stage: Stage, daemon: Daemon) -> None:
-    """As README.md says, of a daemon that is not running."""
-    for end in ("-wal", "-shm"):
-        with contextlib.suppress(FileNotFoundError):
-            (daemon.state / f"{DATABASE}{end}").unlink()
-    (daemon.state / DATABASE).write_bytes((stage.path / "copy").read_bytes())
+    """Of a daemon that is not running."""
+    said = await run("rondevud", "restore", stage.path / "copy", "--state-dir", daemon.state)
+    assert f"kept in {daemon.state / DATABASE}.before-restore-" in said
     assert json.loads(await run("rondevud", "doctor", "--state-dir", daemon.state, "--json"))["clean"]
 
 

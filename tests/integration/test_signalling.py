@@ -352,6 +352,29 @@ class TestClocksThatDiffer:
             now += 3600
             assert (await publisher.publish("offer 2", ttl=300, public=False, metadata=None)).expires_at == now + 300
 
+    @pytest.mark.parametrize("step", [-86_400.0, 86_400.0])
+    async def test_a_service_that_a_clock_set_forward_has_ended_must_be_published_again(
+        self, tmp_path: Path, step: float
+    ) -> None:
+        now = 1_800_000_000.0
+        clock = ServerClock(wall=lambda: now)
+        async with (
+            serving(settings=Settings(clock=lambda: now)) as server,
+            closing(RestSignalling(server.url, Identities(tmp_path), clock=clock)) as signalling,
+        ):
+            publisher = signalling.publisher("alice", FQN)
+            await publisher.publish("offer 1", ttl=300, public=False, metadata=None)
+            assert await publisher.answers() == []
+            now += step
+            if step > 0:
+                with pytest.raises(SignallingRejected, match="has expired by the server's clock") as error:
+                    await publisher.answers()
+                assert error.value.code == "unauthorized"
+                await publisher.publish("offer 2", ttl=300, public=False, metadata=None)
+            for _ in range(3):
+                assert await publisher.answers() == []
+            assert (await signalling.discover("alice", FQN)).sdp == ("offer 2" if step > 0 else "offer 1")
+
     async def test_the_ttl_is_what_the_server_gave_not_what_was_asked(self, tmp_path: Path) -> None:
         async with (
             serving(settings=Settings(limits=Limits(max_ttl=90_000))) as server,

@@ -52,6 +52,41 @@ def test_a_directory_without_a_store_is_in_order(directory):
     assert not (directory / DATABASE).exists()
 
 
+def test_a_store_that_went_back_is_told_and_is_no_reason_to_mend(directory):
+    damage(directory, "UPDATE channels SET next = 3")
+    damage(directory, "UPDATE channels SET crc = crc")
+    found = json.loads(doctor(directory, "--json").output)["findings"]
+    assert ("went_back", "the outbox of channel 1", "ends before 3, and ended before 4") in [
+        (finding["kind"], finding["where"], finding["found"]) for finding in found
+    ]
+
+
+def test_a_copy_is_restored_and_the_store_that_was_there_is_kept(directory, tmp_path):
+    with closing(sqlite3.connect(directory / DATABASE)) as connection:
+        connection.execute("VACUUM INTO ?", (str(tmp_path / "copy"),))
+    done = CliRunner().invoke(main, ["restore", str(tmp_path / "copy"), "--state-dir", str(directory)])
+    assert done.exit_code == 0, done.output
+    assert done.output.splitlines()[0] == f"restored {directory / DATABASE} from {tmp_path / 'copy'}"
+    (kept,) = directory.glob(f"{DATABASE}.before-restore-*")
+    assert done.output.splitlines()[1] == f"the store that was there is kept in {kept}"
+    assert [finding["kind"] for finding in json.loads(doctor(directory, "--json").output)["findings"]] == ["file_aside"]
+
+
+def test_nothing_is_restored_while_a_daemon_has_the_directory(directory):
+    with StateDirectory(directory):
+        done = CliRunner().invoke(main, ["restore", str(directory / DATABASE), "--state-dir", str(directory)])
+    assert done.exit_code == 3
+    assert "is in use by" in done.output
+
+
+def test_a_file_that_is_no_copy_is_not_restored(directory, tmp_path):
+    (tmp_path / "letter").write_text("Dear Alice")
+    done = CliRunner().invoke(main, ["restore", str(tmp_path / "letter"), "--state-dir", str(directory)])
+    assert done.exit_code == 1
+    assert "is no copy of a store" in done.output
+    assert list(directory.glob(f"{DATABASE}.before-restore-*")) == []
+
+
 def test_a_finding_is_a_line_with_its_meaning_and_ends_with_1(directory):
     damage(directory)
     done = doctor(directory)
@@ -87,7 +122,7 @@ def test_a_file_that_sqlite_refuses_stays_until_a_repair_moves_it_aside(director
     assert (directory / DATABASE).read_bytes() == b"no database" * 1_000
     done = doctor(directory, "--repair")
     assert done.exit_code == 0
-    (aside,) = directory.glob(f"{DATABASE}.damaged-*")
+    (aside,) = directory.glob(f"{DATABASE}.damaged-*Z")
     assert aside.read_bytes() == b"no database" * 1_000
     assert str(aside) in done.output
 

@@ -145,7 +145,7 @@ async def test_sessions_are_replaced_and_deleted_with_their_channels(store):
     assert (loaded.sessions, [row.id for row in loaded.channels], loaded.damaged) == ([changed], [channel], [])
     await store.execute(DeleteSession("conn-1"))
     await store.execute(DeleteSession("conn-1"))
-    assert await store.execute(LoadSessions()) == ([], [], [])
+    assert await store.execute(LoadSessions()) == ([], [], [], ())
     with pytest.raises(StoreConflict, match=f"channel {channel}"):
         await put(store, channel, "b")
 

@@ -245,7 +245,7 @@ async def test_a_page_that_sqlite_cannot_read_is_left_behind_with_everything_els
     ]
     assert sum(isinstance(item, OutMessage) for item in items) >= 90
     assert await held(path) == (WHOLE_OUT, WHOLE_IN)
-    assert sorted(file.name for file in path.parent.iterdir()) == [path.name]
+    assert sorted(file.name for file in path.parent.iterdir()) == [path.name, f"{path.name}-marks"]
 
 
 async def test_ids_are_not_given_again_after_a_repair(path):

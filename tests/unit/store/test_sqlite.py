@@ -141,14 +141,14 @@ async def test_the_files_are_private(path, opened):
     store = await opened()
     await fill(store, "secret")
     modes = {entry.name: stat.S_IMODE(entry.stat().st_mode) for entry in path.parent.iterdir()}
-    assert modes == dict.fromkeys([path.name, f"{path.name}-shm", f"{path.name}-wal"], 0o600)
+    assert modes == dict.fromkeys([path.name, *(f"{path.name}{end}" for end in ("-shm", "-wal", "-marks"))], 0o600)
 
 
 async def test_closing_leaves_no_log(path, opened):
     store = await opened()
     await fill(store, "a")
     await store.close()
-    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+    assert sorted(entry.name for entry in path.parent.iterdir()) == [path.name, f"{path.name}-marks"]
 
 
 async def test_a_newer_schema_is_refused_by_both_versions(path, opened):
