@@ -94,7 +94,7 @@ class Pair:
         return row
 
     async def settled(self) -> None:
-        """Wait until both sides hear each other on one link, and nobody dials another."""
+        """Wait until both sides are connected and hear each other."""
         async with asyncio.timeout(PATIENCE):
             while not all([await self._is_settled(daemon) for daemon in (self.service, self.connection)]):
                 await asyncio.sleep(LOOK)

@@ -280,8 +280,6 @@ class SignallingProxy:
     def __init__(self, relay: Relay, upstream: Callable[[], str]) -> None:
         """`upstream` gives the server's URL at the time of each request."""
         self.url = ""
-        self.unreachable = False
-        """Whether requests fail, as if there were no server."""
         self._relay = relay
         self._upstream = upstream
         self._exits = contextlib.AsyncExitStack()
@@ -301,8 +299,6 @@ class SignallingProxy:
         await self._exits.aclose()
 
     async def _handle(self, request: web.Request) -> web.Response:
-        if self.unreachable:
-            return web.Response(status=502, text="no server")
         target = URL(self._upstream() + request.raw_path, encoded=True)
         kept = {name: request.headers[name] for name in ("Authorization", "Content-Type") if name in request.headers}
         body = await request.read()

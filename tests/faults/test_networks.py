@@ -109,11 +109,11 @@ def ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
 
 
-@pytest.mark.timeout(200 * SCALE)
+@pytest.mark.timeout(260 * SCALE)
 async def test_messages_outlive_other_addresses_and_pulled_cables(tmp_path):
     """Of either side; the jury decides."""
     with Networks.opened() as networks:
-        async with Stage(tmp_path, 180 * SCALE) as stage:
+        async with Stage(tmp_path, 240 * SCALE) as stage:
             trial = await start(stage, networks)
             part = 0
             for machine in (CONNECTING, SERVICE):

@@ -37,10 +37,10 @@ GONE = 5.0
 """Seconds that a way is blocked: long enough that the side which hears nothing dials."""
 
 
-@pytest.mark.timeout(150 * SCALE)
+@pytest.mark.timeout(240 * SCALE)
 async def test_a_path_that_does_everything_to_datagrams_loses_repeats_and_reorders_no_message(tmp_path):
     """Three labels, both ways, packed and fragmented; the jury decides."""
-    async with Stage(tmp_path, 130 * SCALE) as stage:
+    async with Stage(tmp_path, 220 * SCALE) as stage:
         await stage.rendezvous.start()
         async with open_pair(stage) as pair:
             await pair.start()
