@@ -191,7 +191,7 @@ def try_chunk(files: Image, content: Content, damages: list[Damage]) -> tuple[Co
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("log", [False, True], ids=["closed", "with-its-log"])
 async def test_a_flipped_bit_in_every_byte(tmp_path, log):
-    """Ten hours of a processor for each of the two stores: some 35 ms for a byte; shared among all there are."""
+    """Some 35 ms a byte: nine hours of a processor for the closed store, thirty with its log, shared by all there are."""
     files, content = await image(tmp_path, log=log)
     damages = list(all_flips(files, Random(SEED)))
     if "RONDEVUD_STORE_FLIPS" in os.environ:
