@@ -125,9 +125,8 @@ def assert_complete(path: Path, records: list[Record]) -> None:
         assert replay.promises.told[name].keys() == accepted.keys()
 
 
-@pytest.mark.parametrize(
-    "bug", ["acknowledge-before-the-commit", pytest.param("accept-before-the-commit", marks=pytest.mark.soak)]
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("bug", ["acknowledge-before-the-commit", "accept-before-the-commit"])
 @pytest.mark.timeout(150)
 async def test_a_promise_before_the_sync_is_noticed(tmp_path, bug):
     """Without anybody being killed at the one moment at which the bug would show."""

@@ -139,7 +139,6 @@ async def test_a_daemon_killed_with_an_undecided_commit_is_not_sent_it_twice(tmp
         assert held(daemon) == [1, 2, 3, -3]
 
 
-@pytest.mark.timeout(60)
 async def test_a_slow_disk_is_no_reason_to_suspect_anybody(tmp_path):
     """Syncs of half a second at both ends, heartbeats of a second: nobody misses one."""
     async with RecordedStage(tmp_path, recorded=False, checkpoints=False) as stage:

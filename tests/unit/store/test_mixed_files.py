@@ -7,6 +7,7 @@ reading, and the store must go on: what it has lost is for the links to tell.
 from __future__ import annotations
 
 import logging
+import os
 import random
 import sqlite3
 import sys
@@ -35,8 +36,8 @@ from rondevud.store.database import damage
 from rondevud.store.sqlite import SqliteStore
 from tests.unit.store.kit import NOW, PEER, make_channel
 
-STAGES = 7
-"""Moments at which both files are copied."""
+STAGES = int(os.environ.get("RONDEVUD_STORE_STAGES", "5"))
+"""Moments at which both files are copied: so many times so many mixtures are tried."""
 
 LATER = 1_000_000
 """The first number that a daemon gives that starts after the store went back."""
@@ -98,7 +99,7 @@ async def copies(tmp_path, monkeypatch) -> list[Copy]:
             await store.execute(LoadSessions())
         made.append(Copy(path.read_bytes(), log.read_bytes()))
     await store.close()
-    assert len({copy.database for copy in made}) > 3
+    assert len({copy.database for copy in made}) > 2
     return made
 
 
