@@ -448,8 +448,8 @@ class DurableConnection:
             self._drain.hurry(0.0)
 
     def suspect(self, session: DurableSession, effect: Suspect) -> None:
-        session.event("suspect", {"silence": round(effect.silence, 1)})
-        logger.info("%s: nothing heard for %.1f s: dialling a second link", self.settings.name, effect.silence)
+        session.event("suspect", {"silence": round(effect.silence, 1), "unheard": effect.unheard})
+        logger.info("%s: %s: dialling a second link", self.settings.name, effect.as_text())
         self._wanted.set()
 
     def recovered(self, session: DurableSession, effect: Recovered) -> None:

@@ -85,10 +85,15 @@ class LinkDown:
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """Nothing has been heard on the current link for `silence` seconds."""
+    """Nothing has been heard on the current link for `silence` seconds; or it is the peer that says so of this side."""
 
     link: LinkKey
     silence: float
+    unheard: bool
+    """Whether it is the peer that hears nothing."""
+
+    def as_text(self) -> str:
+        return "the peer hears nothing any more" if self.unheard else f"nothing heard for {self.silence:.1f} s"
 
 
 @dataclass(frozen=True, slots=True)

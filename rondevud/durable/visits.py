@@ -453,8 +453,8 @@ class Visits(Mapping[str, Visit]):
         self._changed(True)
 
     def suspect(self, session: DurableSession, effect: Suspect) -> None:
-        session.event("suspect", {"silence": round(effect.silence, 1)})
-        logger.info("%s %s: nothing heard for %.1f s", self._name, session.connection_id, effect.silence)
+        session.event("suspect", {"silence": round(effect.silence, 1), "unheard": effect.unheard})
+        logger.info("%s %s: %s", self._name, session.connection_id, effect.as_text())
         self._changed(True)
 
     def recovered(self, session: DurableSession, effect: Recovered) -> None:

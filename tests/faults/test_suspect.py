@@ -32,6 +32,8 @@ CHUNK = 64 * 1024
 """Bytes that a side sends while it is busy, and of one message: more than the path takes meanwhile."""
 
 SUSPECT = r"nothing heard for [\d.]+ s"
+TOLD = f"{SUSPECT}|the peer hears nothing any more"
+"""What the side may say that still hears the other: unless that has nothing to say any more, it was told."""
 
 
 class Case(NamedTuple):
@@ -44,7 +46,7 @@ class Case(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a side said: seconds of silence as it measured them, and since anything came through to it."""
+    """What a side said: seconds of silence as it measured them, and since anything came through to the one that is deaf."""
 
     pair: str
     case: Case
@@ -128,7 +130,11 @@ async def happen(pair: Pair, case: Case, name: str, lag: Lag) -> list[Seen]:
     else:
         await daemon_of(pair, case.whom).kill()
     try:
-        return [await suspicion(pair, case, name, side, since, lag) for side in sorted(deaf)]
+        seen = [await suspicion(pair, case, name, side, side, since, lag) for side in sorted(deaf)]
+        if case.what == "block" and len(deaf) == 1:
+            (hearing,) = {"service", "connection"} - deaf
+            seen.append(await suspicion(pair, case, name, hearing, *deaf, since, lag))
+        return seen
     finally:
         if case.what == "block":
             pair.relay.open()
@@ -138,10 +144,11 @@ async def happen(pair: Pair, case: Case, name: str, lag: Lag) -> list[Seen]:
             await daemon_of(pair, case.whom).start()
 
 
-async def suspicion(pair: Pair, case: Case, name: str, side: str, since: float, lag: Lag) -> Seen:
-    line = await until_line(daemon_of(pair, side), SUSPECT, since)
-    silence = float(line.text.partition("nothing heard for ")[2].split()[0])
-    last = way_to(pair, side).last
+async def suspicion(pair: Pair, case: Case, name: str, side: str, deaf: str, since: float, lag: Lag) -> Seen:
+    line = await until_line(daemon_of(pair, side), SUSPECT if side == deaf else TOLD, since)
+    said = line.text.partition("nothing heard for ")[2]
+    silence = float(said.split()[0]) if said else 0.0
+    last = way_to(pair, deaf).last
     return Seen(name, case, side, silence, line.at - last, lag.since(since))
 
 

@@ -30,12 +30,20 @@ from rondevud.durable.frames import (
     Hello,
     Piece,
     Ping,
+    Pong,
     Refuse,
     RefuseCode,
     Skip,
 )
 from rondevud.durable.incoming import InboxLimits
-from rondevud.durable.link import BUFFER_LEAST, BUFFER_MOST, CONFLICT_WINDOW, LinkSettings
+from rondevud.durable.link import (
+    BUFFER_LEAST,
+    BUFFER_MOST,
+    CONFLICT_WINDOW,
+    NOTHING_HEARD,
+    PINGS_UNANSWERED,
+    LinkSettings,
+)
 from rondevud.durable.outgoing import LOADED_BYTES, LOADED_MESSAGES, Direction, VerdictKind
 from rondevud.errors import StoreConflict
 from rondevud.records import (
@@ -101,10 +109,10 @@ def under_way(world: World, side: str, key: int | None = None) -> list:
     return [frames.decode(data) for data in world.wires[key or max(world.wires)].queues[side]]
 
 
-def pass_time(world: World, seconds: float, *sides: str, deliver: bool = False) -> None:
-    """Half a second after the other, so that no timer is late."""
-    for _ in range(round(seconds * 2)):
-        world.now += 0.5
+def pass_time(world: World, seconds: float, *sides: str, deliver: bool = False, step: float = 0.5) -> None:
+    """One step after the other, so that no timer is late."""
+    for _ in range(round(seconds / step)):
+        world.now += step
         for side in sides:
             world.nodes[side].tick()
         if deliver:
@@ -383,10 +391,67 @@ class TestLiveness:
         pass_time(world, 3.5, "c")
         assert not events(world, "c", Suspect)
         pass_time(world, 1.0, "c")
-        assert events(world, "c", Suspect) == [Suspect(1, 4.0)]
+        assert events(world, "c", Suspect) == [Suspect(1, 4.0, unheard=False)]
         tell(world, "c", Ping(7))
         assert events(world, "c", Recovered) == [Recovered(1)]
         assert world.nodes["c"].session().silence(world.now) == 0.0
+
+    def test_who_hears_nothing_says_so_until_it_hears_something(self):
+        world = joined()
+        pass_time(world, 5.5, "c")
+        numbers = [frame.n for frame in under_way(world, "s") if isinstance(frame, Ping)]
+        silent = numbers.index(NOTHING_HEARD)
+        assert all(numbers[:silent])
+        assert not any(numbers[silent:])
+        tell(world, "c", Ping(7))
+        assert under_way(world, "s")[-2].n != NOTHING_HEARD
+        assert under_way(world, "s")[-1] == Pong(7)
+
+    def test_who_is_not_heard_any_more_suspects_the_link_until_it_is(self):
+        world = joined()
+        tell(world, "c", Ping(NOTHING_HEARD))
+        assert events(world, "c", Suspect) == [Suspect(1, 0.0, unheard=True)]
+        assert world.nodes["c"].session().suspect
+        assert under_way(world, "s") == [Pong(NOTHING_HEARD)]
+        tell(world, "c", Pong(1))  # may have been on its way for long
+        assert not events(world, "c", Recovered)
+        tell(world, "c", Ping(7))
+        assert events(world, "c", Recovered) == [Recovered(1)]
+        assert not world.nodes["c"].session().suspect
+
+    def test_a_link_that_neither_side_hears_is_suspect_once_and_recovers_with_both(self):
+        world = joined()
+        tell(world, "c", Ping(NOTHING_HEARD))
+        pass_time(world, 5.0, "c")
+        assert len(events(world, "c", Suspect)) == 1
+        tell(world, "c", Ping(NOTHING_HEARD))
+        assert not events(world, "c", Recovered)
+        tell(world, "c", Ping(7))
+        assert events(world, "c", Recovered) == [Recovered(1)]
+
+    def test_who_did_not_run_knows_why_it_was_not_heard(self):
+        world = joined()
+        world.nodes["c"].session().next_wakeup()
+        world.now += 3_600
+        tell(world, "c", Ping(NOTHING_HEARD))
+        assert not events(world, "c", Suspect)
+        pass_time(world, 3.5, "c")
+        tell(world, "c", Ping(NOTHING_HEARD))
+        assert not events(world, "c", Suspect)
+        pass_time(world, 1.0, "c")
+        tell(world, "c", Ping(NOTHING_HEARD))
+        assert [event.unheard for event in events(world, "c", Suspect)] == [True]
+
+    def test_a_ping_without_an_answer_is_followed_by_more(self):
+        world = joined()
+        pass_time(world, 2.0, "c")
+        before = len(under_way(world, "s"))
+        pass_time(world, 1.0, "c", step=0.125)
+        assert len(under_way(world, "s")) == before + PINGS_UNANSWERED
+        tell(world, "c", Pong(under_way(world, "s")[-1].n))
+        before = len(under_way(world, "s"))
+        pass_time(world, 1.0, "c", step=0.125)
+        assert len(under_way(world, "s")) == before + 1
 
     def test_fifteen_silent_seconds_end_the_link(self):
         world = joined()
@@ -431,8 +496,10 @@ class TestLiveness:
 
     def test_heartbeats_go_out_when_nothing_else_was_sent(self):
         world = joined()
-        pass_time(world, 3.0, "c")
-        assert [type(frame) for frame in under_way(world, "s")] == [Ping] * 3
+        for number in (1, 2, 3):
+            pass_time(world, 1.0, "c")
+            assert under_way(world, "s") == [Ping(n) for n in range(1, number + 1)]
+            tell(world, "c", Pong(number))
 
     def test_no_heartbeat_beside_messages(self):
         world = joined()
