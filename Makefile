@@ -27,7 +27,7 @@ demo: $(VENV)/.installed ## two daemons and a signalling server on this machine,
 venv: $(VENV)/.installed-dev ## the virtual environment, with all that development needs
 
 test: $(VENV)/.installed-dev ## all tests but the long ones
-	$(VENV)/bin/python -m pytest -q -n $(JOBS) -m '$(MARKS)' $(TESTS)
+	$(VENV)/bin/python -m pytest -q -n $(JOBS) --dist worksteal -m '$(MARKS)' $(TESTS)
 
 lint: $(VENV)/.installed-dev ## style and types
 	$(VENV)/bin/ruff check .

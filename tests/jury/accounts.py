@@ -53,8 +53,9 @@ def _judge_sender(sender: Side, store: Mapping[str, Any] | None) -> Iterator[str
     told, most = len(sender.accepted), len(sender.sent.keys() - sender.rejected)
     if not told <= counted <= most:
         yield f"{counted} accepted; the program was told of {told}, and has sent {most} that were not rejected"
-    if acknowledged < sender.acknowledged - sum(books.get(word, 0) for word in REMOVED):
-        yield f"{acknowledged} acknowledged; the program was told of {sender.acknowledged}"
+    heard_of = sum(number <= sender.acknowledged for number in sender.sent.keys() - sender.rejected)
+    if acknowledged < heard_of - sum(books.get(word, 0) for word in REMOVED):
+        yield f"{acknowledged} acknowledged; the program was told of {heard_of}"
 
 
 def _judge_receiver(sender: Side, receiver: Side, store: Mapping[str, Any] | None) -> Iterator[str]:
