@@ -38,7 +38,7 @@ format: $(VENV)/.installed-dev ## put the source into shape
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-soak: $(VENV)/.installed-dev ## the long tests: half an hour and more
+soak: $(VENV)/.installed-dev ## the long tests: days; TESTS=… names some of them
 	RONDEVUD_LINK_EXAMPLES=$${RONDEVUD_LINK_EXAMPLES:-50000} $(VENV)/bin/python -m pytest -m soak $(TESTS)
 
 clean: ## remove what the other targets made

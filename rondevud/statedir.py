@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from rondevud.errors import StateDirectoryError
+from rondevud.syncing import sync
 
 LOCK_NAME = "lock"
 DATABASE = "rondevud.sqlite3"
@@ -82,13 +83,10 @@ def _make(path: Path) -> bool:
 
 def _sync_directory(path: Path) -> None:
     """Make the entry of a new directory survive a power cut; SQLite syncs only the directory its file is in."""
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(directory)
+        sync(path)
     except OSError as error:
         raise StateDirectoryError(f"{path}: cannot be synced: {error.strerror or error}") from error
-    finally:
-        os.close(directory)
 
 
 def _take_lock(path: Path) -> int:

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from rondevud.errors import ConfigError, StateDirectoryError
+from rondevud.syncing import sync
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +137,7 @@ class Identities:
             return False
         except OSError as error:
             raise StateDirectoryError(f"{path}: cannot delete the key: {error.strerror}") from error
-        _sync_directory(self._directory)
+        sync(self._directory)
         return True
 
     def file(self, username: str) -> Path:
@@ -154,7 +155,7 @@ class Identities:
         try:
             if not self._directory.exists():
                 self._directory.mkdir(mode=0o700, parents=True)
-                _sync_directory(self._directory.parent)
+                sync(self._directory.parent)
             _write_atomically(path, line.encode())
         except OSError as error:
             raise StateDirectoryError(f"{path}: cannot write the key: {error.strerror}") from error
@@ -190,12 +191,4 @@ def _write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_directory(path.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(path.parent)

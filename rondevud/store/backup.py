@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 from rondevud.errors import StoreError
 from rondevud.store.marks import SUFFIX
+from rondevud.syncing import sync
 
 STEP_PAGES = 256
 """Pages of 4 KiB between two pauses."""
@@ -94,8 +95,4 @@ def _put_in_place(part: Path, target: Path, *, force: bool) -> None:
         part.replace(target)
     else:
         os.link(part, target)
-    directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync(target.parent)

@@ -18,6 +18,7 @@ from pathlib import Path
 from rondevud.errors import StoreError, StoreFailed
 from rondevud.store.marks import SUFFIX
 from rondevud.store.upgrades import APPLICATION_ID, STEPS, upgrade, version
+from rondevud.syncing import sync
 
 logger = logging.getLogger(__name__)
 
@@ -158,11 +159,7 @@ def _make_file(path: Path) -> None:
         return
     _check_log(path)
     for directory in (path.parent, path.parent.parent):
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(directory)
 
 
 def _check_log(path: Path) -> None:

@@ -13,6 +13,7 @@ from urllib.parse import quote
 from rondevud.errors import StoreError
 from rondevud.store.database import check_integrity, connect, is_damage
 from rondevud.store.upgrades import APPLICATION_ID, STEPS
+from rondevud.syncing import sync
 
 
 def put_back(copy: Path, path: Path) -> Path | None:
@@ -28,7 +29,7 @@ def put_back(copy: Path, path: Path) -> Path | None:
         _copy(copy, fresh)
         kept = _keep(path)
         fresh.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         fresh.unlink(missing_ok=True)
         raise StoreError(f"{path}: cannot be replaced: {error.strerror or error}") from error
@@ -86,11 +87,3 @@ def _keep(path: Path) -> Path | None:
         if log.exists():
             log.rename(kept.with_name(kept.name + suffix))
     return kept
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from rondevud.errors import StoreFailed
 from rondevud.store.database import aside, connect, is_damage
 from rondevud.store.rows import channel_intact, intact, message_intact
+from rondevud.syncing import sync
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def rebuild(
         target.execute("PRAGMA journal_mode = OFF")  # a copy that was cut short is thrown away
         target.execute("PRAGMA synchronous = OFF")
         lost = _Salvage(connection, target, live).copy()
-    _sync(fresh)
+    sync(fresh)
     logged = _end_log(connection)  # a log of the old file must not be there for the new one
     if keep is not None:
         os.link(path, keep)
@@ -64,7 +65,7 @@ def rebuild(
         _move_log(path, keep or aside(path))
     fresh.replace(path)
     connection.close()
-    _sync(path.parent)
+    sync(path.parent)
     return lost
 
 
@@ -86,15 +87,6 @@ def _move_log(path: Path, kept: Path) -> None:
         log = path.with_name(path.name + suffix)
         if log.exists():
             log.rename(kept.with_name(kept.name + suffix))
-
-
-def _sync(path: Path) -> None:
-    """Bring a file or directory to the disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class _Salvage:

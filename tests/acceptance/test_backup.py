@@ -11,7 +11,7 @@ import pytest
 from rondevud.statedir import DATABASE
 from tests.acceptance.processes import CONNECTION, LIMIT, PATIENCE, Daemon, Stage
 
-pytestmark = [pytest.mark.acceptance, LIMIT]
+pytestmark = [pytest.mark.acceptance, pytest.mark.once, LIMIT]
 
 
 async def run(module: str, *arguments: object) -> str:

@@ -18,7 +18,7 @@ from tests.acceptance.processes import (
     taken,
 )
 
-pytestmark = [pytest.mark.acceptance, LIMIT]
+pytestmark = [pytest.mark.acceptance, pytest.mark.once, LIMIT]
 
 MESSAGES = 1_000
 ACK_EVERY = 50

@@ -115,6 +115,7 @@ SHARED = {
     "rondevud.ranges",
     "rondevud.accounts",
     "rondevud.failed",
+    "rondevud.syncing",
 }
 """Modules of the daemon that every part may use."""
 

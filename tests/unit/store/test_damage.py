@@ -1,7 +1,4 @@
-"""Flipped bits anywhere in the file: nothing wrong is delivered, and everything is delivered, reported or refused.
-
-After a repair nothing is refused any more.
-"""
+"""Flipped bits anywhere in the file, and a repair: every queue answers, and what is lost is told."""
 
 from __future__ import annotations
 
@@ -12,7 +9,6 @@ import random
 
 import pytest
 
-from rondevud.errors import StoreFailed
 from rondevud.records import (
     Acknowledge,
     InMessage,
@@ -32,7 +28,7 @@ from rondevud.store.sqlite import SqliteStore
 from tests.unit.store.kit import NOW, PEER, make_channel
 
 FLIPS = int(os.environ.get("RONDEVUD_STORE_FLIPS", "120"))
-"""How many files with one flipped bit are tried; the soak test asks for more."""
+"""How many files with one flipped bit are tried; a long run asks for more."""
 
 COUNT = 60
 
@@ -104,31 +100,6 @@ def flipped(intact, directory):
         path = directory / f"{number}.sqlite3"
         path.write_bytes(content)
         yield path
-
-
-@pytest.mark.timeout(600)
-async def test_a_flipped_bit_never_delivers_anything_wrong(intact, tmp_path, caplog):
-    caplog.set_level(logging.CRITICAL)
-    outcomes = {"read": 0, "refused": 0, "moved aside": 0, "set aside": 0}
-    for path in flipped(intact, tmp_path):
-        store = await SqliteStore.open(path, pause=0.001)
-        try:
-            loaded = await store.execute(LoadSessions())
-            outcomes["set aside"] += len(loaded.damaged)
-            outcomes["moved aside"] += store.moved_aside is not None
-            for channel in loaded.channels:
-                for check in (check_outbox, check_inbox):
-                    try:
-                        await check(store, channel.id)
-                        outcomes["read"] += 1
-                    except StoreFailed:
-                        outcomes["refused"] += 1
-        except StoreFailed:
-            outcomes["refused"] += 1
-        finally:
-            await store.close()
-    assert outcomes["read"] > 3 * FLIPS
-    assert outcomes["refused"] == 0
 
 
 def find_harm(path) -> list:
