@@ -1,7 +1,8 @@
 """What the daemon and systemd say to each other: readiness, status, watchdog, and sockets handed over.
 
 Without systemd (no ``NOTIFY_SOCKET``) every call does nothing and answers False. None raises: a manager that does not
-listen is no reason to stop. The messages are those of sd_notify(3), sockets those of sd_listen_fds(3).
+listen is no reason to stop. The messages are those of sd_notify(3), sockets those of sd_listen_fds(3). sd_notify itself
+waits for ever where the manager's queue is full, and the event loop with it; so the few lines it takes are here.
 """
 
 from __future__ import annotations
@@ -11,12 +12,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, MutableMapping
-
-try:
-    from systemd.daemon import notify as _native_notify
-except ImportError:  # the extra is not installed
-    _native_notify = None
+from collections.abc import MutableMapping
 
 logger = logging.getLogger(__name__)
 
@@ -32,13 +28,10 @@ def send_over_socket(message: str) -> bool:
     if address.startswith("@"):
         address = "\0" + address[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        sock.settimeout(1.0)  # a manager whose queue is full must not stop the event loop for long
+        sock.settimeout(0.25)  # a manager whose queue is full must not stop the event loop for long
         sock.connect(address)
         sock.sendall(message.encode())
     return True
-
-
-_send: Callable[[str], bool] = _native_notify or send_over_socket
 
 
 def notify(*assignments: str) -> bool:
@@ -46,7 +39,7 @@ def notify(*assignments: str) -> bool:
     if not os.environ.get("NOTIFY_SOCKET"):
         return False
     try:
-        return bool(_send("\n".join(assignments)))
+        return send_over_socket("\n".join(assignments))
     except OSError as error:
         logger.debug("systemd was not told %s: %s", assignments[0], error)
         return False

@@ -75,9 +75,13 @@ async def test_hangups_in_a_row_end_in_what_the_file_says_last(stage):
         daemon.reconfigure(connection(f"c{number}"))
         process.send(signal.SIGHUP)
     await reload(daemon, connection("last"))  # or one before it: several signals may be one reload
-    async with asyncio.timeout(PATIENCE):
-        while await names(daemon) != ["last"]:
-            pass
+    there: list[str] = []
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while (there := await names(daemon)) != ["last"]:
+                pass
+    except TimeoutError:
+        raise AssertionError(f"there is {there}\n{process.log.read_text()}") from None
 
 
 async def check_config(stage: Stage, daemon: Daemon, extra: str) -> str:

@@ -283,7 +283,7 @@ async def test_a_close_that_the_store_cannot_keep_still_says_goodbye_and_ends(pa
 async def test_a_dial_under_way_when_the_connection_fails_comes_to_nothing(pair):
     connection = pair.away.house.holdings.connection("chat")
     events = await watch(pair.visitor)
-    connection.session.machine._current.suspect = True
+    connection.session.machine._current.silent = True
     connection._wanted.set()
     async with asyncio.timeout(PATIENCE):
         while connection._dialling is None:

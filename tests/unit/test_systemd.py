@@ -11,10 +11,6 @@ import pytest
 
 from rondevud import systemd
 
-SENDERS = [systemd.send_over_socket]
-if systemd._native_notify is not None:
-    SENDERS.append(systemd._native_notify)
-
 
 @pytest.fixture(params=["path", "abstract"])
 def manager(request, tmp_path, monkeypatch):
@@ -27,16 +23,10 @@ def manager(request, tmp_path, monkeypatch):
         yield sock
 
 
-@pytest.fixture(params=SENDERS, ids=lambda sender: sender.__module__)
-def sender(request, monkeypatch):
-    monkeypatch.setattr(systemd, "_send", request.param)
-
-
 def received(manager) -> str:
     return manager.recv(4096).decode()
 
 
-@pytest.mark.usefixtures("sender")
 class TestNotify:
     def test_ready_carries_the_status(self, manager):
         assert systemd.ready("3 connections")
@@ -55,6 +45,13 @@ class TestNotify:
     def test_reloading_carries_the_monotonic_time(self, manager):
         assert systemd.reloading()
         assert re.fullmatch(r"RELOADING=1\nMONOTONIC_USEC=[1-9]\d+", received(manager))
+
+    def test_a_manager_that_does_not_read_is_not_waited_for(self, manager):
+        told = 0
+        while systemd.status(f"{told}"):
+            told += 1
+        assert received(manager) == "STATUS=0"
+        assert systemd.status("again")
 
     def test_a_manager_that_went_away_is_no_error(self, tmp_path, monkeypatch):
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
