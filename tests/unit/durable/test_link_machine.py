@@ -193,7 +193,7 @@ def run_machine(count: int = EXAMPLES) -> None:
     assert 3 * examples["two links"] >= examples["all"], examples
 
 
-@pytest.mark.timeout(60 + EXAMPLES // 4)
+@pytest.mark.timeout(120 + EXAMPLES // 2)
 def test_machine_keeps_its_promises_through_every_fault():
     run_machine()
 
