@@ -68,19 +68,25 @@ class Stage:
         """A daemon, and a client of it that stays connected over its restarts."""
         config = self._directory / f"{name}.toml"
         config.write_text(f'[signalling]\nurl = "{self._url}"\n', encoding="utf-8")
-        await self.restart_daemon(name)
-        async with asyncio.timeout(START_TIMEOUT):
-            daemon = await self._open(name)
+        daemon = await self._run_daemon(name)
         try:
             yield daemon
         finally:
             await daemon.close()
 
     async def restart_daemon(self, name: str) -> None:
+        """Run it again after a kill; returns once it answers."""
+        daemon = await self._run_daemon(name)
+        await daemon.close()
+
+    async def _run_daemon(self, name: str) -> Daemon:
+        """Start a daemon; answers a client of it once its socket answers."""
         await self._start(
             name, "rondevud", "run", "--config", f"{self._directory / name}.toml",
             "--socket", str(self._socket(name)), "--state-dir", str(self._directory / name),
         )  # fmt: skip
+        async with asyncio.timeout(START_TIMEOUT):
+            return await self._open(name)
 
     async def start_program(self, program: str, of: str, messages: int) -> None:
         """One of the programs of `rondevud.demo_programs`, at the daemon of alice or bob."""

@@ -41,10 +41,13 @@ BATCH = 64
 """Messages that the filling program has under way: a megabyte."""
 
 READY = 2.0
-"""Seconds from the start of the process to ``READY=1``, with any backlog; processor time in CI (see `Spent`)."""
+"""Seconds from the start of the process to ``READY=1``, with any backlog. Only the long run looks at a clock."""
 
 ATTACHED = 0.2
 """Seconds from the request to the first message."""
+
+DEARER = 1.5
+"""By what factor the processor time of a start with a backlog may exceed that of one without, side by side."""
 
 STARTS = 3
 """Of so many starts the best counts: what else the machine does only makes them slower."""
@@ -207,17 +210,18 @@ async def test_a_daemon_with_many_queued_messages_is_ready_at_once_and_delivers_
         target = f'[[connection]]\nname = "{CONNECTION}"\nusername = "{username}"\nfqn = "{fqn}"\n'
         empty, bob = stage.daemon("empty"), stage.daemon("bob", target)
         await fill_store(bob.state, count)
-        starts, attaches = [], []
+        starts, attaches, bare_starts = [], [], []
         for _ in range(STARTS):
+            bare_starts.append(await start(empty))
+            await empty.kill()
             starts.append(await start(bob))
             attaches.append(await attach(bob))
             queue = await bob.queue(CONNECTION, "main")
             assert (queue["queue_size"], queue["waiting"]) == (count // 2, count // 2)
             await bob.kill()
-        bare = await start(empty)
-        ready, attached = best(starts), best(attaches)
+        ready, bare, attached = best(starts), best(bare_starts), best(attaches)
         print(f"{count} messages: ready {ready}, without any {bare}; first message {attached}")
-        assert ready.processor <= READY
+        assert ready.processor <= DEARER * bare.processor
         assert attached.processor <= ATTACHED
         if request.node.get_closest_marker("soak"):
             assert ready.wall <= READY * SCALE

@@ -22,6 +22,8 @@ pytestmark = [pytest.mark.acceptance, pytest.mark.once, LIMIT]
 
 MESSAGES = 1_000
 ACK_EVERY = 50
+ENDLESS = 10**6
+"""More messages than any sender gets done before it is killed."""
 
 
 def runs(log: list[list[str]]) -> list[list[list[str]]]:
@@ -105,15 +107,16 @@ async def test_what_a_killed_sender_knew_to_be_accepted_arrives_once_and_nothing
     async with Stage(tmp_path) as stage:
         service, connection = await stage.pair()
         target = await service.connection_id()
-        receiver = await stage.program("receiver", "receiver", service.socket, target, "main", "LOG", 10**6, ACK_EVERY)
-        last = 0
+        receiver = await stage.program(
+            "receiver", "receiver", service.socket, target, "main", "LOG", ENDLESS, ACK_EVERY
+        )
+        send = ("sender", "sender", connection.socket, CONNECTION, "main", "LOG", "bob")
         for _ in range(5):
-            last += 2_000
-            sender = await stage.program("sender", "sender", connection.socket, CONNECTION, "main", "LOG", "bob", last)
+            sender = await stage.program(*send, ENDLESS)
             await sender.until_count("accepted", moments.randrange(1, 1_000))
             await sender.kill()
-        last += 100
-        sender = await stage.program("sender", "sender", connection.socket, CONNECTION, "main", "LOG", "bob", last)
+        last = begun(stage) + 100
+        sender = await stage.program(*send, last)
         assert await sender.exited() == 0
         await receiver.until(lambda: has_received(receiver, last), f"message {last}")
         await receiver.kill()
@@ -124,24 +127,29 @@ async def test_programs_killed_together_with_their_daemons_find_what_was_promise
     async with Stage(tmp_path) as stage:
         service, connection = await stage.pair()
         target = await service.connection_id()
-        receive = ("receiver", "receiver", service.socket, target, "main", "LOG", 10**6, ACK_EVERY)
-        receiver, last = await stage.program(*receive), 0
+        receive = ("receiver", "receiver", service.socket, target, "main", "LOG", ENDLESS, ACK_EVERY)
+        send = ("sender", "sender", connection.socket, CONNECTION, "main", "LOG", "bob")
+        receiver = await stage.program(*receive)
         for round_ in range(4):
-            last += 6_000  # far more than are accepted until the kill
-            sender = await stage.program("sender", "sender", connection.socket, CONNECTION, "main", "LOG", "bob", last)
+            sender = await stage.program(*send, ENDLESS)
             await receiver.until_count("received", receiver.count("received") + 300)
             killed, program = ((connection, sender), (service, receiver))[round_ % 2]
             await asyncio.gather(killed.kill(), program.kill())
+            await sender.kill()
             await killed.start()
             if killed is service:
                 receiver = await stage.program(*receive)
-            await sender.kill()
-        last += 100
-        sender = await stage.program("sender", "sender", connection.socket, CONNECTION, "main", "LOG", "bob", last)
+        last = begun(stage) + 100
+        sender = await stage.program(*send, last)
         assert await sender.exited() == 0
         await receiver.until(lambda: has_received(receiver, last), f"message {last}")
         await receiver.kill()
         assert_accepted_arrived(stage)
+
+
+def begun(stage: Stage) -> int:
+    """The last number that the sender has begun to send."""
+    return max(int(words[1]) for words in stage.read_log("sender") if words[0] == "sending")
 
 
 def has_received(receiver: Process, number: int) -> bool:
