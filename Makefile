@@ -6,6 +6,8 @@
 #   MARKS=EXPRESSION   only tests with such marks
 
 SHELL := /bin/bash
+# Where the environment forbids bytecode files, every process of a test would compile the whole daemon again.
+unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?=
 VENV ?= .venv$(if $(PYTHON),-$(notdir $(PYTHON)))
 TESTS ?= tests
@@ -27,7 +29,7 @@ demo: $(VENV)/.installed ## two daemons and a signalling server on this machine,
 venv: $(VENV)/.installed-dev ## the virtual environment, with all that development needs
 
 test: $(VENV)/.installed-dev ## all tests but the long ones
-	$(VENV)/bin/python -m pytest -q -n $(JOBS) --dist worksteal -m '$(MARKS)' $(TESTS)
+	$(VENV)/bin/python -m pytest -q -n $(JOBS) --dist load --maxschedchunk 1 -m '$(MARKS)' $(TESTS)
 
 lint: $(VENV)/.installed-dev ## style and types
 	$(VENV)/bin/ruff check .
