@@ -699,7 +699,7 @@ async def test_a_client_that_says_one_thing_and_leaves_is_heard(world, foreigner
         await near.opened()
         while client.pc.sctp._outbound_queue or client.pc.sctp._sent_queue or near.data_channel.bufferedAmount:
             await asyncio.sleep(0)
-        await end(client.pc)
+        await client.leave()
     heard = set()
     async with asyncio.timeout(PATIENCE):
         while len(heard) < 6:

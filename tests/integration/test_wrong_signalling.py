@@ -26,6 +26,7 @@ from tests.integration.daemons import (
     SERVICE,
     Exchange,
     Pair,
+    Place,
     open_pair,
     open_world,
     watch,
@@ -194,11 +195,25 @@ async def error_of(program: Daemon, name: str) -> str | None:
     return error
 
 
+def be_impatient(place: Place, behaviour: str) -> float:
+    """Where nothing answers, do not wait long for it: only as long as that lasts, or a busy machine is taken for it."""
+    http = place.house.holdings.signalling._http
+    patience: float = http._timeout
+    if behaviour == "never":
+        http._timeout = 0.4
+    return patience
+
+
+def be_patient(place: Place, patience: float) -> None:
+    place.house.holdings.signalling._http._timeout = patience
+
+
 async def expose_against(server: MisbehavingServer, pair: Pair, route: str, behaviour: str) -> str:
     """A service whose requests of that kind fail, until they do not; answers its name."""
     fqn = f"com.example.{route.replace('_', '-')}@1.0.0"
     name = f"alice/{fqn}"
     events = await watch(pair.program)
+    patience = be_impatient(pair.home, behaviour)
     server.wrong = {route: BEHAVIOURS[behaviour]}
     exposing = asyncio.ensure_future(pair.program.expose_service("alice", fqn, pool_size=2, **SERVICE))
     context = "poll" if route == "answers" else "publish"
@@ -207,6 +222,7 @@ async def expose_against(server: MisbehavingServer, pair: Pair, route: str, beha
         assert re.search(ERRORS[behaviour][1], failed["message"]), failed
     assert re.search(ERRORS[behaviour][1], await error_of(pair.program, name) or "")
     server.wrong = {}
+    be_patient(pair.home, patience)
     await asyncio.wait_for(exposing, PATIENCE)
     await trouble_is_over(pair.program, name)
     await pair.program.withdraw("alice", fqn)
@@ -215,6 +231,7 @@ async def expose_against(server: MisbehavingServer, pair: Pair, route: str, beha
 
 async def connect_against(server: MisbehavingServer, pair: Pair, route: str, behaviour: str) -> None:
     events = await watch(pair.visitor)
+    patience = be_impatient(pair.away, behaviour)
     server.wrong = {route: BEHAVIOURS[behaviour]}
     await pair.visitor.connect("alice", FQN, name=route)
     for _ in range(2):
@@ -222,6 +239,7 @@ async def connect_against(server: MisbehavingServer, pair: Pair, route: str, beh
         assert re.search(ERRORS[behaviour][1], trying["error"]), trying
     assert re.search(ERRORS[behaviour][1], await error_of(pair.visitor, route) or "")
     server.wrong = {}
+    be_patient(pair.away, patience)
     await pair.visitor.wait(route, "connected", PATIENCE)
     assert await error_of(pair.visitor, route) is None
 
@@ -237,9 +255,6 @@ async def test_a_daemon_says_once_what_is_wrong_goes_on_with_its_links_and_recov
     async with open_world(tmp_path, signalling=False) as world:
         world.url = server.url
         pair = await open_pair(world, pool_size=3)
-        if behaviour == "never":
-            for place in (pair.home, pair.away):
-                place.house.holdings.signalling._http._timeout = 0.2
         exchange = Exchange(pair.near, pair.far, 2_000)
 
         async def misbehave() -> None:
