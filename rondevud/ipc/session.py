@@ -103,8 +103,18 @@ class Session(asyncio.Protocol):
             handle.pause()
 
     def resume_writing(self) -> None:
-        """The client has read. What one handle has for it may be all it takes; the others go on when it reads again."""
+        """The client has read. What one handle has for it may be all it takes; the others go on when it reads again.
+
+        A bug closes the socket: the handles that come behind it would wait for ever.
+        """
         self.writer.resume()
+        try:
+            self._resume_handles()
+        except Exception:
+            logger.exception("%s: going on failed", self)
+            self.fail("internal", "going on failed; the daemon's log says why")
+
+    def _resume_handles(self) -> None:
         for number, handle in list(self.handles.items()):
             if self.writer.congested:
                 return

@@ -323,6 +323,22 @@ async def test_a_client_that_reads_again_gets_what_its_handles_have_in_turns(cli
         assert session.writer.unsent < 3 * writer.HIGH_WATER
 
 
+async def test_a_bug_while_a_client_that_reads_again_goes_on_closes_its_socket(client, server, house, caplog):
+    for label in ("broken", "behind it"):
+        await client.result("attach", target="conn-a", label=label, credit=10_000)
+    (session,) = server._sessions
+    house.get("conn-a", "broken").receiver.resume = lambda: 1 / 0
+    house.get("conn-a", "behind it").deliver(*[b"x" * 65_536] * 100)
+    session.writer.flush()
+    assert session.writer.congested
+    client.writer.transport.resume_reading()
+    frame = None
+    while (later := await client.next()) is not None:
+        frame = later
+    assert (frame.msgid, frame.error["code"]) == (None, "internal")
+    assert "ZeroDivisionError" in caplog.text
+
+
 async def test_a_client_that_asks_and_never_reads_is_not_read_any_more(server, path, house):
     async def answer_much(_target):
         house.changed.set()
