@@ -81,7 +81,10 @@ def _connection(answer: Data) -> Iterator[Line]:
         yield "to", answer["target"]
     else:
         yield "taken by", f"{answer['service']}, from {answer['peer_name'] or 'a peer without a name'}"
-    yield "state", answer["state"] + (", silent for too long" if answer["suspect"] else "")
+    yield (
+        "state",
+        answer["state"] + (", suspect: one end at least hears nothing of the other" if answer["suspect"] else ""),
+    )
     yield (
         "peer",
         {"link": "a daemon (link)", "plain": "plain, without acknowledgements"}.get(

@@ -38,7 +38,7 @@ def page(**changes):
 
 def test_a_connection_is_explained_line_by_line():
     lines = page()
-    assert lines["state"] == "connected, silent for too long"
+    assert lines["state"] == "connected, suspect: one end at least hears nothing of the other"
     assert lines["path"] == "relayed: 10.0.0.1:5 relay to 10.0.0.2:6 host"
     assert lines["theirs"] == "none: found by its checks"
     assert lines["round trip"] == "12.3 ms"
