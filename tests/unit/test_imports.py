@@ -76,6 +76,7 @@ SANS_IO = (
     "rondevud.records",
     "rondevud.accounts",
     "rondevud.failed",
+    "rondevud.latencies",
     "rondevud.ranges",
     "rondevud.backoff",
     "rondevud.durable.states",
@@ -115,6 +116,7 @@ SHARED = {
     "rondevud.ranges",
     "rondevud.accounts",
     "rondevud.failed",
+    "rondevud.latencies",
     "rondevud.syncing",
 }
 """Modules of the daemon that every part may use."""
