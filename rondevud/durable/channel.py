@@ -342,10 +342,15 @@ class DurableChannel:
 
     async def accounts(self) -> dict[str, Any]:
         """What `queue` adds to `facts`: ages in seconds, and what became of all messages so far. Raises `RequestError`."""
-        books: Accounts = await self._session.run(ReadAccounts(self.id))
+        books = await self.books()
         now = self.stamp().wall
         ages = (None if at is None else max(0.0, now - at) for at in (books.out_oldest, books.in_oldest))
         return {**dict(zip(("queue_age", "waiting_age"), ages, strict=True)), "totals": asdict(books.totals)}
+
+    async def books(self) -> Accounts:
+        """What became of its messages so far, as the store has it. Raises `RequestError`."""
+        books: Accounts = await self._session.run(ReadAccounts(self.id))
+        return books
 
     def reconfigure(self, settings: ChannelSettings) -> None:
         """Other limits, for what is accepted from now on."""

@@ -223,7 +223,9 @@ class Channels(Mapping[str, DurableChannel]):
 
     def _add(self, record: ChannelRecord, settings: ChannelSettings) -> DurableChannel:
         budget = self._host.budget(record.durability)
-        channel = DurableChannel(record, self._host.lanes[record.label], settings, self._host, budget, self._host.latencies)
+        channel = DurableChannel(
+            record, self._host.lanes[record.label], settings, self._host, budget, self._host.latencies
+        )
         self._channels[record.label] = self._by_id[record.id] = channel
         return channel
 

@@ -91,11 +91,12 @@ class Owner(Protocol):
 
 
 class Past:
-    """Counts of channels and of sessions that are there no more, since the daemon started."""
+    """Counts of channels, sessions and services that are there no more, since the daemon started."""
 
     def __init__(self) -> None:
         self.channels: Counter[str] = Counter()
         self.sessions: Counter[str] = Counter()
+        self.services: Counter[str] = Counter()
 
 
 class Environment:
