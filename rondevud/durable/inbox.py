@@ -435,17 +435,20 @@ class Inbox:
             return
         rows = []
         redelivered = 0
-        now = self._host.stamp().wall
+        fresh: Counter[float] = Counter()
         for item in items:
             attempt = self._attempt(item.row) if attempts is None else attempts
             if attempt > 1:
                 redelivered += 1
             elif attempts is None:  # observers get copies
-                self._latencies.deliver.observe(now - item.enqueued)
+                fresh[item.enqueued] += 1
             if isinstance(item, InMessage):
                 rows.append([item.payload, message_id(item), item.enqueued, attempt])
                 if item.tries:
                     self.failures.given(item)
+        now = self._host.stamp().wall
+        for enqueued, count in fresh.items():
+            self._latencies.deliver.observe(now - enqueued, count)
         self._host.count("delivered", len(rows))
         if redelivered:
             self._host.count("redelivered", redelivered)
