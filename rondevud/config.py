@@ -169,7 +169,8 @@ class AccessConfig(Section):
 class MetricsConfig(Section):
     """``[metrics]``."""
 
-    listen: Annotated[None, BeforeValidator(values.not_yet("serving metrics"))] = None
+    listen: Annotated[Text, AfterValidator(values.metrics_listen)] | None = None
+    """``unix:PATH`` or a loopback ``HOST:PORT``; None: metrics are not served."""
 
 
 class ChannelOptions(QueueConfig):

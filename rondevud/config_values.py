@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,26 @@ def listen(value: str) -> str:
     host, _, port = value.rpartition(":")
     if not host or not re.fullmatch(r"\d{1,5}", port) or int(port) > 65535:
         raise ValueError('expected HOST:PORT such as "127.0.0.1:3000" or "[::1]:3000"')
+    return value
+
+
+def metrics_listen(value: str) -> str:
+    """Only where no other machine comes: metrics name peers, and are served to whoever asks."""
+    expected = 'expected "unix:/PATH" or a loopback address with a port such as "127.0.0.1:9464"'
+    if value.startswith("unix:"):
+        path = value[5:]
+        if not path.startswith("/") or "\0" in path or path.endswith("/"):
+            raise ValueError(expected)
+        return value
+    try:
+        listen(value)
+        address = ip_address(value.rpartition(":")[0].strip("[]"))
+    except ValueError:
+        raise ValueError(expected) from None
+    if not address.is_loopback:
+        raise ValueError(
+            f"{expected}: {address} can be reached from outside; a proxy in front could ask for a password"
+        )
     return value
 
 

@@ -19,6 +19,7 @@ from rondevud.errors import ConfigError, RequestError
 from rondevud.events import EventBus
 from rondevud.house import House
 from rondevud.ipc.server import Server
+from rondevud.metrics import Metrics
 from rondevud.network import NetworkWatch
 from rondevud.records import ForgetProducers
 from rondevud.rendezvous import app as rendezvous
@@ -163,12 +164,16 @@ async def start(
         group=group,
         max_message=config.daemon.max_message,
     )
-    house.clients = server.clients
+    house.clients, house.clients_refused = server.clients, lambda: server.refused
     await server.start()
     _stop_later(stack, "the socket", server.stop)
     _stop_later(stack, "connections and services", house.stop)
     stack.callback(events.publish, "stopping", {"restarting": True})
     await house.start()
+    metrics = Metrics(house, mode=config.daemon.socket_mode, group=group)
+    _stop_later(stack, "metrics", metrics.stop)
+    await metrics.change(config.metrics.listen)
+    house.on_metrics(metrics.change)
     watch = NetworkWatch(house.network_changed)
     watch.start()
     stack.callback(watch.stop)

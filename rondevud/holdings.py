@@ -311,6 +311,7 @@ class Holdings:
                 service.forget_read()
         for service in [service for service in self.undeclared if not service.visits]:
             self.undeclared.remove(service)
+            self.environment.past.services.update(service.counters)
             service.release()
 
 

@@ -8,7 +8,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,6 +59,7 @@ class House:
         self.instance = secrets.token_hex(8)
         self.version = environment.version
         self.clients: Callable[[], list[Data]] = list
+        self.clients_refused: Callable[[], int] = int
         self.signalling_url = config.signalling.url
         self.holdings = Holdings(config, environment, signalling, engine, events)
         self.keys = Keys(identities, self.holdings.services_of)
@@ -131,6 +132,10 @@ class House:
     def owner_gone(self, owner: object) -> None:
         """The socket that made declarations is closed; all but the ephemeral ones outlive it."""
         self.holdings.owners.gone(owner)
+
+    def on_metrics(self, apply: Callable[[str | None], Awaitable[None]]) -> None:
+        """What a reload calls with the place where metrics are to be served."""
+        self._reloading.apply_metrics = apply
 
     async def reload(self) -> Data:
         self.holdings.refuse_if_stopping()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from rondevud.records import DeclarationKind, DeleteDeclaration
 
 logger = logging.getLogger(__name__)
 
-APPLIED = ("services", "connections", "queue", "reconnect")
+APPLIED = ("services", "connections", "queue", "reconnect", "metrics")
 """What of the file is taken over; everything else needs a restart."""
 
 STOP_WAIT = 5.0
@@ -33,7 +34,7 @@ class Changes:
 
     added: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
-    """Also the tables that hold for all, ``queue`` and ``reconnect``."""
+    """Also the tables that hold for all, ``queue`` and ``reconnect``, and ``metrics``."""
     removed: list[str] = field(default_factory=list)
     restart_needed: list[str] = field(default_factory=list)
     """Keys as ``section.key`` whose new values are not used before the daemon is started again."""
@@ -49,6 +50,8 @@ class Reloading:
         self._holdings = holdings
         self._endings = endings
         self._path = path
+        self.apply_metrics: Callable[[str | None], Awaitable[None]] | None = None
+        """Serves metrics at another place, or nowhere; raises `ConfigError`."""
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[dict[str, Any]]] = set()
 
@@ -80,7 +83,9 @@ class Reloading:
             systemd.reloading()
             status = f"{self._path} was not taken over"
             try:
-                changes = (await self._take_over(self._load())).as_map()
+                new = self._load()
+                await self._move_metrics(new)
+                changes = (await self._take_over(new)).as_map()
                 status = f"took {self._path} over"
             except Exception as error:
                 raise self._failed(error) from error
@@ -114,6 +119,14 @@ class Reloading:
             raise RequestError("bad_config", f"{self._path}: signalling.url: the daemon runs without one: restart it")
         return new
 
+    async def _move_metrics(self, new: Config) -> None:
+        """First of all: what cannot be listened at is a mistake in the file, which changes nothing then."""
+        if self.apply_metrics is not None:
+            try:
+                await self.apply_metrics(new.metrics.listen)
+            except ConfigError as error:
+                raise RequestError("bad_config", f"{self._path}: {error}") from error
+
     async def _take_over(self, new: Config) -> Changes:
         holdings, changes = self._holdings, Changes(restart_needed=_others(self._holdings.config, new))
         old = holdings.config
@@ -121,6 +134,7 @@ class Reloading:
         holdings.environment.budget.set_limit(holdings.config.queue.store_limit)
         changes.changed += [table for table in ("queue", "reconnect") if getattr(old, table) != getattr(new, table)]
         everything = bool(changes.changed)
+        changes.changed += ["metrics"] * (old.metrics != new.metrics)
         wanted: dict[Key, Options] = {(DeclarationKind.SERVICE, service.name): service for service in new.services}
         wanted |= {(DeclarationKind.CONNECTION, connection.name): connection for connection in new.connections}
         known = set(holdings.declared)

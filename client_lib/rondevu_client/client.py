@@ -292,9 +292,15 @@ class Daemon(Emitter, Requests):
         await self._join(service, service._declare)
         return service
 
-    async def subscribe(self, target: str | None = None, since: int | None = None) -> EventStream:
-        """The events of a target or, with None, of everything; from number `since` on, as far as they are kept."""
-        stream = EventStream(self, target, since)
+    async def subscribe(
+        self, target: str | None = None, since: int | None = None, *, instance: str = ""
+    ) -> EventStream:
+        """The events of a target or, with None, of everything; from number `since` on, as far as they are kept.
+
+        `instance` says of which start of the daemon `since` is a number (`Daemon.instance` was that then). If that is over,
+        an ``overrun`` comes first, and then all that the present one has kept.
+        """
+        stream = EventStream(self, target, since, instance if since is not None else "")
         await self._join(stream, stream._declare)
         return stream
 

@@ -28,16 +28,18 @@ class Event(NamedTuple):
 class EventStream:
     """Made by `Daemon.subscribe`; ends when the daemon object is closed or `close` is called.
 
-    Over a broken socket it goes on where it was. An event ``overrun`` says how many events are missing in its place, with
-    count None where nobody knows: the daemon was restarted.
+    Over a broken socket it goes on where it was. An event ``overrun {count, from, to}`` says which numbers are missing in its
+    place, and how many events of any target those were. Where nobody knows how many, because the daemon was started anew,
+    `count` and `to` are None; numbers begin at 1 then, and what the new one has is told from its beginning.
     """
 
-    def __init__(self, daemon: Daemon, target: str | None, since: int | None) -> None:
+    def __init__(self, daemon: Daemon, target: str | None, since: int | None, instance: str = "") -> None:
+        """`instance`: whose number `since` is, as `Daemon.instance` was then; empty: that of the present daemon."""
         self._daemon = daemon
         self._target = target
         self._since = since
         """Number of the event to go on with."""
-        self._instance = ""
+        self._instance = instance
         self._wire: Wire | None = None
         self._subscription = 0
         self._events: deque[Event] = deque(maxlen=KEPT)
@@ -47,7 +49,9 @@ class EventStream:
         """What was there at event number `next`; of the last subscription."""
         self.next = 0
         self.overrun = 0
-        """Events that were dropped because nobody asked for them."""
+        """Events that were dropped because nobody asked for them; the stream tells of them, too."""
+        self._dropped = (0, 0, 0)
+        """Of those that are not told yet: count, first and last number."""
 
     def __aiter__(self) -> AsyncIterator[Event]:
         return self
@@ -61,6 +65,10 @@ class EventStream:
                 raise Detached(self._end_reason)
             self._change.clear()
             await self._change.wait()
+        count, first, last = self._dropped
+        if count:
+            self._dropped = (0, 0, 0)
+            return Event(last, "overrun", {"count": count, "from": first, "to": last})
         return self._events.popleft()
 
     async def close(self) -> None:
@@ -77,15 +85,13 @@ class EventStream:
     async def _declare(self, wire: Wire) -> None:
         await wire.request(
             "subscribe",
-            {"target": self._target, "since": self._since},
+            {"target": self._target, "since": 1 if self._is_of_another() and self._since is not None else self._since},
             timeout=self._daemon.request_timeout,
             on_result=lambda answer: self._begin(wire, answer),
             undo=lambda answer: wire.send_unsubscribe(answer["subscription"]),
         )
 
     async def _revive(self, wire: Wire) -> None:
-        if self._instance != self._daemon.instance:
-            self._since = None
         try:
             await self._declare(wire)
         except RequestRefused as error:
@@ -93,13 +99,18 @@ class EventStream:
                 raise
             self._end(error.code)
 
+    def _is_of_another(self) -> bool:
+        """Whether the number to go on with was counted by another start of the daemon."""
+        return self._instance not in {"", self._daemon.instance}
+
     def _begin(self, wire: Wire, answer: dict[str, Any]) -> None:
         self._wire, self._subscription = wire, answer["subscription"]
         self.connections, self.next = answer["connections"], answer["next"]
-        if self._since is None:
+        if self._is_of_another():
+            self._put(Event(0, "overrun", {"count": None, "from": self._since or 1, "to": None}))
+            self._since = 1
+        elif self._since is None:
             self._since = self.next
-        if self._instance not in {"", self._daemon.instance}:
-            self._put(Event(max(0, self.next - 1), "overrun", {"count": None}))
         self._instance = self._daemon.instance
         wire.sinks[self._subscription] = self._take
 
@@ -130,5 +141,7 @@ class EventStream:
     def _put(self, event: Event) -> None:
         if len(self._events) == KEPT:
             self.overrun += 1
+            lost, (count, first, _) = self._events[0], self._dropped
+            self._dropped = (count + 1, first or lost.number, max(lost.number, self._dropped[2]))
         self._events.append(event)
         self._change.set()

@@ -21,30 +21,40 @@ SUBJECT = ("service", "connection_id", "label")
 @click.command(short_help="Print events as they happen.")
 @click.argument("target", required=False, shell_complete=complete_target)
 @click.option("--since", type=click.IntRange(0), metavar="N", help="Begin with event number N, as far as it is kept.")
+@click.option(
+    "--instance", default="", metavar="ID", help="The start of the daemon that gave N (JSON and `status` show it)."
+)
 @json_option
 @pass_settings
-def events(settings: Settings, target: str | None, since: int | None) -> None:
+def events(settings: Settings, target: str | None, since: int | None, instance: str) -> None:
     """Print events of TARGET (or all) as they happen, one to a line. Ctrl-C ends it.
 
-    JSON, one line for each event: {number, name, data}.
+    Events are numbered; the daemon keeps the last 4096. With --since those from number N on come first. Where some are
+    missing, an event overrun says so: {count, from, to}, with to and count null when the daemon was started anew, which
+    begins to count at 1 again.
+
+    JSON, one line for each event: {number, name, data, instance}.
     """
     from rondevud.ctl.following import follow  # noqa: PLC0415 - loads asyncio
 
     async def work(daemon: Daemon) -> None:
-        async for event in await daemon.subscribe(target, since):
+        stream = await daemon.subscribe(target, since, instance=instance)
+        async for event in stream:
             if settings.json:
-                show_json_line({"number": event.number, "name": event.name, "data": event.data})
+                words = {"number": event.number, "name": event.name, "data": event.data}
+                show_json_line(words | {"instance": daemon.instance})
             else:
-                click.echo(describe(event))
+                click.echo(describe(event, replayed=event.number < stream.next))
 
     follow(settings, work)
 
 
-def describe(event: Event) -> str:
-    """An event in one line: time, name, whom it is about, the rest."""
+def describe(event: Event, *, replayed: bool) -> str:
+    """An event in one line: time (not of what is `replayed`), number, name, whom it is about, the rest."""
     about = [one_line(key, event.data[key]) for key in SUBJECT if key in event.data]
     rest = [f"{key}={one_line(key, value)}" for key, value in event.data.items() if key not in SUBJECT]
-    return "  ".join([time.strftime("%H:%M:%S"), event.name, *filter(None, ["/".join(about), " ".join(rest)])])
+    at = "--:--:--" if replayed else time.strftime("%H:%M:%S")
+    return "  ".join([at, str(event.number), event.name, *filter(None, ["/".join(about), " ".join(rest)])])
 
 
 COMMANDS = (events,)

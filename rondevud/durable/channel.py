@@ -25,6 +25,7 @@ from rondevud.durable.receiver import Receiver, ReceiverListener
 from rondevud.durable.settings import ChannelSettings, OutboxLimits
 from rondevud.durable.states import ChannelState
 from rondevud.errors import RequestError, StoreError
+from rondevud.latencies import Latencies
 from rondevud.records import (
     Acknowledge,
     ChannelRecord,
@@ -103,8 +104,12 @@ class DurableChannel:
         settings: ChannelSettings,
         session: SessionPort,
         budget: Budget | None = None,
+        latencies: Latencies | None = None,
     ) -> None:
-        """`budget` is what the queues of its store may hold together; without one that is unlimited."""
+        """`budget` is what the queues of its store may hold together; without one that is unlimited.
+
+        `latencies` hear how long messages take.
+        """
         budget = budget or Budget()
         self.label = record.label
         self.id = record.id
@@ -122,9 +127,15 @@ class DurableChannel:
         self.made_by_attach = False
         """Whether the next `verdict` belongs to the attach that made the channel."""
         self._watches: set[BufferWatch] = set()
-        self.outbox = Outbox(record, settings.outbox, self, budget.share(Direction.OUT))
+        self.outbox = Outbox(record, settings.outbox, self, budget.share(Direction.OUT), latencies)
         self.inbox = Inbox(
-            record, self, self._inbox_taken, self._announce_waiting, self._inbox_bound, budget.share(Direction.IN)
+            record,
+            self,
+            self._inbox_taken,
+            self._announce_waiting,
+            self._inbox_bound,
+            budget.share(Direction.IN),
+            latencies,
         )
         self.inbox.failures.limit = settings.inbox.max_deliveries
 
@@ -321,20 +332,25 @@ class DurableChannel:
             "failed": self.inbox.failures.count,
             "attached": self.inbox.attached,
             "producers": len(self.outbox.producers),
-            "counters": self._counted(),
+            "counters": self.counted(),
         }
 
-    def _counted(self) -> dict[str, int]:
+    def counted(self) -> dict[str, int]:
         """What was counted since the start of the daemon. Messages that were sent again count again."""
         sent = self.counters["sent"] + self._lane.out.sent
         return dict(self.counters) | {"sent": sent, "duplicates_dropped": self._lane.incoming.duplicates}
 
     async def accounts(self) -> dict[str, Any]:
         """What `queue` adds to `facts`: ages in seconds, and what became of all messages so far. Raises `RequestError`."""
-        books: Accounts = await self._session.run(ReadAccounts(self.id))
+        books = await self.books()
         now = self.stamp().wall
         ages = (None if at is None else max(0.0, now - at) for at in (books.out_oldest, books.in_oldest))
         return {**dict(zip(("queue_age", "waiting_age"), ages, strict=True)), "totals": asdict(books.totals)}
+
+    async def books(self) -> Accounts:
+        """What became of its messages so far, as the store has it. Raises `RequestError`."""
+        books: Accounts = await self._session.run(ReadAccounts(self.id))
+        return books
 
     def reconfigure(self, settings: ChannelSettings) -> None:
         """Other limits, for what is accepted from now on."""

@@ -18,6 +18,7 @@ from rondevud.durable.ports import Configure, Store
 from rondevud.durable.settings import ChannelSettings
 from rondevud.durable.states import ChannelState
 from rondevud.errors import RequestError, StoreError
+from rondevud.latencies import Latencies
 from rondevud.records import ChannelRecord, CreateChannel, Durability, SaveSession, SessionRecord, SetChannelOptions
 from rondevud.transport.base import RELIABLE, ChannelOptions
 
@@ -39,6 +40,9 @@ class Host(SessionPort, Protocol):
     def store(self, durability: Durability) -> Store: ...
 
     def budget(self, durability: Durability) -> Budget: ...
+
+    @property
+    def latencies(self) -> Latencies: ...
 
     def schedule_flush(self) -> None: ...
 
@@ -219,7 +223,9 @@ class Channels(Mapping[str, DurableChannel]):
 
     def _add(self, record: ChannelRecord, settings: ChannelSettings) -> DurableChannel:
         budget = self._host.budget(record.durability)
-        channel = DurableChannel(record, self._host.lanes[record.label], settings, self._host, budget)
+        channel = DurableChannel(
+            record, self._host.lanes[record.label], settings, self._host, budget, self._host.latencies
+        )
         self._channels[record.label] = self._by_id[record.id] = channel
         return channel
 

@@ -27,6 +27,7 @@ from rondevud.durable.receiver import Receiver, ReceiverListener
 from rondevud.durable.settings import OutboxLimits
 from rondevud.errors import RequestError, StoreError, StoreFailed
 from rondevud.failed import Freed
+from rondevud.latencies import Latencies
 from rondevud.ranges import Ranges
 from rondevud.records import (
     AckIn,
@@ -86,8 +87,9 @@ class Inbox:
         became_free: Callable[[], None],
         bound: Callable[[], OutboxLimits | None] = lambda: None,
         share: Share | None = None,
+        latencies: Latencies | None = None,
     ) -> None:
-        """`share` is its part of what the store may hold; without one that is unlimited."""
+        """`share` is its part of what the store may hold; without one that is unlimited. `latencies` hear of times."""
         self.count = record.in_count
         self.size = record.in_bytes
         self._share = share or Budget().share(Direction.IN)
@@ -108,6 +110,7 @@ class Inbox:
         self._attached_before = record.attached
         self._host = host
         self._taken = taken
+        self._latencies = latencies or Latencies()
         self._became_free = became_free
         self._fresh_from: float = float("inf")
         """Rows from this one on were stored by this run of the daemon."""
@@ -432,13 +435,20 @@ class Inbox:
             return
         rows = []
         redelivered = 0
+        fresh: Counter[float] = Counter()
         for item in items:
             attempt = self._attempt(item.row) if attempts is None else attempts
-            redelivered += attempt > 1
+            if attempt > 1:
+                redelivered += 1
+            elif attempts is None:  # observers get copies
+                fresh[item.enqueued] += 1
             if isinstance(item, InMessage):
                 rows.append([item.payload, message_id(item), item.enqueued, attempt])
                 if item.tries:
                     self.failures.given(item)
+        now = self._host.stamp().wall
+        for enqueued, count in fresh.items():
+            self._latencies.deliver.observe(now - enqueued, count)
         self._host.count("delivered", len(rows))
         if redelivered:
             self._host.count("redelivered", redelivered)

@@ -20,6 +20,7 @@ from rondevud.durable.outgoing import Direction
 from rondevud.durable.producer import Producer, Submission
 from rondevud.durable.settings import OutboxLimits
 from rondevud.errors import StoreError, StoreFailed
+from rondevud.latencies import AcceptTimes, Latencies
 from rondevud.records import (
     Acknowledged,
     ChannelRecord,
@@ -75,8 +76,15 @@ class Host(Protocol):
 class Outbox:
     """Counts what is stored and not acknowledged, and keeps it within `limits`."""
 
-    def __init__(self, record: ChannelRecord, limits: OutboxLimits, host: Host, share: Share | None = None) -> None:
-        """`share` is its part of what the store may hold; without one that is unlimited."""
+    def __init__(
+        self,
+        record: ChannelRecord,
+        limits: OutboxLimits,
+        host: Host,
+        share: Share | None = None,
+        latencies: Latencies | None = None,
+    ) -> None:
+        """`share` is its part of what the store may hold; without one that is unlimited. `latencies` hear of times."""
         self.limits = limits
         self.count = record.out_count
         self.size = record.out_bytes
@@ -84,6 +92,8 @@ class Outbox:
         self._id = record.id
         self._host = host
         self._handed = 0
+        self._latencies = latencies or Latencies()
+        self._accept_times = AcceptTimes(self._latencies)
         self._storing_count = 0
         self._storing_size = 0
         self._parked: deque[Submission] = deque()
@@ -106,6 +116,7 @@ class Outbox:
 
     def submit(self, submission: Submission) -> None:
         """Take messages of a producer: store them, park them, or refuse them."""
+        submission.submitted_at = self._host.now()
         self._parked.append(submission)
         self.settle()
 
@@ -252,10 +263,17 @@ class Outbox:
                 self.settle()
                 return
             self._host.count("accepted", count)
+            self._time(submission, outcome, count)
             self._added(count, size, max_age)
             producer.accept(submission, outcome.next)
 
         self._host.execute(operation, stored)
+
+    def _time(self, submission: Submission, stored: PutResult, count: int) -> None:
+        now = self._host.now()
+        if submission.submitted_at is not None:
+            self._latencies.accept.observe(now - submission.submitted_at, count)
+        self._accept_times.accepted(stored.next, count, now)
 
     def closing_submitted(self) -> None:
         """The closing message is on its way into the store: nothing is drained before it has left, too."""
@@ -304,6 +322,8 @@ class Outbox:
         self.size -= result.size
         self._tell_size()
         self._host.count(counter, result.messages)
+        if result.messages and counter == "acknowledged":
+            self._accept_times.acknowledged(result.acked, self._host.now())
         for done in result.producers:
             if done.producer in self.producers:
                 self.producers[done.producer].tell_acknowledged(done)
@@ -318,6 +338,7 @@ class Outbox:
             self.count -= gone.messages
             self.size -= gone.size
             self._host.count(f"removed_{gone.reason}", gone.messages)
+            self._accept_times.removed(gone.first, gone.next)
             if gone.reason is Reason.EXPIRED:
                 self._host.event("message_expired", {"count": gone.messages, "first": gone.first, "next": gone.next})
             elif gone.reason in {Reason.TOO_LARGE, Reason.DAMAGED}:

@@ -37,7 +37,7 @@ UNSENT_KEPT = 1_024
 class Submission:
     """Messages of one producer with consecutive numbers, on their way into the outbox."""
 
-    __slots__ = ("count", "decided", "first_seq", "max_age", "payloads", "producer", "size")
+    __slots__ = ("count", "decided", "first_seq", "max_age", "payloads", "producer", "size", "submitted_at")
 
     def __init__(
         self, producer: Producer, first_seq: int, payloads: tuple[Payload, ...], max_age: float | None
@@ -50,6 +50,8 @@ class Submission:
         self.max_age = max_age
         self.size = sum(map(frames.payload_size, payloads))
         self.decided = False
+        self.submitted_at: float | None = None
+        """When the outbox got it, monotonic; None before."""
 
     @property
     def last_seq(self) -> int:
@@ -62,6 +64,7 @@ class Submission:
         self.payloads = self.payloads[count:]
         self.count -= count
         self.size -= head.size
+        head.submitted_at = self.submitted_at
         self.producer.was_split(self, head)
         return head
 

@@ -47,6 +47,7 @@ from rondevud.durable.link import LinkSettings, Session
 from rondevud.durable.ports import Clock, Configure, Publish, Store
 from rondevud.durable.unframed import Unframed
 from rondevud.errors import RequestError, StoreError, TransportError
+from rondevud.latencies import Latencies
 from rondevud.records import (
     ChannelRecord,
     DeleteSession,
@@ -89,6 +90,15 @@ class Owner(Protocol):
         """Close a WebRTC connection in a task of the owner."""
 
 
+class Past:
+    """Counts of channels, sessions and services that are there no more, since the daemon started."""
+
+    def __init__(self) -> None:
+        self.channels: Counter[str] = Counter()
+        self.sessions: Counter[str] = Counter()
+        self.services: Counter[str] = Counter()
+
+
 class Environment:
     """What all sessions of a daemon share."""
 
@@ -106,6 +116,9 @@ class Environment:
         self.budget = Budget()
         """What the queues on disk may hold together."""
         self.unlimited = Budget()
+        self.latencies = Latencies()
+        self.past = Past()
+        """What channels and sessions had counted that are there no more."""
 
     def count(self, counter: str) -> None:
         self.counters[counter] += 1
@@ -113,7 +126,7 @@ class Environment:
     def in_memory(self) -> Environment:
         """The same for sessions of which nothing is to be written: what others keep on disk they keep in memory."""
         other = Environment(self.memory, self.memory, self.clock, self.publish, self.start_us, self.version)
-        other.counters = self.counters
+        other.counters, other.latencies, other.past = self.counters, self.latencies, self.past
         other.ephemeral = True
         return other
 
@@ -344,6 +357,10 @@ class DurableSession:
         environment = self._environment
         limited = durability is Durability.DISK and not environment.ephemeral
         return environment.budget if limited else environment.unlimited
+
+    @property
+    def latencies(self) -> Latencies:
+        return self._environment.latencies
 
     def store_failing(self, durability: Durability) -> StoreError | None:
         return self.store(durability).failing
@@ -616,5 +633,7 @@ class DurableSession:
         self.stop_reading()
         for channel in self.channels.values():
             channel.forget()
+            self._environment.past.channels.update(channel.counted())
+        self._environment.past.sessions.update(self.machine.counters)
         for store in (self._environment.disk, self._environment.memory):
             store.submit(DeleteSession(self.connection_id))

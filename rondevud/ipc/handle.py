@@ -27,6 +27,7 @@ class EventFeed:
         self._writer = writer
         self._emit = emit
         self._dropped = 0
+        self._first_dropped = 0
         self._last_dropped = 0
         self.subscription: Subscription | None = None
 
@@ -38,16 +39,22 @@ class EventFeed:
         self._emit(encode_notification(messages.EVENT, [self._number, event.number, event.name, event.data]))
 
     def drop(self, count: int, number: int) -> None:
-        """`count` events, the last of them with that number, do not reach the client."""
+        """`count` events, the last of them with that number, do not reach the client; number 0: they have none."""
         self._dropped += count
+        self._first_dropped = self._first_dropped or number
         self._last_dropped = max(number, self._last_dropped)
 
     def tell_overrun(self) -> None:
         """Say how many were dropped since it was last said."""
         if self._dropped:
-            data = {"count": self._dropped}
-            self._emit(encode_notification(messages.EVENT, [self._number, self._last_dropped, "overrun", data]))
-            self._dropped = 0
+            self.say_overrun(self._dropped, self._first_dropped, self._last_dropped, self._last_dropped)
+            self._dropped = self._first_dropped = 0
+
+    def say_overrun(self, count: int | None, first: int, last: int | None, number: int) -> None:
+        """`count` events of the numbers `first` to `last` are missing here; None: nobody knows, first 0: without numbers."""
+        numbers = {"from": first, "to": last} if first else {}
+        data = {"count": count, **numbers}
+        self._emit(encode_notification(messages.EVENT, [self._number, number, "overrun", data]))
 
     def close(self) -> None:
         if self.subscription is not None:

@@ -968,7 +968,42 @@ async def test_a_stream_says_that_a_restart_may_have_cost_events(place, daemon):
     await place.restart()
     await daemon.status()
     place.house.events.publish("new")
-    assert [tuple(await anext(stream)) for _ in range(2)] == [(0, "overrun", {"count": None}), (1, "new", {})]
+    missing = {"count": None, "from": 1, "to": None}
+    assert [tuple(await anext(stream)) for _ in range(2)] == [(0, "overrun", missing), (1, "new", {})]
+
+
+async def test_a_stream_tells_what_a_daemon_had_to_say_before_it_was_back(place, daemon):
+    stream = await daemon.subscribe()
+    place.house.events.publish("old")
+    assert (await anext(stream)).name == "old"
+    await place.restart()
+    place.house.events.publish("early")
+    await daemon.status()
+    place.house.events.publish("late")
+    told = [await anext(stream) for _ in range(3)]
+    assert [(event.number, event.name) for event in told] == [(0, "overrun"), (1, "early"), (2, "late")]
+    assert told[0].data == {"count": None, "from": 2, "to": None}
+
+
+async def test_a_number_of_an_earlier_start_brings_all_there_is(place, daemon):
+    place.house.events.publish("one")
+    stream = await daemon.subscribe(since=1, instance="of an earlier start")
+    told = [await anext(stream) for _ in range(2)]
+    assert [tuple(event) for event in told] == [(0, "overrun", {"count": None, "from": 1, "to": None}), (1, "one", {})]
+    same = await daemon.subscribe(since=1, instance=daemon.instance)
+    assert (await anext(same)).name == "one"
+
+
+async def test_a_stream_that_nobody_reads_says_which_events_it_dropped(place, daemon, monkeypatch):
+    monkeypatch.setattr("rondevu_client.stream.KEPT", 2)
+    stream = await daemon.subscribe()
+    for number in range(1, 6):
+        place.house.events.publish(f"n{number}")
+    await daemon.status()
+    told = [await anext(stream) for _ in range(3)]
+    assert tuple(told[0]) == (3, "overrun", {"count": 3, "from": 1, "to": 3})
+    assert [event.name for event in told[1:]] == ["n4", "n5"]
+    assert stream.overrun == 3
 
 
 class Serving:

@@ -270,13 +270,34 @@ class TestNotInThisVersion:
             ("[transport]", 'engine = "libdatachannel"', "transport.engine", '"libdatachannel"'),
             ("[transport]", "port_range = [1, 2]", "transport.port_range", "a range of ports"),
             ("[rendezvous]", 'store = "postgresql://h/d"', "rendezvous.store", "a postgresql: store"),
-            ("[metrics]", 'listen = "127.0.0.1:9464"', "metrics.listen", "serving metrics"),
             ("[access]", "rules = []", "access.rules", "access control by rules"),
             ("[queue]", "inbox_max_age = 60", "queue.inbox_max_age", "an age limit of the inbox"),
         ],
     )
     def test_values_of_later_versions_are_refused_by_name(self, section, line, key, what):
         assert f"c.toml:2: {key}: {what} is not in this version" in refusal(f"{section}\n{line}\n")
+
+    @pytest.mark.parametrize("place", ["unix:/run/rondevud/metrics.sock", "127.0.0.1:9464", "127.1.2.3:1", "[::1]:0"])
+    def test_metrics_are_served_on_a_socket_or_a_loopback_address(self, place):
+        assert config.parse(f'[metrics]\nlisten = "{place}"\n', "c").metrics.listen == place
+
+    @pytest.mark.parametrize(
+        ("place", "why"),
+        [
+            ("0.0.0.0:9464", "0.0.0.0 can be reached from outside"),
+            ("[::]:9464", ":: can be reached from outside"),
+            ("192.0.2.7:9464", "192.0.2.7 can be reached from outside"),
+            ("localhost:9464", "a loopback address with a port"),
+            ("127.0.0.1", "a loopback address with a port"),
+            ("127.0.0.1:99999", "a loopback address with a port"),
+            ("unix:metrics.sock", 'expected "unix:/PATH"'),
+            ("unix:/", 'expected "unix:/PATH"'),
+        ],
+    )
+    def test_metrics_are_served_nowhere_else(self, place, why):
+        (line,) = refusal(f'[metrics]\nlisten = "{place}"\n')
+        assert line.startswith("c.toml:2: metrics.listen: ")
+        assert why in line
 
     def test_an_age_limit_of_the_inbox_is_refused_wherever_it_is_given(self):
         queue = "queue = { inbox_max_age = 0.5 }"

@@ -18,7 +18,9 @@ MEETING = {
     "rondevud.daemon": ("rondevud.main",),
     "rondevud.doctor": ("rondevud.main", "rondevud.care"),
     "rondevud.care": ("rondevud.house", "rondevud.daemon"),
-    "rondevud.house": ("rondevud.main", "rondevud.daemon"),
+    "rondevud.metrics": ("rondevud.daemon",),
+    "rondevud.measuring": ("rondevud.metrics",),
+    "rondevud.house": ("rondevud.main", "rondevud.daemon", "rondevud.metrics", "rondevud.measuring"),
     "rondevud.restoring": ("rondevud.house",),
     "rondevud.reloading": ("rondevud.house",),
     "rondevud.declaring": ("rondevud.house",),
@@ -58,6 +60,7 @@ HOMES = {
     "click": ("rondevud.ctl.", "rondevud.main"),
     "rich": ("rondevud.ctl.", "rondevud.main"),
     "cryptography": ("rondevud.signalling.identity", "rondevud.rendezvous.checks", "rondevud.rendezvous.credentials"),
+    "prometheus_client": ("rondevud.exposition",),
     "uvloop": ("rondevud.main",),
     "msgpack": (
         "rondevud.durable.",
@@ -76,6 +79,9 @@ SANS_IO = (
     "rondevud.records",
     "rondevud.accounts",
     "rondevud.failed",
+    "rondevud.families",
+    "rondevud.latencies",
+    "rondevud.metric_names",
     "rondevud.ranges",
     "rondevud.backoff",
     "rondevud.durable.states",
@@ -115,6 +121,7 @@ SHARED = {
     "rondevud.ranges",
     "rondevud.accounts",
     "rondevud.failed",
+    "rondevud.latencies",
     "rondevud.syncing",
 }
 """Modules of the daemon that every part may use."""
@@ -254,6 +261,14 @@ def test_a_client_and_the_command_line_load_nothing_heavy(module):
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=False, cwd=ROOT
     )
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_a_daemon_that_serves_no_metrics_does_not_load_the_library_for_them():
+    program = "import sys, rondevud.main, rondevud.daemon; print('prometheus_client' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=False, cwd=ROOT
+    )
+    assert (done.stdout, done.stderr) == ("False\n", "")
 
 
 @pytest.mark.parametrize(

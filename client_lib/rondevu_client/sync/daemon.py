@@ -186,10 +186,16 @@ class Daemon(EmitterFacade, Requests):
         return Service(background, inner)
 
     def subscribe(
-        self, target: str | None = None, since: int | None = None, *, timeout: float | None = None
+        self,
+        target: str | None = None,
+        since: int | None = None,
+        *,
+        instance: str = "",
+        timeout: float | None = None,
     ) -> EventStream:
-        """The events of a target or, with None, of everything; from number `since` on, as far as they are kept."""
-        return EventStream(self._background, self._run(timeout, self._inner.subscribe, target, since))
+        """As `rondevu_client.Daemon.subscribe`; `timeout` in seconds, for the answer."""
+        inner = self._run(timeout, partial(self._inner.subscribe, target, since, instance=instance))
+        return EventStream(self._background, inner)
 
     def wait(self, target: str, what: str = "connected", timeout: float | None = None) -> dict[str, Any]:
         """Wait until `target` is ``connected`` or ``drained``. Raises `RequestRefused` with code ``timeout``."""

@@ -19,6 +19,9 @@ def begin_subscription(
 ) -> tuple[dict[str, Any], Callable[[], None]]:
     """``{subscription, next, connections}``, and what to call when that is written: sends what was kept from `since` on.
 
+    What is not kept any more is said first, as ``overrun {count, from, to}``. A `since` above all numbers that there are was
+    counted by an earlier start of the daemon: then all that is kept follows.
+
     Nothing may be awaited between this and the writing of the answer: snapshot and events are complete together.
     """
     house = session.house
@@ -30,9 +33,13 @@ def begin_subscription(
     def replay() -> None:
         if since is None:
             return
-        kept = house.events.replay(since, scope)
+        first = max(since, 1)
+        if first > following:  # a number of an earlier start of the daemon
+            feed.say_overrun(None, first, None, 0)
+            first = 1
+        kept = house.events.replay(first, scope)
         if kept.lost:
-            feed.drop(kept.lost, following - len(kept.events) - 1)
+            feed.say_overrun(kept.lost, first, first + kept.lost - 1, first + kept.lost - 1)
         for event in kept.events:
             if event.number < following:
                 feed.deliver(event)

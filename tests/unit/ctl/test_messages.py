@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 
 import pytest
@@ -191,11 +192,22 @@ async def test_events_are_printed_from_the_number_asked_for(begin, house):
         "number": 1,
         "name": "state",
         "data": {"new": "connected", "previous": "connecting", "connection_id": "conn-a"},
+        "instance": house.instance,
     }
+
+
+async def test_events_of_an_earlier_start_are_told_as_missing_and_the_present_ones_follow(begin, house):
+    house.events.publish("state", connection_id="conn-a")
+    process = await begin("--json", "events", "--since", "1", "--instance", "an earlier one")
+    lines = [json.loads(await process.stdout.readline()) for _ in range(2)]
+    assert [(line["number"], line["name"]) for line in lines] == [(0, "overrun"), (1, "state")]
+    assert lines[0]["data"] == {"count": None, "from": 1, "to": None}
 
 
 async def test_an_event_is_a_line_with_its_subject_and_facts(begin, house):
     house.events.publish("state", {"new": "connected", "previous": "connecting"}, connection_id="conn-a", label="x")
     process = await begin("events", "--since", "1")
     line = (await process.stdout.readline()).decode()
-    assert line[8:] == "  state  conn-a/x  new=connected previous=connecting\n"
+    assert line == "--:--:--  1  state  conn-a/x  new=connected previous=connecting\n"
+    house.events.publish("later")
+    assert re.fullmatch(r"\d\d:\d\d:\d\d  2  later\n", (await process.stdout.readline()).decode())

@@ -9,6 +9,7 @@ import pytest
 
 from rondevu_client.messages import SEND_WINDOW
 from rondevu_client.protocol import encode_request
+from rondevud.events import EventBus
 from rondevud.ipc import writer
 from tests.unit.ipc.raw import raw_client
 
@@ -276,6 +277,38 @@ async def test_since_brings_what_was_kept_and_says_what_was_not(client, house):
     assert [(await client.notification("event"))[2] for _ in range(2)] == ["two", "three"]
 
 
+async def test_events_that_are_kept_no_longer_are_named_before_all_others(client, house):
+    house.events = EventBus(history=2)
+    for name in ("one", "two", "three", "four"):
+        house.events.publish(name, connection_id="conn-a")
+    subscription = (await client.result("subscribe", since=1))["subscription"]
+    told = [await client.notification("event") for _ in range(3)]
+    assert told[0] == [subscription, 2, "overrun", {"count": 2, "from": 1, "to": 2}]
+    assert [event[1:3] for event in told[1:]] == [[3, "three"], [4, "four"]]
+
+
+async def test_that_events_are_missing_is_said_at_once_where_none_of_the_target_is_kept(client, house):
+    house.events = EventBus(history=1)
+    for _ in range(3):
+        house.events.publish("other", connection_id="conn-b")
+    await client.result("subscribe", target="alice-chat", since=1)
+    assert (await client.notification("event"))[2:] == ["overrun", {"count": 2, "from": 1, "to": 2}]
+
+
+async def test_a_number_above_all_others_was_counted_by_an_earlier_start(client, house):
+    house.events.publish("one", connection_id="conn-a")
+    await client.result("subscribe", since=500)
+    told = [await client.notification("event") for _ in range(2)]
+    assert told[0][1:] == [0, "overrun", {"count": None, "from": 500, "to": None}]
+    assert told[1][1:3] == [1, "one"]
+
+
+async def test_a_number_that_comes_next_is_nothing_missing(client, house):
+    await client.result("subscribe", since=house.events.next)
+    house.events.publish("next", connection_id="conn-a")
+    assert (await client.notification("event"))[2] == "next"
+
+
 async def test_a_client_that_does_not_read_is_not_produced_for(client, server, channel, house):
     """Deliveries stop at the write buffer's mark, confirmations merge, events are counted; reading brings it all."""
     handle = (await attach(client, credit=10_000))["handle"]
@@ -305,7 +338,7 @@ async def test_a_client_that_does_not_read_is_not_produced_for(client, server, c
             assert frame.params == [handle, 1999]
         else:
             assert frame.params[0] in {handle, subscription}
-            assert frame.params[1:] == [5000, "overrun", {"count": 5000}]
+            assert frame.params[1:] == [5000, "overrun", {"count": 5000, "from": 1, "to": 5000}]
 
 
 async def test_a_client_that_reads_again_gets_what_its_handles_have_in_turns(client, server, house):
