@@ -18,7 +18,7 @@ def follow(settings: Settings, work: Callable[[Daemon], Awaitable[None]]) -> Non
 
     Raises what `work` raises; `BrokenPipeError` when writing finds out.
     """
-    _speak_of_restarts()
+    speak_of_restarts()
     with contextlib.suppress(KeyboardInterrupt):
         run(settings, lambda daemon: _until_unread(work(daemon)), reconnect=True)
 
@@ -51,7 +51,7 @@ class _ToStderr(logging.Handler):
         say(record.getMessage())
 
 
-def _speak_of_restarts() -> None:
+def speak_of_restarts() -> None:
     """The client library logs that the daemon went away and came back."""
     logger = logging.getLogger("rondevu_client")
     logger.setLevel(logging.INFO)

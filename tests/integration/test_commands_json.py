@@ -38,6 +38,17 @@ def found(answer: dict, keys: set[str]) -> set[str]:
     }
 
 
+async def ctl_lines(place, *args: str) -> list[dict]:
+    """Of a command that goes on for a while and answers with a line now and then."""
+    words = [sys.executable, "-m", "rondevud.ctl.main", "--socket", str(place.socket), "--json", *args]
+    process = await asyncio.create_subprocess_exec(
+        *words, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    out, err = await process.communicate()
+    assert process.returncode == 0, (args, err)
+    return [json.loads(line) for line in out.splitlines()]
+
+
 async def ctl(place, *args: str, stdin: bytes = b"", first_line: bool = False):
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "rondevud.ctl.main", "--socket", str(place.socket), "--json", *args,
@@ -105,6 +116,20 @@ async def test_every_key_is_documented_and_there(world, tmp_path):
     await check(home, "forget", "forget", far_id, "--purge")
 
 
+async def test_lines_about_files_are_documented(world, tmp_path):
+    pair = await open_pair(world)
+    await pair.leave()  # its program would serve the channel of the files
+    (tmp_path / "file").write_text("hello")
+    (tmp_path / "in").mkdir()
+    receiving = asyncio.create_task(
+        ctl_lines(pair.home, "receive-files", SERVICE, str(tmp_path / "in"), "--count", "1")
+    )
+    sent = await ctl_lines(pair.away, "send-file", "chat", str(tmp_path / "file"))
+    assert all(set(line) == documented("send-file") for line in sent)
+    assert all(set(line) == documented("receive-files") for line in await receiving)
+    assert (sent[-1]["state"], sent[-1]["received_as"]) == ("done", "file")
+
+
 async def test_messages_are_documented(world):
     pair = await open_pair(world)
     waiting = asyncio.create_task(ctl(pair.away, "tail", "chat", "main", first_line=True))
@@ -141,7 +166,7 @@ def test_the_help_of_a_command_has_its_keys(section, command):
 
 def test_each_command_is_told_in_one_line_of_80_columns():
     context = click.Context(ctl_group, terminal_width=80)
-    lines = [line for line in ctl_group.get_help(context).splitlines() if re.match("  [a-z]+  +[A-Z]", line)]
+    lines = [line for line in ctl_group.get_help(context).splitlines() if re.match("  [a-z][a-z-]+  +[A-Z]", line)]
     assert len(lines) == len(ctl_group.commands)
     assert not [line for line in lines if line.endswith("...") or len(line) > 80]
 

@@ -101,6 +101,10 @@ SANS_IO = (
     "rondevud.rendezvous.credentials",
     "rondevud.rendezvous.records",
     "rondevud.store.queues",
+    "rondevud.ctl.files.protocol",
+    "rondevud.ctl.files.names",
+    "rondevud.ctl.files.outgoing",
+    "rondevud.ctl.files.incoming",
 )
 """No I/O and no clock: bytes and time come in as arguments. Modules that are not there yet are not looked at."""
 

@@ -54,7 +54,7 @@ def complete(program):
 
 
 async def test_commands_and_options_are_completed(complete):
-    assert await complete("re") == ["reconnect", "reload"]
+    assert await complete("re") == ["receive-files", "reconnect", "reload"]
     assert await complete("key", "ex") == ["export"]
     assert await complete("send", "--wa") == ["--wait"]
 
