@@ -271,7 +271,6 @@ class TestNotInThisVersion:
             ("[transport]", "port_range = [1, 2]", "transport.port_range", "a range of ports"),
             ("[rendezvous]", 'store = "postgresql://h/d"', "rendezvous.store", "a postgresql: store"),
             ("[metrics]", 'listen = "127.0.0.1:9464"', "metrics.listen", "serving metrics"),
-            ("[access]", "rules = []", "access.rules", "access control by rules"),
             ("[queue]", "inbox_max_age = 60", "queue.inbox_max_age", "an age limit of the inbox"),
         ],
     )
