@@ -58,6 +58,10 @@ Overflow: TypeAlias = Literal["drop_oldest", "reject", "block"]
 Username: TypeAlias = Annotated[Text, AfterValidator(values.username)]
 Fqn: TypeAlias = Annotated[Text, AfterValidator(values.fqn)]
 Uuid: TypeAlias = Annotated[Text, AfterValidator(str.lower), AfterValidator(values.uuid)]
+Id: TypeAlias = Annotated[Whole, Field(ge=0, lt=2**32 - 1)]
+ShellPatterns: TypeAlias = Annotated[
+    tuple[Annotated[Text, Field(min_length=1)], ...], BeforeValidator(values.listed), Field(min_length=1)
+]
 IceUrl: TypeAlias = Annotated[Text, AfterValidator(values.ice_url)]
 
 
@@ -145,7 +149,7 @@ class StoreQueueConfig(QueueConfig):
     @property
     def store_limit(self) -> int | None:
         """The same; None = unlimited."""
-        return _whole(self.max_store_bytes)
+        return limit(self.max_store_bytes)
 
 
 class ReconnectConfig(Section):
@@ -160,10 +164,37 @@ class ReconnectConfig(Section):
     heartbeat: Seconds = 1.0
 
 
-class AccessConfig(Section):
-    """``[access]``. Now: the daemon's own user and root may do everything, nobody else anything."""
+class AccessRule(Section):
+    """``[[access.rule]]``: what one user or group may. See `rondevud.access`."""
 
-    rules: Annotated[None, BeforeValidator(values.not_yet("access control by rules"))] = None
+    user: Text | None = None
+    uid: Id | None = None
+    group: Text | None = None
+    gid: Id | None = None
+    allow: Annotated[
+        tuple[Literal["observe", "use", "administer"], ...], BeforeValidator(values.listed), Field(min_length=1)
+    ]
+    connections: ShellPatterns | None = None
+    services: ShellPatterns | None = None
+    labels: ShellPatterns | None = None
+
+    @model_validator(mode="after")
+    def _one_subject(self) -> AccessRule:
+        if sum(given is not None for given in (self.user, self.uid, self.group, self.gid)) != 1:
+            raise ValueError('expected one of "user", "uid", "group" and "gid"')
+        return self
+
+
+class AccessConfig(Section):
+    """``[access]``. Without rules the daemon's own user and root may do everything, nobody else anything.
+
+    The limits are of each user's programs together; those two users have none.
+    """
+
+    rule: tuple[AccessRule, ...] = ()
+    max_clients: CountLimit = 100
+    max_parked_bytes: CountLimit = 64 * 1024 * 1024
+    max_queue_bytes: CountLimit = 1024 * 1024 * 1024
 
 
 class MetricsConfig(Section):
@@ -312,7 +343,7 @@ def parse(text: str, source: str) -> Config:
         what, line = _syntax_error(str(error), text)
         raise ConfigError(f"{source}:{line}: not valid TOML: {what}") from error
     config = _validate(Config, data, source, text)
-    if problems := _judge_whole(config):
+    if problems := _judgelimit(config):
         raise ConfigError(render(problems, source, text))
     return config
 
@@ -356,7 +387,7 @@ def _syntax_error(message: str, text: str) -> tuple[str, int]:
     return message.replace(place[0], f" (column {place[2]})"), int(place[1])
 
 
-def _judge_whole(config: Config) -> list[Problem]:
+def _judgelimit(config: Config) -> list[Problem]:
     """What no section can see by itself."""
     problems: list[Problem] = []
     for kind, names in (
@@ -455,8 +486,8 @@ def queue_limits(
     count = merged.max_queue_size or (math.inf if on_disk else 1_000)
     age = merged.max_message_age or (math.inf if on_disk else 60.0)
     return Limits(
-        max_count=_whole(count),
-        max_bytes=_whole(merged.max_queue_bytes or MAX_QUEUE_BYTES),
+        max_count=limit(count),
+        max_bytes=limit(merged.max_queue_bytes or MAX_QUEUE_BYTES),
         max_age=None if age == math.inf else age,
         overflow=merged.overflow or ("reject" if on_disk else "drop_oldest"),
     )
@@ -466,7 +497,7 @@ def inbox_limits(queue: QueueConfig, *overrides: QueueConfig) -> InboxLimits:
     """The limits of an inbox of a link. (A plain peer's inbox has the limits of its queue: `queue_limits`.)"""
     merged = merge(queue, *overrides)
     age = None if merged.inbox_max_age == math.inf else merged.inbox_max_age
-    size, size_bytes, deliveries = map(_whole, (merged.inbox_size, merged.inbox_bytes, merged.max_deliveries))
+    size, size_bytes, deliveries = map(limit, (merged.inbox_size, merged.inbox_bytes, merged.max_deliveries))
     return InboxLimits(size, size_bytes, age, deliveries)
 
 
@@ -477,7 +508,7 @@ def resolve_reconnect(reconnect: ReconnectConfig, *overrides: ReconnectConfig, i
     stands in the file; ten until the first contact for one made over the socket (a wrong name must fail).
     """
     merged = merge(reconnect, *overrides)
-    attempts = _whole(merged.max_attempts or math.inf)
+    attempts = limit(merged.max_attempts or math.inf)
     first = 10 if merged.max_attempts is None and not in_file else attempts
     return Reconnect(
         attempts_until_contact=first,
@@ -490,8 +521,9 @@ def resolve_reconnect(reconnect: ReconnectConfig, *overrides: ReconnectConfig, i
     )
 
 
-def _whole(limit: float) -> int | None:
-    return None if limit == math.inf else int(limit)
+def limit(value: float) -> int | None:
+    """A limit of a section as the resolved records have it."""
+    return None if value == math.inf else int(value)
 
 
 @dataclass(frozen=True, slots=True)

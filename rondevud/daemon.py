@@ -21,6 +21,7 @@ from rondevud.house import House
 from rondevud.ipc.server import Server
 from rondevud.metrics import Metrics
 from rondevud.network import NetworkWatch
+from rondevud.policies import policy_of
 from rondevud.records import ForgetProducers
 from rondevud.rendezvous import app as rendezvous
 from rondevud.rendezvous.storage import open_storage
@@ -137,6 +138,7 @@ async def start(
     """
     loop = asyncio.get_running_loop()
     group = find_group(config.daemon.socket_group)
+    policy = policy_of(config.access)
     state = stack.enter_context(StateDirectory(state_dir))
     start_us = clock.wall_microseconds()
     disk = await SqliteStore.open(state.path / DATABASE)
@@ -163,8 +165,11 @@ async def start(
         mode=config.daemon.socket_mode,
         group=group,
         max_message=config.daemon.max_message,
+        policy=policy,
+        counters=environment.counters,
     )
     house.clients, house.clients_refused = server.clients, lambda: server.refused
+    house.set_policy = server.set_policy
     await server.start()
     _stop_later(stack, "the socket", server.stop)
     _stop_later(stack, "connections and services", house.stop)

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
+from rondevud.access import Subject
 from rondevud.config import ChannelOptions, Config, ConnectionConfig, ServiceConfig
 from rondevud.declarations import (
     channel_configurer,
@@ -271,6 +272,16 @@ class Holdings:
         if target.startswith("service:"):
             return [visit.session for visit in self.service(target[8:]).visits.values()]
         return [self.session(target)]
+
+    def subject(self, target: str) -> Subject | None:
+        """What rules of access say of a target; None for one that does not exist. Knows also what is over."""
+        if target.startswith("service:"):
+            return Subject(service=target[8:])
+        connection = self.by_name.get(target) or self.by_id.get(target)
+        if connection is not None:
+            return Subject(connection=connection.settings.name)
+        taken = next((service for service in self.all_services() if target in service.visits), None)
+        return None if taken is None else Subject(service=taken.name)
 
     def resolve(self, target: str) -> Scope:
         """The events of a target."""

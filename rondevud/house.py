@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rondevud import rows, why
+from rondevud.access import Policy, Subject
 from rondevud.care import Care
 from rondevud.config import Config
 from rondevud.declarations import connection_from, service_from
@@ -60,6 +61,8 @@ class House:
         self.version = environment.version
         self.clients: Callable[[], list[Data]] = list
         self.clients_refused: Callable[[], int] = int
+        self.set_policy: Callable[[Policy], int] = lambda _policy: 0
+        """Makes other rules of access hold on the socket, and answers how many handles ended by that."""
         self.signalling_url = config.signalling.url
         self.holdings = Holdings(config, environment, signalling, engine, events)
         self.keys = Keys(identities, self.holdings.services_of)
@@ -67,7 +70,7 @@ class House:
         self.endings = Endings(self.holdings)
         self.sessions = Sessions(self.holdings)
         self._declaring = Declaring(self.holdings)
-        self._reloading = Reloading(self.holdings, self.endings, config_path)
+        self._reloading = Reloading(self.holdings, self.endings, config_path, self._set_policy)
         self._environment = environment
         self._engine = engine
         self._started = time.monotonic()
@@ -136,6 +139,9 @@ class House:
     def on_metrics(self, apply: Callable[[str | None], Awaitable[None]]) -> None:
         """What a reload calls with the place where metrics are to be served."""
         self._reloading.apply_metrics = apply
+
+    def _set_policy(self, policy: Policy) -> int:
+        return self.set_policy(policy)
 
     async def reload(self) -> Data:
         self.holdings.refuse_if_stopping()
@@ -246,6 +252,9 @@ class House:
         """Ids of the named producers that programs have a handle on now, in either store."""
         channels = (channel for session in self.holdings.sessions(None) for channel in session.channels.values())
         return frozenset(id_ for channel in channels for id_ in channel.outbox.producers if id_ > 0)
+
+    def subject(self, target: str) -> Subject | None:
+        return self.holdings.subject(target)
 
     def resolve(self, target: str) -> Scope:
         return self.holdings.resolve(target)

@@ -97,7 +97,10 @@ def check_config(file: Path | None, state_dir: Path | None) -> None:
     Says what is wrong on stderr, with file, line and key (exit code 1), or what the daemon would do. Warns on stderr of
     messages that wait to be sent for what does not stand in the file any more.
     """
+    from rondevud.policies import policy_of  # noqa: PLC0415
+
     path, config = _load(file)
+    policy_of(config.access)
     socket, found_state = _places(config)
     state_dir = state_dir or found_state
     click.echo(f"{path}: correct" if path else "no configuration file, which is fine: these are the defaults")

@@ -11,17 +11,19 @@ from typing import Any
 
 from rondevud import config as configuration
 from rondevud import systemd
+from rondevud.access import Policy
 from rondevud.config import Config, ConnectionConfig, ServiceConfig
 from rondevud.durable.states import ConnectionState
 from rondevud.endings import Endings
 from rondevud.errors import ConfigError, RequestError, StoreError
 from rondevud.holdings import Declaration, Holdings, Options, Origin, store_errors
 from rondevud.owners import Key
+from rondevud.policies import policy_of
 from rondevud.records import DeclarationKind, DeleteDeclaration
 
 logger = logging.getLogger(__name__)
 
-APPLIED = ("services", "connections", "queue", "reconnect", "metrics")
+APPLIED = ("services", "connections", "queue", "reconnect", "access", "metrics")
 """What of the file is taken over; everything else needs a restart."""
 
 STOP_WAIT = 5.0
@@ -34,19 +36,26 @@ class Changes:
 
     added: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
-    """Also the tables that hold for all, ``queue`` and ``reconnect``, and ``metrics``."""
+    """Also the tables that hold for all: ``queue``, ``reconnect``, ``access`` and ``metrics``."""
     removed: list[str] = field(default_factory=list)
     restart_needed: list[str] = field(default_factory=list)
     """Keys as ``section.key`` whose new values are not used before the daemon is started again."""
+    detached: int = 0
+    """Handles of programs that may not use any more what they were attached to."""
 
-    def as_map(self) -> dict[str, list[str]]:
-        return {name: sorted(getattr(self, name)) for name in ("added", "changed", "removed", "restart_needed")}
+    def as_map(self) -> dict[str, Any]:
+        lists = {name: sorted(getattr(self, name)) for name in ("added", "changed", "removed", "restart_needed")}
+        return {**lists, "detached": self.detached}
 
 
 class Reloading:
     """Reloads the file at `path`, one time after another; each ends, whoever asked for it leaves."""
 
-    def __init__(self, holdings: Holdings, endings: Endings, path: Path | None) -> None:
+    def __init__(
+        self, holdings: Holdings, endings: Endings, path: Path | None, set_policy: Callable[[Policy], int]
+    ) -> None:
+        """`set_policy` makes other rules of access hold, and answers how many handles end by that."""
+        self._set_policy = set_policy
         self._holdings = holdings
         self._endings = endings
         self._path = path
@@ -56,8 +65,11 @@ class Reloading:
         self._tasks: set[asyncio.Task[dict[str, Any]]] = set()
 
     async def reload(self) -> dict[str, Any]:
-        """``{added, changed, removed, restart_needed}``. Raises ``bad_config`` when the file changes nothing because of a
-        mistake in it, ``store_failed`` when a part could not be carried out; the next reload tries that again."""
+        """``{added, changed, removed, restart_needed, detached}``.
+
+        Raises ``bad_config`` when the file changes nothing because of a mistake in it, ``store_failed`` when a part could
+        not be carried out; the next reload tries that again.
+        """
         task = asyncio.get_running_loop().create_task(self._reload(), name="reload")
         self._tasks.add(task)
         task.add_done_callback(self._done)
@@ -83,9 +95,9 @@ class Reloading:
             systemd.reloading()
             status = f"{self._path} was not taken over"
             try:
-                new = self._load()
+                new, policy = self._load()
                 await self._move_metrics(new)
-                changes = (await self._take_over(new)).as_map()
+                changes = (await self._take_over(new, policy)).as_map()
                 status = f"took {self._path} over"
             except Exception as error:
                 raise self._failed(error) from error
@@ -106,7 +118,7 @@ class Reloading:
         self._holdings.events.publish("reload_failed", {"code": refusal.code, "message": str(refusal)})
         return refusal
 
-    def _load(self) -> Config:
+    def _load(self) -> tuple[Config, Policy]:
         if self._path is None:
             raise RequestError(
                 "bad_config", "this daemon was started without a configuration file: restart it with one"
@@ -115,9 +127,13 @@ class Reloading:
             new = configuration.load(self._path)
         except ConfigError as error:
             raise RequestError("bad_config", str(error)) from error
+        try:
+            policy = policy_of(new.access)
+        except ConfigError as error:
+            raise RequestError("bad_config", f"{self._path}: {error}") from error
         if (new.services or new.connections) and not self._holdings.can_reach_out:
             raise RequestError("bad_config", f"{self._path}: signalling.url: the daemon runs without one: restart it")
-        return new
+        return new, policy
 
     async def _move_metrics(self, new: Config) -> None:
         """First of all: what cannot be listened at is a mistake in the file, which changes nothing then."""
@@ -127,14 +143,15 @@ class Reloading:
             except ConfigError as error:
                 raise RequestError("bad_config", f"{self._path}: {error}") from error
 
-    async def _take_over(self, new: Config) -> Changes:
+    async def _take_over(self, new: Config, policy: Policy) -> Changes:
         holdings, changes = self._holdings, Changes(restart_needed=_others(self._holdings.config, new))
         old = holdings.config
         holdings.config = old.model_copy(update={name: getattr(new, name) for name in APPLIED})
         holdings.environment.budget.set_limit(holdings.config.queue.store_limit)
+        changes.detached = self._set_policy(policy)
         changes.changed += [table for table in ("queue", "reconnect") if getattr(old, table) != getattr(new, table)]
         everything = bool(changes.changed)
-        changes.changed += ["metrics"] * (old.metrics != new.metrics)
+        changes.changed += [table for table in ("access", "metrics") if getattr(old, table) != getattr(new, table)]
         wanted: dict[Key, Options] = {(DeclarationKind.SERVICE, service.name): service for service in new.services}
         wanted |= {(DeclarationKind.CONNECTION, connection.name): connection for connection in new.connections}
         known = set(holdings.declared)

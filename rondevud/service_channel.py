@@ -17,6 +17,7 @@ class ServiceChannel:
     state = "open"
     waiting = 0
     waiting_bytes = 0
+    queue_bytes = 0
     max_message = 0
     acknowledges = None
     ephemeral = False

@@ -22,10 +22,11 @@ from typing import Any, NamedTuple
 
 CODES = {
     # of the socket itself
-    "access_denied": "this uid may not use this daemon",
+    "access_denied": "this user may not do that, or may not use this daemon at all",
     "bad_frame": "what was sent is not msgpack, too deep, or no valid text; the socket is closed",
     "frame_too_large": "a frame is longer than max_message + 64 KiB; the socket is closed",
     "bad_message": "a frame has a wrong shape or a value of a wrong type",
+    "user_limit": "the programs of this user have together as much as they may",
     "hello_first": "the first request must be hello",
     "unsupported_protocol": "the daemon speaks none of the protocol versions offered",
     "too_many_clients": "the daemon serves as many sockets as it may; this one is closed",

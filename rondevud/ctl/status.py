@@ -28,7 +28,8 @@ def reload(settings: Settings) -> None:
 
     A file with a mistake changes nothing. What stands in restart_needed holds when the daemon is started again.
 
-    JSON: {added, changed, removed, restart_needed}, lists of names and of keys of the configuration.
+    JSON: {added, changed, removed, restart_needed}, lists of names and of keys of the configuration, and detached, how many
+    attachments ended because of new rules of access.
     """
     show_record(ask(settings, "reload"), as_json=settings.json)
 

@@ -171,6 +171,10 @@ class DurableChannel:
         return self.inbox.size
 
     @property
+    def queue_bytes(self) -> int:
+        return self.outbox.size
+
+    @property
     def keeps(self) -> bool:
         """Whether it holds something for programs here: what waits, and what is set aside."""
         return bool(self.inbox.count or self.inbox.failures.count)

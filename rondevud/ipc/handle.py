@@ -10,9 +10,11 @@ from rondevu_client import messages
 from rondevu_client.errors import BadMessage
 from rondevu_client.protocol import encode_notification, shown
 from rondevud import failpoints
+from rondevud.access import Subject, Verb
 from rondevud.errors import RequestError
 from rondevud.events import Event, EventBus, Subscription
 from rondevud.ipc.ports import BufferWatch, Channel, Payload, Producer, Receiver
+from rondevud.ipc.usage import Usage
 from rondevud.ipc.writer import Writer
 
 MAX_HELD = 1_000
@@ -22,7 +24,11 @@ MAX_HELD = 1_000
 class EventFeed:
     """Events to one handle or subscription; to a client that does not read they are dropped, and how many is told."""
 
-    def __init__(self, number: int, writer: Writer, emit: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, number: int, writer: Writer, emit: Callable[[bytes], None], sees: Callable[[Event], bool]
+    ) -> None:
+        """`sees` says which events the client may know of."""
+        self._sees = sees
         self._number = number
         self._writer = writer
         self._emit = emit
@@ -32,6 +38,8 @@ class EventFeed:
         self.subscription: Subscription | None = None
 
     def deliver(self, event: Event) -> None:
+        if not self._sees(event):
+            return
         if self._writer.congested and event.name != "stopping":
             self.drop(1, event.number)
             return
@@ -67,16 +75,31 @@ class Handle:
     Until `start` everything for the client is held back, so that nothing overtakes the answer to its attach.
     """
 
-    def __init__(self, number: int, writer: Writer, acknowledged: bool, on_dead: Callable[[Handle], None]) -> None:
+    def __init__(
+        self,
+        number: int,
+        writer: Writer,
+        *,
+        acknowledged: bool,
+        needs: tuple[Verb, Subject],
+        usage: Usage,
+        sees: Callable[[Event], bool],
+        on_dead: Callable[[Handle], None],
+        on_limit: Callable[[str, str], None],
+    ) -> None:
         self.number = number
         self.dead = False
+        self.needs = needs
+        """Without this right the handle ends."""
         self.channel: Channel | None = None
         self.producer: Producer | None = None
         self.receiver: Receiver | None = None
-        self.feed = EventFeed(number, writer, self._emit)
+        self.feed = EventFeed(number, writer, self._emit, sees)
         self._writer = writer
         self._wants_acknowledged = acknowledged
         self._on_dead = on_dead
+        self._on_limit = on_limit
+        self._usage = usage
         self._held: list[bytes] | None = []
         self._unconfirmed: dict[int, int] = {}
         self._unconfirmed_bytes = 0
@@ -180,18 +203,19 @@ class Handle:
             if half is not None:
                 half.close()
         self._unconfirmed.clear()
+        self._count(-self._unconfirmed_bytes)
 
     # --- listener of the producer ------------------------------------------------------------------------------
 
     def accepted(self, upto_seq: int) -> None:
         while self._unconfirmed and (seq := next(iter(self._unconfirmed))) <= upto_seq:
-            self._unconfirmed_bytes -= self._unconfirmed.pop(seq)
+            self._count(-self._unconfirmed.pop(seq))
         self._accepted = max(upto_seq, self._accepted)
         if not self._writer.congested:
             self._tell_marks()
 
     def rejected(self, seq: int, code: str, message: str) -> None:
-        self._unconfirmed_bytes -= self._unconfirmed.pop(seq, 0)
+        self._count(-self._unconfirmed.pop(seq, 0))
         self._tell_marks()
         self._notify(messages.REJECTED, seq, code, message)
 
@@ -261,9 +285,17 @@ class Handle:
             or self._unconfirmed_bytes + size > messages.SEND_WINDOW_BYTES
         ):
             return "window", f"{len(self._unconfirmed)} messages, {self._unconfirmed_bytes} bytes are unconfirmed"
-        self._unconfirmed_bytes += size - self._unconfirmed.get(number, 0)
+        refusal = self._usage.refusal(size)
+        if refusal is not None:
+            self._on_limit("send", refusal)
+            return "user_limit", refusal
+        self._count(size - self._unconfirmed.get(number, 0))
         self._unconfirmed[number] = size
         return None
+
+    def _count(self, size: int) -> None:
+        self._unconfirmed_bytes += size
+        self._usage.parked += size
 
     def _tell_marks(self) -> None:
         """Cumulative confirmations not told yet. A congested client gets them merged, later."""

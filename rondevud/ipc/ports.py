@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias
 
+from rondevud.access import Subject
 from rondevud.events import EventBus, Scope
 
 Data: TypeAlias = dict[str, Any]
@@ -155,6 +156,10 @@ class Channel(Protocol):
 
     @property
     def waiting_bytes(self) -> int: ...
+
+    @property
+    def queue_bytes(self) -> int:
+        """Payload bytes in the outbox."""
 
     @property
     def max_message(self) -> int:
@@ -332,6 +337,9 @@ class House(Protocol):
 
     async def put_back(self, target: str, label: str, id_: str | None) -> Data:
         """Let one of them (None: all) wait again. Raises ``unknown_message``."""
+
+    def subject(self, target: str) -> Subject | None:
+        """What rules of access say of a target, also of one that is ending; None for one that does not exist."""
 
     def resolve(self, target: str) -> Scope:
         """The events of a target, for subscriptions."""

@@ -8,16 +8,18 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from rondevu_client.protocol import MAX_MESSAGE, encode_error
-from rondevud.ipc.access import Peer, identify_peer, may_use
+from rondevud.access import Grants, Policy
+from rondevud.ipc.access import Audit, Peer, default_policy, identify_peer
 from rondevud.ipc.listening import adopt, listen_at, remove
 from rondevud.ipc.methods import TABLE
 from rondevud.ipc.ports import House
 from rondevud.ipc.session import Session
+from rondevud.ipc.usage import Usage
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +45,8 @@ class Server:
         mode: int = 0o600,
         group: int | None = None,
         max_message: int = MAX_MESSAGE,
-        allow: Callable[[Peer], bool] = may_use,
+        policy: Policy | None = None,
+        counters: Counter[str] | None = None,
     ) -> None:
         if (path is None) == (descriptor is None):
             raise ValueError("a server listens either at a path or at a descriptor")
@@ -53,7 +56,9 @@ class Server:
         self._mode = mode
         self._group = group
         self._max_message = max_message
-        self._allow = allow
+        self._policy = default_policy() if policy is None else policy
+        self._audit = Audit(Counter() if counters is None else counters)
+        self._usages: dict[int, Usage] = {}
         self._sessions: dict[Session, float] = {}
         self._inode: tuple[int, int] | None = None
         self._socket: socket.socket | None = None
@@ -93,6 +98,19 @@ class Server:
             for session in list(self._sessions):
                 session.abort()
             await self._wait_until_alone()
+
+    def set_policy(self, policy: Policy) -> int:
+        """Other rules, for those who are connected, too; how many of their handles ended by that."""
+        self._policy = policy
+        detached = 0
+        for session in list(self._sessions):
+            grants = self._grants(session.peer)
+            self._usages[session.peer.uid].set_caps(grants.caps)
+            detached += session.regrant(grants)
+        return detached
+
+    def _grants(self, peer: Peer) -> Grants:
+        return self._policy.grants(peer.uid, peer.gids)
 
     def clients(self) -> list[dict[str, Any]]:
         """One row for each program on the socket."""
@@ -136,29 +154,43 @@ class Server:
             self._refuse(sock, peer)
             return
         self._warned = False
+        grants = self._grants(peer)
+        usage = self._usages.get(peer.uid) or Usage(grants.caps)
+        usage.set_caps(grants.caps)
+        refusal = usage.client_refusal()
+        if refusal is not None:
+            self._audit.limit(peer, "connect", refusal)
+            self._turn_away(sock, "user_limit", refusal)
+            return
         session = Session(
             self._house,
             TABLE,
             peer,
-            allowed=self._allow(peer),
+            grants=grants,
+            usage=usage,
+            audit=self._audit,
             max_message=self._max_message,
             on_closed=self._forget,
             clients=self.clients,
         )
         self._sessions[session] = time.time()
+        self._usages[peer.uid] = usage
+        usage.clients += 1
         try:
             await loop.connect_accepted_socket(lambda: session, sock)
         except BaseException:
-            del self._sessions[session]
+            self._forget(session)
             raise
 
     def _refuse(self, sock: socket.socket, peer: Peer) -> None:
         self.refused += 1
         self._tell_once(f"{MAX_CLIENTS} clients are connected: others are refused, the first being pid {peer.pid}")
+        self._turn_away(sock, "too_many_clients", f"{MAX_CLIENTS} clients are connected, which is the limit")
+
+    @staticmethod
+    def _turn_away(sock: socket.socket, code: str, message: str) -> None:
         with contextlib.suppress(OSError):
-            sock.send(
-                encode_error(None, "too_many_clients", f"{MAX_CLIENTS} clients are connected, which is the limit")
-            )
+            sock.send(encode_error(None, code, message))
         sock.close()
 
     def _tell_once(self, problem: str) -> None:
@@ -168,6 +200,8 @@ class Server:
             self._warned = True
 
     def _forget(self, session: Session) -> None:
-        self._sessions.pop(session, None)
+        if self._sessions.pop(session, None) is not None:
+            self._usages[session.peer.uid].clients -= 1
+            self._usages = {uid: usage for uid, usage in self._usages.items() if not usage.empty}
         if not self._sessions:
             self._all_gone.set()

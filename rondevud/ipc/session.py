@@ -22,12 +22,14 @@ from rondevu_client.protocol import (
     encode_error,
     encode_response,
 )
+from rondevud.access import DAEMON, Grants, Subject, Verb
 from rondevud.errors import RequestError, StoreFailed
-from rondevud.events import Scope
-from rondevud.ipc.access import Peer
+from rondevud.events import Event, Scope
+from rondevud.ipc.access import Audit, Peer, subject_of, verb_of
 from rondevud.ipc.handle import EventFeed, Handle
-from rondevud.ipc.ports import House
+from rondevud.ipc.ports import Channel, House
 from rondevud.ipc.table import Answer, Method, Table, check_params
+from rondevud.ipc.usage import Usage
 from rondevud.ipc.writer import Writer
 
 logger = logging.getLogger(__name__)
@@ -44,6 +46,9 @@ MAX_ELEMENTS = 4_096
 HELLO_TIMEOUT = 30.0
 """Seconds a socket may be silent before its hello."""
 
+OPEN_EVENTS = frozenset({"stopping", "signalling"})
+"""Events of the daemon itself that everybody may know of who may use it."""
+
 CLOSE_TIMEOUT = 5.0
 """Seconds a client has to read the last words on a socket that is being closed."""
 
@@ -57,7 +62,9 @@ class Session(asyncio.Protocol):
         table: Table,
         peer: Peer,
         *,
-        allowed: bool,
+        grants: Grants,
+        usage: Usage,
+        audit: Audit,
         max_message: int,
         on_closed: Callable[[Session], None],
         clients: Callable[[], list[dict[str, Any]]],
@@ -70,7 +77,9 @@ class Session(asyncio.Protocol):
         self.handles: dict[int, Handle] = {}
         self.subscriptions: dict[int, EventFeed] = {}
         self._table = table
-        self._allowed = allowed
+        self._grants = grants
+        self._usage = usage
+        self._audit = audit
         self._decoder = Decoder(max_message, MAX_ELEMENTS)
         self._on_closed = on_closed
         self._last_number = 0
@@ -129,6 +138,62 @@ class Session(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         logger.debug("%s is gone: %s", self, error or "closed")
         self._finish()
+
+    # --- access ------------------------------------------------------------------------------------------------
+
+    @property
+    def sees_all(self) -> bool:
+        return self._grants.all_visible
+
+    def may_see(self, subject: Subject) -> bool:
+        return self._grants.allows(Verb.OBSERVE, subject)
+
+    def may_see_of(self, target: str, label: str | None = None) -> bool:
+        """`may_see`, of what exists under that name or id."""
+        if self.sees_all:
+            return True
+        subject = self.house.subject(target)
+        return subject is not None and self.may_see(subject._replace(label=label))
+
+    def visible(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Those of the rows about connections, by their `connection_id`, that the client may see."""
+        return (
+            rows if self.sees_all else [row for row in rows if self.may_see_of(row["connection_id"], row.get("label"))]
+        )
+
+    def sees(self, event: Event) -> bool:
+        """Whether the client may know of that event. What concerns the daemon may name anything."""
+        if self.sees_all:
+            return True
+        service, connection_id = event.data.get("service"), event.data.get("connection_id")
+        if service is not None:
+            return self.may_see(Subject(service=service, label=event.data.get("label")))
+        if connection_id is not None:
+            return self.may_see_of(connection_id, event.data.get("label"))
+        return event.name in OPEN_EVENTS
+
+    def regrant(self, grants: Grants) -> int:
+        """Other rules hold from now on; how many handles lost their right and are detached."""
+        self._grants = grants
+        withdrawn = [handle for handle in self.handles.values() if not handle.dead and not grants.allows(*handle.needs)]
+        for handle in withdrawn:
+            handle.detached("access_withdrawn")
+        if grants.nothing and self.greeted:
+            self.fail(*self._first_refusal())
+        return len(withdrawn)
+
+    def _authorize(self, method: str, params: dict[str, Any]) -> None:
+        """Raises ``access_denied``."""
+        if self.sees_all and self._grants.allows(Verb.ADMINISTER, DAEMON):
+            return
+        subject = subject_of(method, params, self.house.subject)
+        verb = verb_of(method, params)
+        if subject is None or self._grants.allows(verb, subject):
+            return
+        what = f"may not {verb} {subject}"
+        self._audit.deny(self.peer, method, what)
+        data = {"verb": str(verb), "target": str(subject)}
+        raise RequestError("access_denied", f"{method}: uid {self.peer.uid} {what}", data)
 
     # --- ending ------------------------------------------------------------------------------------------------
 
@@ -205,7 +270,7 @@ class Session(asyncio.Protocol):
             self.writer.write(encode_error(None, "bad_message", "the daemon asks nothing, so there is no response"))
 
     def _first_refusal(self) -> tuple[str, str]:
-        if not self._allowed:
+        if self._grants.nothing:
             return "access_denied", f"uid {self.peer.uid} may not use this daemon"
         return "hello_first", "the first request must be hello"
 
@@ -240,14 +305,17 @@ class Session(asyncio.Protocol):
         return handle
 
     def _take_request(self, frame: Request) -> None:
-        if not self._allowed:
+        if self._grants.nothing:
             code, message = self._first_refusal()
+            self._audit.deny(self.peer, frame.method, "may not use this daemon")
             self.writer.write(encode_error(frame.msgid, code, message))
             self.close()
             return
         try:
             method = self._admit(frame)
-            outcome = method.handler(self, check_params(method, frame.params))
+            params = check_params(method, frame.params)
+            self._authorize(method.name, params)
+            outcome = method.handler(self, params)
         except Exception as error:  # noqa: BLE001 - the edge of a request: told to the client, bugs logged
             self._refuse(frame.msgid, frame.method, error)
             return
@@ -305,19 +373,35 @@ class Session(asyncio.Protocol):
             self._timer.cancel()
         logger.debug("%s says hello", self)
 
-    def new_handle(self, acknowledged: bool) -> Handle:
-        """A handle that is known and numbered, but not attached to anything. Raises ``too_many_handles``."""
-        handle = Handle(self._new_number(), self.writer, acknowledged, self._forget)
+    def new_handle(self, params: dict[str, Any]) -> Handle:
+        """A handle that is known and numbered, but not attached to anything. Raises ``too_many_handles``.
+
+        `params` are those of the attach; the handle lives as long as they would be granted.
+        """
+        handle = Handle(
+            self._new_number(),
+            self.writer,
+            acknowledged=params["acknowledged"],
+            needs=(verb_of("attach", params), subject_of("attach", params, self.house.subject) or DAEMON),
+            usage=self._usage,
+            sees=self.sees,
+            on_dead=self._forget,
+            on_limit=lambda method, what: self._audit.limit(self.peer, method, what),
+        )
         self.handles[handle.number] = handle
         return handle
 
     def subscribe(self, scope: Scope) -> tuple[int, EventFeed]:
         """Events of `scope` from now on; the caller must have its answer written before any event is published."""
         number = self._new_number()
-        feed = EventFeed(number, self.writer, self.writer.write)
+        feed = EventFeed(number, self.writer, self.writer.write, self.sees)
         feed.subscription = self.house.events.subscribe(scope, feed.deliver)
         self.subscriptions[number] = feed
         return number, feed
+
+    def sends_on(self, channel: Channel) -> None:
+        """The client becomes a sender there."""
+        self._usage.sends_on(channel)
 
     def end_handle(self, number: int) -> None:
         """Detach; nothing happens for a dead one. Raises ``unknown_handle``."""

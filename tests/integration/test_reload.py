@@ -27,7 +27,7 @@ from tests.integration.daemons import (
 
 pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(120 * SCALE)]
 
-NOTHING = {"added": [], "changed": [], "removed": [], "restart_needed": []}
+NOTHING = {"added": [], "changed": [], "removed": [], "restart_needed": [], "detached": 0}
 
 
 def connection(name: str, more: str = "", username: str = "alice") -> str:

@@ -20,6 +20,7 @@ from rondevu_client import (
     ServiceInfo,
 )
 from rondevu_client import channel as channel_module
+from rondevud.access import Policy
 from rondevud.errors import RequestError
 from rondevud.ipc.server import Server
 from tests.unit.ipc.house import Disk, MemoryHouse
@@ -118,7 +119,7 @@ async def test_the_first_socket_that_answers_is_taken(place, tmp_path, monkeypat
 
 async def test_access_denied_is_said(place):
     await place.stop()
-    place.server = Server(place.house, path=place.path, allow=lambda _peer: False)
+    place.server = Server(place.house, path=place.path, policy=Policy(frozenset()))
     await place.server.start()
     daemon = Daemon(place.path)
     with pytest.raises(RequestRefused) as caught:

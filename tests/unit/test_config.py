@@ -270,7 +270,6 @@ class TestNotInThisVersion:
             ("[transport]", 'engine = "libdatachannel"', "transport.engine", '"libdatachannel"'),
             ("[transport]", "port_range = [1, 2]", "transport.port_range", "a range of ports"),
             ("[rendezvous]", 'store = "postgresql://h/d"', "rendezvous.store", "a postgresql: store"),
-            ("[access]", "rules = []", "access.rules", "access control by rules"),
             ("[queue]", "inbox_max_age = 60", "queue.inbox_max_age", "an age limit of the inbox"),
         ],
     )

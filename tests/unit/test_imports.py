@@ -41,6 +41,7 @@ MEETING = {
         "rondevud.declaring",
         "rondevud.holdings",
     ),
+    "rondevud.policies": ("rondevud.daemon", "rondevud.reloading", "rondevud.main"),
     "rondevud.service_channel": ("rondevud.house",),
     "rondevud.keys": ("rondevud.house", "rondevud.declaring"),
     "rondevud.rows": ("rondevud.house", "rondevud.why", "rondevud.sessions"),
@@ -76,6 +77,7 @@ HOMES = {
 """Foreign libraries and the modules that may see them; a name that ends with a dot stands for a package."""
 
 SANS_IO = (
+    "rondevud.access",
     "rondevud.records",
     "rondevud.accounts",
     "rondevud.failed",
@@ -115,6 +117,7 @@ PORTS = {"rondevud.transport.base", "rondevud.signalling.base"}
 
 SHARED = {
     "rondevud",
+    "rondevud.access",
     "rondevud.records",
     "rondevud.errors",
     "rondevud.events",

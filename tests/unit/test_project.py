@@ -82,19 +82,19 @@ def test_the_example_with_everything_switched_on_is_refused_only_for_what_is_not
     with pytest.raises(config.ConfigError) as refused:
         config.parse(uncommented(example()), "example")
     lines = str(refused.value).splitlines()
-    assert [line.split(": ")[1] for line in lines] == ["transport.port_range", "access.rules"]
+    assert [line.split(": ")[1] for line in lines] == ["transport.port_range"]
     assert all(line.endswith("is not in this version") for line in lines)
 
 
 def test_the_example_shows_the_defaults():
     text = uncommented(example())
-    for key in ("port_range", "rules"):
+    for key in ("port_range",):
         text = re.sub(rf"^{key}.*$", "", text, flags=re.MULTILINE)
     shown = config.parse(text, "example")
-    for name in ("rendezvous", "queue", "reconnect"):
+    for name in ("rendezvous", "queue", "reconnect", "access"):
         resolved, default = getattr(shown, name), getattr(config.Config(), name)
         differing = {key for key in type(default).model_fields if getattr(resolved, key) != getattr(default, key)}
-        assert differing <= {"max_attempts", "max_queue_size", "max_queue_bytes", "max_message_age", "overflow"}
+        assert differing <= {"max_attempts", "max_queue_size", "max_queue_bytes", "max_message_age", "overflow", "rule"}
     assert config.queue_limits(shown.queue) == config.queue_limits(config.QueueConfig())
     (service,) = shown.services
     (connection,) = shown.connections

@@ -20,7 +20,7 @@ async def attach(session: Session, params: dict[str, Any]) -> Answer:
     if target.startswith("service:") and mode != "observe":
         raise RequestError("bad_target", "a whole service can only be observed; attach to its connections one by one")
     failpoints.hit("attach.before")
-    handle = session.new_handle(params["acknowledged"])
+    handle = session.new_handle(params)
     try:
         channel = await session.house.channel(target, params["label"], params["options"], create=mode != "observe")
         await _open(session, handle, channel, params)
@@ -39,6 +39,7 @@ async def _open(session: Session, handle: Handle, channel: Channel, params: dict
     if mode != "send":
         handle.receiver = await channel.open_receiver(mode, handle, takeover)
     if mode != "observe":
+        session.sends_on(channel)
         handle.producer = await channel.open_producer(params["producer"], handle, takeover)
         if params["confirm_sent"]:
             handle.producer.confirm_sent()

@@ -10,7 +10,7 @@ from rondevud.ipc.table import Table, choice, flag, mapping, seconds, text
 
 
 def connections(session: Session, _params: dict[str, Any]) -> list[dict[str, Any]]:
-    return session.house.connections()
+    return session.visible(session.house.connections())
 
 
 async def connect(session: Session, params: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def begin_subscription(
     """
     house = session.house
     scope = house.resolve(target) if target is not None else Scope()
-    connections = house.snapshot(target)
+    connections = [_visible(session, row) for row in session.visible(house.snapshot(target))]
     number, feed = session.subscribe(scope)
     following = house.events.next
 
@@ -45,6 +45,12 @@ def begin_subscription(
                 feed.deliver(event)
 
     return {"subscription": number, "next": following, "connections": connections}, replay
+
+
+def _visible(session: Session, row: dict[str, Any]) -> dict[str, Any]:
+    """A row of a snapshot, without the channels that the client may not see."""
+    channels = [has for has in row["channels"] if session.may_see_of(row["connection_id"], has["label"])]
+    return {**row, "channels": channels}
 
 
 def unsubscribe(session: Session, params: dict[str, Any]) -> dict[str, Any]:

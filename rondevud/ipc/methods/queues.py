@@ -13,7 +13,7 @@ MOST_FAILED = 1_000
 
 
 def channels(session: Session, params: dict[str, Any]) -> list[dict[str, Any]]:
-    return session.house.channels(params["target"])
+    return session.visible(session.house.channels(params["target"]))
 
 
 async def queue(session: Session, params: dict[str, Any]) -> dict[str, Any]:

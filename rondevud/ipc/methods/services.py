@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from rondevud.access import Subject
 from rondevud.ipc.methods.events import begin_subscription
 from rondevud.ipc.session import Session
 from rondevud.ipc.table import Answer, Table, flag, mapping, seconds, text
 
 
 def services(session: Session, _params: dict[str, Any]) -> list[dict[str, Any]]:
-    return session.house.services()
+    return [row for row in session.house.services() if session.may_see(Subject(service=row["service"]))]
 
 
 async def expose(session: Session, params: dict[str, Any]) -> dict[str, Any] | Answer:

@@ -12,7 +12,7 @@ PAUSE = 10.0
 
 
 def sessions(session: Session, params: dict[str, Any]) -> list[dict[str, Any]]:
-    return session.house.sessions.list(params["target"])
+    return session.visible(session.house.sessions.list(params["target"]))
 
 
 async def forget(session: Session, params: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+from rondevud.access import Subject
 from rondevud.durable.buffer_watch import BufferWatch
 from rondevud.errors import RequestError
 from rondevud.events import EventBus, Scope
@@ -219,6 +220,7 @@ class MemoryChannel:
         self.watches.append(BufferWatch(threshold, heard, self.watches.remove))
         return self.watches[-1]
 
+    queue_bytes = property(lambda self: sum(len(payload) for _, payload, _ in self.stored.outbox))
     waiting = property(lambda self: len(self.stored.inbox))
     waiting_bytes = property(lambda self: sum(len(row.payload) for row in self.stored.inbox))
 
@@ -450,6 +452,15 @@ class MemoryHouse:
 
     async def put_back(self, target, label, id_):
         return {"put_back": 2 if id_ is None else 1}
+
+    def subject(self, target):
+        if target.startswith("service:"):
+            return Subject(service=target[8:])
+        try:
+            row = self.disk.connections[self.find(target)]
+        except RequestError:
+            return None
+        return Subject(service=row["service"]) if row["service"] else Subject(connection=row["name"])
 
     def resolve(self, target):
         if target.startswith("service:"):

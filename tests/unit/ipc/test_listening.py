@@ -8,8 +8,9 @@ import stat
 
 import pytest
 
+from rondevud.access import DAEMON, Policy, Verb
 from rondevud.errors import ConfigError
-from rondevud.ipc.access import Peer, identify_peer, may_use
+from rondevud.ipc.access import Peer, default_policy, identify_peer
 from rondevud.ipc.listening import adopt, listen_at
 from rondevud.ipc.server import Server
 from tests.unit.ipc.raw import raw_client
@@ -111,19 +112,19 @@ async def test_stopping_removes_the_socket_but_not_one_that_took_its_place(path,
 
 
 def test_the_owner_and_root_may_use_the_socket_and_nobody_else():
-    assert may_use(Peer(1, 1000, 1000), owner=1000)
-    assert may_use(Peer(1, 0, 0), owner=1000)
-    assert not may_use(Peer(1, 1001, 1000), owner=1000)
+    assert default_policy().grants(os.getuid(), []).allows(Verb.ADMINISTER, DAEMON)
+    assert default_policy().grants(0, []).allows(Verb.ADMINISTER, DAEMON)
+    assert default_policy().grants(os.getuid() + 1, [0, os.getgid()]).nothing
 
 
 def test_a_peer_is_who_the_kernel_says():
     left, right = socket.socketpair()
     with left, right:
-        assert identify_peer(left) == Peer(os.getpid(), os.getuid(), os.getgid())
+        assert identify_peer(left) == Peer(os.getpid(), os.getuid(), os.getgid(), frozenset(os.getgroups()))
 
 
 async def test_who_may_not_use_the_daemon_gets_one_error_and_is_closed(path, house):
-    server = Server(house, path=path, allow=lambda _peer: False)
+    server = Server(house, path=path, policy=Policy(frozenset()))
     await server.start()
     try:
         async with raw_client(path, hello=False) as client:
