@@ -28,8 +28,8 @@ class Event(NamedTuple):
 class EventStream:
     """Made by `Daemon.subscribe`; ends when the daemon object is closed or `close` is called.
 
-    Over a broken socket it goes on where it was. An event ``overrun {count, from, to}`` says which numbers are missing in its
-    place, and how many events of any target those were. Where nobody knows how many, because the daemon was started anew,
+    Over a broken socket it goes on where it was. An event ``overrun {count, from, to}`` says which numbers are missing in
+    its place, and how many events of any target those were. Where nobody knows how many, as the daemon was started anew,
     `count` and `to` are None; numbers begin at 1 then, and what the new one has is told from its beginning.
     """
 

@@ -49,20 +49,25 @@ def send(
     The message is stored before this ends, and reaches the peer when there is one. After a time-out with --wait sent or
     acknowledged it is still stored. A peer that is no daemon acknowledges nothing: sent is all that can be known.
 
+    On a terminal standard error shows how far a long send from standard input has come.
+
     JSON: {connection_id, label, messages, bytes, state}, the state being what was waited for.
     """
     if lines and text != "-":
         raise click.UsageError("--lines reads standard input: TEXT must be -")
-    whole = None if lines else _encode(text) if text != "-" else sys.stdin.buffer.read()
-
+    from rondevud.ctl import progress  # noqa: PLC0415 - loads asyncio and rich
     from rondevud.ctl.framing import LINES, standard_input  # noqa: PLC0415
     from rondevud.ctl.sending import Sending  # noqa: PLC0415 - loads asyncio
+
+    whole = None if lines else _encode(text) if text != "-" else progress.read_whole(sys.stdin.buffer)
+    total = progress.size_of_input() if whole is None else len(whole)
 
     async def work(daemon: Daemon) -> Sending:
         channel = await daemon.attach(target, label, mode="send", confirm_sent=wait == "sent")
         sending = Sending(channel, binary=binary, timeout=timeout)
         messages = LINES.split(standard_input()) if whole is None else [whole]
-        await sending.send(messages, wait)
+        async with progress.shown(sending, total, wait):
+            await sending.send(messages, wait)
         return sending
 
     sending = run(settings, work, reconnect=True)

@@ -31,6 +31,15 @@ class Sending:
         self._undecided: deque[asyncio.Task[int]] = deque()
         self.messages = 0
         self.size = 0
+        self.accepted = 0
+        """Messages that our daemon has stored."""
+        self.accepted_size = 0
+        """Their bytes."""
+
+    @property
+    def acknowledged(self) -> int:
+        """Messages that the peer's daemon has stored."""
+        return max(0, self.messages - self._channel.queue_size)
 
     async def send(self, messages: Iterable[bytes], until: Until) -> None:
         """Send each message as it comes; returns when all are `until`. For ``sent`` the channel has `confirm_sent`.
@@ -68,11 +77,17 @@ class Sending:
     async def _begin(self, message: bytes) -> None:
         """Hand one over; waits while too many are undecided."""
         data = message if self._binary else _decode(message)
-        self._undecided.append(asyncio.create_task(self._channel.send(data), name="send"))
+        self._undecided.append(asyncio.create_task(self._store(data, len(message)), name="send"))
         self.messages += 1
         self.size += len(message)
         while self._undecided and (len(self._undecided) > UNDECIDED or self._undecided[0].done()):
             await self._undecided.popleft()
+
+    async def _store(self, data: str | bytes, size: int) -> int:
+        number = await self._channel.send(data)
+        self.accepted += 1
+        self.accepted_size += size
+        return number
 
     def result(self, state: Until) -> dict[str, Any]:
         return {

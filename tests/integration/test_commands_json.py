@@ -34,7 +34,7 @@ def found(answer: dict, keys: set[str]) -> set[str]:
     return {
         f"{key}.{inner}" if key in nested else key
         for key, value in answer.items()
-        for inner in (value if key in nested else [""])
+        for inner in ((value[0] if isinstance(value, list) else value) if key in nested else [""])
     }
 
 
