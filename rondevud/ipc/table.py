@@ -72,12 +72,15 @@ class Table:
 
 
 def check_params(method: Method, params: list[Any]) -> dict[str, Any]:
-    """Every parameter of the method; raises ``bad_params`` naming method, parameter and what was expected."""
+    """Every parameter of the method; raises ``bad_params`` naming method, parameter and what was expected.
+
+    What is unknown in a ``hello`` is ignored: it was said before anybody knew which version this daemon is.
+    """
     if len(params) != 1 or type(params[0]) is not dict:
         raise RequestError("bad_params", f"{method.name} takes one map of parameters")
     given: dict[Any, Any] = params[0]
     unknown = [key for key in given if key not in method.parameters]
-    if unknown:
+    if unknown and method.name != "hello":
         known = ", ".join(method.parameters) or "none"
         name = repr(unknown[0][:64]) if type(unknown[0]) is str else shown(unknown[0])
         raise RequestError("bad_params", f"{method.name} has no parameter {name}; it has: {known}")

@@ -304,6 +304,18 @@ async def test_what_waits_for_one_target_never_goes_to_another(world):
     assert await asyncio.wait_for(received.get(), PATIENCE) == ("main", "for alice only")
 
 
+async def test_rules_of_access_and_limits_are_taken_over_and_disturb_nothing(world):
+    filed, pair = await open_linked(world, "")
+    events = await watch(filed.program)
+    rules = '[access]\nmax_clients = 7\n[[access.rule]]\nuid = 12345\nallow = ["use"]\n'
+    assert await filed.reload(connection("chat") + rules) == {**NOTHING, "changed": ["access"]}
+    assert (await events.next("reloaded"))["changed"] == ["access"]
+    await exchange_few(pair.near, pair.far)
+    assert await filed.reload(connection("chat") + rules) == NOTHING
+    assert await filed.reload(connection("chat")) == {**NOTHING, "changed": ["access"]}
+    assert pair.near.attached
+
+
 # --- who declared it ---------------------------------------------------------------------------------------------------
 
 
@@ -356,6 +368,8 @@ async def test_what_was_closed_or_withdrawn_is_there_again_as_after_a_start(worl
         (connection("chat", "[connection.reconnect]\nbackoff_base = -1"), ("backoff_base",)),
         ("[[connection]\n", ("not valid TOML",)),
         (connection("other") + connection("other"), ("twice",)),
+        ('[[access.rule]]\nuid = 1\nallow = ["everything"]\n', ("access.rule[0].allow[0]", '"administer"')),
+        ('[[access.rule]]\nuser = "no such user"\nallow = ["use"]\n', ("access.rule[0].user: there is no user",)),
     ],
 )
 async def test_a_bad_file_changes_nothing_and_says_why(world, text, said):

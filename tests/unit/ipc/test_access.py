@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import socket
 from collections import Counter
 
@@ -12,10 +13,11 @@ import pytest
 
 from rondevud.access import Caps, Patterns, Policy, Rule, Verb
 from rondevud.ipc import access
-from rondevud.ipc.access import NEEDS, Audit, Peer, identify_peer
+from rondevud.ipc.access import NEEDS, Audit, Peer, To, identify_peer
 from rondevud.ipc.methods import TABLE
 from rondevud.ipc.server import Server
 from tests.unit.ipc.raw import raw_client
+from tests.unit.vectors import sections
 
 
 def allowing(verb=Verb.USE, caps=Caps(), **restrictions):  # noqa: B008 - cannot be changed
@@ -40,6 +42,25 @@ async def serve(house, path):
 
 def test_every_method_says_what_it_needs():
     assert NEEDS.keys() == TABLE.methods.keys()
+
+
+def test_the_document_says_what_each_method_needs():
+    documented = {}
+    for verb, to, words in re.findall(
+        r"^\| ?(\S*) ?\| ([^|]+) \| ([^|]+) \|$", sections("socket.md")["Access"], re.MULTILINE
+    ):
+        for name in re.findall(r"`([a-z_]+)`(?! with mode)", words.split("; `attach` with")[0]):
+            documented[name] = (verb.strip("`"), to.split(":")[0])
+    words = {
+        To.NOTHING: "whoever has a rule", To.LIST: "whoever has a rule", To.DAEMON: "the daemon", To.CHANNEL: "the channel"
+    }  # fmt: skip
+    assert documented.keys() == NEEDS.keys()
+    for name, (verb, to) in documented.items():
+        need = NEEDS[name]
+        assert to == words.get(need.to, to), name
+        assert (need.to in words) == (to in words.values()), name
+        assert verb in {"", str(need.verb)}, name
+        assert (verb == "") == (need.to in {To.NOTHING, To.LIST}), name
 
 
 def test_the_parameters_that_say_what_a_method_is_done_to_are_there():
