@@ -4,6 +4,7 @@
 #   VENV=DIRECTORY     another place for the virtual environment
 #   TESTS=PATHS        only these tests            JOBS=N   tests in N processes
 #   MARKS=EXPRESSION   only tests with such marks
+#   PREFIX=DIRECTORY   where `make install` puts it (/usr/local)     DESTDIR=DIRECTORY   put before every path
 
 SHELL := /bin/bash
 # Where the environment forbids bytecode files, every process of a test would compile the whole daemon again.
@@ -18,10 +19,10 @@ SETUP := PYTHON='$(PYTHON)' bash .ci/setup '$(VENV)'
 SETUP_NEEDS := pyproject.toml .ci/setup .ci/find-python
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint format demo soak clean
+.PHONY: help venv test lint format demo soak clean install uninstall deb
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.installed ## two daemons and a signalling server on this machine, talking
 	$(VENV)/bin/rondevud demo
@@ -42,6 +43,15 @@ format: $(VENV)/.installed-dev ## put the source into shape
 
 soak: $(VENV)/.installed-dev ## the long tests: days; TESTS=… names some of them
 	RONDEVUD_LINK_EXAMPLES=$${RONDEVUD_LINK_EXAMPLES:-50000} $(VENV)/bin/python -m pytest -m soak $(TESTS)
+
+install: ## a service of this machine: programs, units, manual pages
+	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' SYSCONFDIR='$(SYSCONFDIR)' PYTHON='$(PYTHON)' bash installation/install
+
+uninstall: ## take away what install put there
+	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' SYSCONFDIR='$(SYSCONFDIR)' bash installation/install uninstall
+
+deb: ## a Debian package, in dist
+	@bash installation/deb
 
 clean: ## remove what the other targets made
 	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

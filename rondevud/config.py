@@ -536,7 +536,10 @@ class Paths:
 
 
 def default_paths(environ: Mapping[str, str], uid: int) -> Paths:
-    """The paths for that environment and user. Relative XDG directories count as not set, as their specification says."""
+    """The paths for that environment and user; the directories of a unit (systemd.exec(5)) go first.
+
+    Relative XDG directories count as not set, as their specification says.
+    """
     root = uid == 0
     home = Path(environ.get("HOME") or "/nonexistent")
 
@@ -547,9 +550,13 @@ def default_paths(environ: Mapping[str, str], uid: int) -> Paths:
     config = Path("/etc") if root else directory("XDG_CONFIG_HOME", home / ".config")
     state = Path("/var/lib") if root else directory("XDG_STATE_HOME", home / ".local/state")
     runtime = Path("/run/rondevud") if root else directory("XDG_RUNTIME_DIR", Path(f"/run/user/{uid}"))
-    given = environ.get("STATE_DIRECTORY", "").split(":")[0]  # systemd separates several by colons
+
+    def of_unit(kind: str, default: Path) -> Path:
+        given = environ.get(f"{kind}_DIRECTORY", "").split(":")[0]  # systemd separates several by colons
+        return Path(given) if given else default
+
     return Paths(
-        config=config / "rondevud" / "config.toml",
-        state_dir=Path(given) if given else state / "rondevud",
-        socket=runtime / "rondevud.sock",
+        config=of_unit("CONFIGURATION", config / "rondevud") / "config.toml",
+        state_dir=of_unit("STATE", state / "rondevud"),
+        socket=of_unit("RUNTIME", runtime) / "rondevud.sock",
     )

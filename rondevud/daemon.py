@@ -8,8 +8,9 @@ import grp
 import logging
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from rondevud import __version__, clock, logs, open_files, systemd
 from rondevud.care import Care
@@ -33,6 +34,7 @@ from rondevud.store.memory import MemoryStore
 from rondevud.store.sqlite import SqliteStore
 from rondevud.transport.aiortc import AiortcEngine
 from rondevud.transport.base import IceServer
+from rondevud.transport.self_test import check_webrtc
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +50,9 @@ PART_TIMEOUT = 10.0
 HUNG = 10.0
 """Seconds without progress of the store's thread after which the watchdog is fed no more."""
 
+STATUS_INTERVAL = 5.0
+"""Seconds between two looks whether the status has changed."""
+
 HOUSEKEEPING = 3_600.0
 PRODUCERS_KEPT = 7 * 86_400.0
 """Seconds after its last use that what is known of a producer is kept."""
@@ -60,11 +65,13 @@ async def run(
     state_dir: Path,
     socket: Path,
     ready: Callable[[], None] | None = None,
+    self_test: bool = False,
 ) -> int:
     """Run until SIGTERM or SIGINT; a second one ends the process at once. Returns the exit code.
 
-    `config_path` is where `config` came from, and is read again at SIGHUP; `ready` is called when the socket answers. Raises
-    `ConfigError`, `StateDirectoryError`, `StoreError` or `ListenError` when it cannot start.
+    `config_path` is where `config` came from, and is read again at SIGHUP; `ready` is called when the socket answers. With
+    `self_test` it does not start where WebRTC does not work. Raises `ConfigError`, `StateDirectoryError`, `StoreError`,
+    `ListenError` or `SelfTestFailed` when it cannot start.
     """
     open_files.raise_limit()
     unhandled = logs.UnhandledExceptions()
@@ -78,19 +85,36 @@ async def run(
         broken.set()
         stopping.set()
 
+    if self_test:
+        await test_webrtc()
     async with contextlib.AsyncExitStack() as stack:
         house = await start(stack, config, state_dir, socket, config_path, broken=give_up)
         reloads = asyncio.get_running_loop().create_task(_reload_loop(house, reload_wanted), name="reloads")
         stack.callback(reloads.cancel)
         systemd.ready(f"listening on {socket}")
-        logger.info("rondevud %s is ready: socket %s, state %s", __version__, socket, state_dir)
+        logger.info(
+            "rondevud %s is ready: socket %s, state %s", __version__, socket, state_dir, extra=logs.fields("ready")
+        )
         if ready is not None:
             ready()
         await stopping.wait()
         systemd.stopping()
-        logger.info("stopping")
+        logger.info("stopping", extra=logs.fields("stopping"))
         code = await _stop(stack)
         return code or int(broken.is_set())
+
+
+async def test_webrtc() -> None:
+    """Whether WebRTC works in this environment, without asking any server. Raises `SelfTestFailed`."""
+    loop = asyncio.get_running_loop()
+    engine = AiortcEngine()
+    before = loop.get_exception_handler()
+    _absorb_library_errors(loop, engine)
+    try:
+        await check_webrtc(engine)
+    finally:
+        await engine.close()
+        loop.set_exception_handler(before)
 
 
 async def _stop(stack: contextlib.AsyncExitStack) -> int:
@@ -139,6 +163,7 @@ async def start(
     loop = asyncio.get_running_loop()
     group = find_group(config.daemon.socket_group)
     policy = policy_of(config.access)
+    descriptor = find_descriptor()
     state = stack.enter_context(StateDirectory(state_dir))
     start_us = clock.wall_microseconds()
     disk = await SqliteStore.open(state.path / DATABASE)
@@ -150,6 +175,8 @@ async def start(
     environment.budget.set_limit(config.queue.store_limit)
     url = await _start_rendezvous(stack, config, state.path) or config.signalling.url
     identities = Identities(state.path / "keys")
+    if credentials := os.environ.get("CREDENTIALS_DIRECTORY"):
+        identities.take_credentials(Path(credentials))
     signalling = await _open_signalling(stack, config, url, identities)
     engine = _make_engine(config)
     _stop_later(stack, "the WebRTC engine", engine.close)
@@ -157,11 +184,10 @@ async def start(
     house = House(config, environment, signalling, engine, events, identities, Care(disk), config_path)
     house.signalling_url = url
     await house.load()
-    descriptors = systemd.take_listen_fds()
     server = Server(
         house,
-        path=None if descriptors else socket,
-        descriptor=descriptors[0] if descriptors else None,
+        path=socket if descriptor is None else None,
+        descriptor=descriptor,
         mode=config.daemon.socket_mode,
         group=group,
         max_message=config.daemon.max_message,
@@ -185,6 +211,7 @@ async def start(
     for work, name in (
         (_housekeeping(house, disk, memory), "housekeeping"),
         (_watchdog(disk), "watchdog"),
+        (_tell_status(house), "status"),
         (_watch_store(disk, broken), "store watch"),
     ):
         task = loop.create_task(work, name=name)
@@ -204,6 +231,17 @@ def find_group(group: str | None) -> int | None:
         if group.isascii() and group.isdecimal() and int(group) < NO_GROUP:
             return int(group)
         raise ConfigError(f"[daemon] socket_group: there is no group {group!r}") from None
+
+
+def find_descriptor() -> int | None:
+    """The listening socket that systemd handed over, None where it did not. Raises `ConfigError` for several."""
+    descriptors = systemd.take_listen_fds()
+    if len(descriptors) > 1:
+        raise ConfigError(
+            f"{len(descriptors)} sockets were handed over (LISTEN_FDS), and the daemon listens at one: "
+            "rondevud.socket must have a single ListenStream="
+        )
+    return descriptors[0] if descriptors else None
 
 
 async def _start_rendezvous(stack: contextlib.AsyncExitStack, config: Config, state_dir: Path) -> str | None:
@@ -295,6 +333,29 @@ async def _watchdog(disk: SqliteStore) -> None:
         if disk.alive() < HUNG:
             systemd.feed_watchdog()
         await asyncio.sleep(interval / 2)
+
+
+async def _tell_status(house: House) -> None:
+    """Keep the line of ``systemctl status`` true."""
+    told = ""
+    while os.environ.get("NOTIFY_SOCKET"):
+        if (text := summary(await house.status())) != told:
+            systemd.status(text)
+            told = text
+        await asyncio.sleep(STATUS_INTERVAL)
+
+
+def summary(status: Mapping[str, Any]) -> str:
+    """What `House.status` answers, in a line."""
+    parts = [
+        f"{status['connected']} of {status['connections']} connections up",
+        f"{status['services']} services",
+        f"{status['clients']} programs",
+        f"{status['store_bytes']:,} bytes queued",
+    ]
+    if status["store"] != "ok":
+        parts.insert(0, f"STORE FAILS ({status['store']})")
+    return ", ".join(parts)
 
 
 async def _watch_store(disk: SqliteStore, broken: Callable[[], None]) -> None:

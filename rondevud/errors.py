@@ -11,6 +11,7 @@ RondevuError
 │   ├── SignallingUnreachable
 │   ├── SignallingRejected     the server said no: `status`, `server_message`
 │   └── SignallingGarbled      the server answered with something that is not its protocol
+├── SelfTestFailed         WebRTC does not work in this environment; the message says what is denied
 ├── TransportError         WebRTC: bad SDP, a closed channel, a connection that did not come up
 ├── PeerError              the peer broke the link protocol
 └── RequestError           a local program asked for something it cannot have; `code` goes over the socket
@@ -90,6 +91,10 @@ class SignallingRejected(SignallingError):
 
 class SignallingGarbled(SignallingError):
     """The answer is not JSON, lacks a member or has one of a wrong type; the message names it."""
+
+
+class SelfTestFailed(RondevuError):
+    """Two peer connections of this process could not reach each other; the message says what is probably denied."""
 
 
 class TransportError(RondevuError):

@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from typing import Any, TextIO
 
 try:
@@ -32,10 +32,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class LineFormatter(logging.Formatter):
-    """One line per message, then the traceback if there is one; `place` comes from a `PlaceAdapter`."""
-
-    def __init__(self, line: str) -> None:
-        super().__init__(line, defaults={"place": ""})
+    """One line per message, then the traceback if there is one."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is of logging
         return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", super().formatMessage(record))
@@ -49,19 +46,14 @@ class PriorityFormatter(LineFormatter):
         return "\n".join(prefix + line for line in super().format(record).splitlines())
 
 
-class PlaceAdapter(logging.LoggerAdapter[logging.Logger]):
-    """Puts a connection, and a label, before each message; in the journal also into fields of their own."""
+def fields(event: str, connection: str | None = None, label: str | None = None) -> dict[str, str]:
+    """For the ``extra`` of a message: in the journal they are ``RONDEVU_EVENT``, ``_CONNECTION`` and ``_LABEL``.
 
-    def __init__(self, base: logging.Logger, connection: str, label: str | None = None) -> None:
-        fields = {"RONDEVU_CONNECTION": connection}
-        if label is not None:
-            fields["RONDEVU_LABEL"] = label
-        place = connection if label is None else f"{connection}/{label}"
-        super().__init__(base, {**fields, "place": f"[{place}] "})
-
-    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
-        kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
-        return msg, kwargs
+    `event` is the name that subscribers hear the same thing by, or a word of its own; `connection` a name where there
+    is one, else an id.
+    """
+    found = {"RONDEVU_EVENT": event, "RONDEVU_CONNECTION": connection, "RONDEVU_LABEL": label}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 class UnhandledExceptions:
@@ -106,13 +98,13 @@ def set_level(level: str) -> None:
 def _make_handler(environ: Mapping[str, str], stream: TextIO) -> logging.Handler:
     if not _is_journal(environ.get("JOURNAL_STREAM", ""), stream):
         handler: logging.Handler = logging.StreamHandler(stream)
-        handler.setFormatter(LineFormatter("%(asctime)s %(levelname)-7s %(name)s: %(place)s%(message)s"))
+        handler.setFormatter(LineFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     elif JournalHandler is not None:
         handler = JournalHandler(SYSLOG_IDENTIFIER="rondevud")
-        handler.setFormatter(LineFormatter("%(place)s%(message)s"))
+        handler.setFormatter(LineFormatter("%(message)s"))
     else:
         handler = logging.StreamHandler(stream)
-        handler.setFormatter(PriorityFormatter("%(name)s: %(place)s%(message)s"))
+        handler.setFormatter(PriorityFormatter("%(name)s: %(message)s"))
     return handler
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import json
 import os
 import signal
@@ -65,18 +66,24 @@ def main() -> None:
 @click.option("--config", "config_path", type=PATH, metavar="FILE", help="Instead of the default; see check-config.")
 @click.option("--socket", type=PATH, metavar="PATH", help="Where programs find the daemon.")
 @click.option("--state-dir", type=PATH, metavar="DIR", help="Where it keeps keys, queues and sessions.")
+@click.option("--self-test", is_flag=True, help="Do not start where WebRTC does not work; see `rondevud self-test`.")
 @click.pass_context
-def run(context: click.Context, config_path: Path | None, socket: Path | None, state_dir: Path | None) -> None:
+def run(
+    context: click.Context, config_path: Path | None, socket: Path | None, state_dir: Path | None, self_test: bool
+) -> None:
     """Run the daemon until SIGTERM or Ctrl-C; a second one ends it at once.
 
     Without options it reads $XDG_CONFIG_HOME/rondevud/config.toml (as root /etc/rondevud/config.toml) if there is one,
     keeps its state in $STATE_DIRECTORY, else $XDG_STATE_HOME/rondevud (as root /var/lib/rondevud), and listens on
     $XDG_RUNTIME_DIR/rondevud.sock (as root /run/rondevud/rondevud.sock). Options win over the file.
+    A unit's $CONFIGURATION_DIRECTORY and $RUNTIME_DIRECTORY go before those, and a socket that systemd hands over before
+    any path. Keys of user names in $CREDENTIALS_DIRECTORY (USER.key) are taken over.
     """
     path, config = _load(config_path)
 
     from rondevud import daemon, logs  # noqa: PLC0415
 
+    faulthandler.enable()  # a watchdog's SIGABRT shows where every thread stands
     logs.set_up(config.daemon.log_level)
     found_socket, found_state = _places(config)
     work = daemon.run(
@@ -84,8 +91,23 @@ def run(context: click.Context, config_path: Path | None, socket: Path | None, s
         config_path=path,
         state_dir=(state_dir or found_state).absolute(),
         socket=(socket or found_socket).absolute(),
+        self_test=self_test,
     )
     context.exit(_run_loop(work))
+
+
+@main.command("self-test")
+def self_test() -> None:
+    """See whether WebRTC works in this environment: two connections in this process, a message there and back.
+
+    No server is asked and nothing is stored. Where a unit or container denies what is needed, stderr says what
+    (exit code 1). The unit's own restrictions are tried with `rondevud run --self-test`, which it starts with.
+    """
+    from rondevud import daemon, logs  # noqa: PLC0415
+
+    logs.set_up("info")
+    _run_loop(daemon.test_webrtc())
+    click.echo("WebRTC works here")
 
 
 @main.command("check-config")

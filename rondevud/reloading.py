@@ -17,6 +17,7 @@ from rondevud.durable.states import ConnectionState
 from rondevud.endings import Endings
 from rondevud.errors import ConfigError, RequestError, StoreError
 from rondevud.holdings import Declaration, Holdings, Options, Origin, store_errors
+from rondevud.logs import fields
 from rondevud.owners import Key
 from rondevud.policies import policy_of
 from rondevud.records import DeclarationKind, DeleteDeclaration
@@ -103,17 +104,23 @@ class Reloading:
                 raise self._failed(error) from error
             finally:
                 systemd.ready(status)
-        logger.info("reloaded %s: %s", self._path, "; ".join(f"{word} {names}" for word, names in changes.items()))
+        logger.info(
+            "reloaded %s: %s",
+            self._path,
+            "; ".join(f"{word} {names}" for word, names in changes.items()),
+            extra=fields("reloaded"),
+        )
         self._holdings.events.publish("reloaded", changes)
         return changes
 
     def _failed(self, error: Exception) -> RequestError:
         """Tell it, and answer what whoever asked is told."""
         if isinstance(error, RequestError):
-            logger.warning("Nothing is reloaded: %s" if error.code == "bad_config" else "Reloading: %s", error)
+            said = "Nothing is reloaded: %s" if error.code == "bad_config" else "Reloading: %s"
+            logger.warning(said, error, extra=fields("reload_failed"))
             refusal = error
         else:
-            logger.error("The reload failed", exc_info=error)
+            logger.error("The reload failed", exc_info=error, extra=fields("reload_failed"))
             refusal = RequestError("internal", "the reload failed; the daemon's log says why")
         self._holdings.events.publish("reload_failed", {"code": refusal.code, "message": str(refusal)})
         return refusal

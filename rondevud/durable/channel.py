@@ -26,6 +26,7 @@ from rondevud.durable.settings import ChannelSettings, OutboxLimits
 from rondevud.durable.states import ChannelState
 from rondevud.errors import RequestError, StoreError
 from rondevud.latencies import Latencies
+from rondevud.logs import fields
 from rondevud.records import (
     Acknowledge,
     ChannelRecord,
@@ -314,7 +315,14 @@ class DurableChannel:
                 more = result.more
         finally:
             if count:
-                logger.warning("%s/%s: removed %d messages unsent: %s", self.connection_id, self.label, count, reason)
+                logger.warning(
+                    "%s/%s: removed %d messages unsent: %s",
+                    self.connection_id,
+                    self.label,
+                    count,
+                    reason,
+                    extra=fields("removed", self.connection_id, self.label),
+                )
                 if reason is not Reason.EXPIRED:
                     self.event("purged", {"count": count, "direction": "out"})
         return count
@@ -410,7 +418,14 @@ class DurableChannel:
         count = sum(gone.messages for gone in removed)
         if count:
             reason = removed[0].reason
-            logger.warning("%s/%s: removed %d messages unsent: %s", self.connection_id, self.label, count, reason)
+            logger.warning(
+                "%s/%s: removed %d messages unsent: %s",
+                self.connection_id,
+                self.label,
+                count,
+                reason,
+                extra=fields("removed", self.connection_id, self.label),
+            )
 
     def _report_gap_in(self, removal: Removal) -> None:
         if removal.reason is Reason.RESTART or removal.messages == 0:
@@ -431,7 +446,13 @@ class DurableChannel:
     def in_doubt(self, count: int) -> None:
         """So many messages, which are not held any more, may not have reached a plain peer."""
         self.count("in_doubt", count)
-        logger.warning("%s/%s: the connection ended; %d messages may be lost", self.connection_id, self.label, count)
+        logger.warning(
+            "%s/%s: the connection ended; %d messages may be lost",
+            self.connection_id,
+            self.label,
+            count,
+            extra=fields("in_doubt", self.connection_id, self.label),
+        )
 
     def link_verdict(self, verdict: Verdict) -> None:
         self.link_verdicts[verdict.direction] = verdict

@@ -30,6 +30,7 @@ from rondevud.durable.tasks import Tasks
 from rondevud.errors import (
     RequestError,
 )
+from rondevud.logs import fields
 from rondevud.records import ChannelRecord, SessionRecord
 from rondevud.signalling.base import DiscoveredOffer, Signalling
 from rondevud.transport.base import Engine, PeerConnection
@@ -395,13 +396,24 @@ class DurableConnection:
             session.event("connected", {"resumed": effect.resumed})
         if self._unmade:
             self._discards.spawn(self.make_missing_channels(), f"channels of {self.settings.name}")
-        logger.info("%s: connected (%s)", self.settings.name, "resumed" if effect.resumed else "new session")
+        logger.info(
+            "%s: connected (%s)",
+            self.settings.name,
+            "resumed" if effect.resumed else "new session",
+            extra=fields("connected", self.settings.name),
+        )
 
     def link_down(self, session: DurableSession, effect: LinkDown) -> None:
         self._dialler.settle(effect)
         if not effect.current:
             return
-        logger.info("%s: link lost: %s: %s", self.settings.name, effect.code, effect.reason)
+        logger.info(
+            "%s: link lost: %s: %s",
+            self.settings.name,
+            effect.code,
+            effect.reason,
+            extra=fields("disconnected", self.settings.name),
+        )
         young, self._stood = self._stood, None
         if young is not None:
             young.cancel()
@@ -449,7 +461,12 @@ class DurableConnection:
 
     def suspect(self, session: DurableSession, effect: Suspect) -> None:
         session.event("suspect", {"silence": round(effect.silence, 1), "unheard": effect.unheard})
-        logger.info("%s: %s: dialling a second link", self.settings.name, effect.as_text())
+        logger.info(
+            "%s: %s: dialling a second link",
+            self.settings.name,
+            effect.as_text(),
+            extra=fields("suspect", self.settings.name),
+        )
         self._wanted.set()
 
     def recovered(self, session: DurableSession, effect: Recovered) -> None:
@@ -480,7 +497,7 @@ class DurableConnection:
         if self._dialling is not None:
             self._dialling.cancel()
         self.session.event("failed", {"code": code, "message": message, "permanent": permanent})
-        logger.warning("%s: failed: %s", self.settings.name, message)
+        logger.warning("%s: failed: %s", self.settings.name, message, extra=fields("failed", self.settings.name))
         for channel in self.session.channels.values():
             channel.outbox.settle()
 

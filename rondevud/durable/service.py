@@ -24,6 +24,7 @@ from rondevud.durable.settings import ServiceSettings
 from rondevud.durable.tasks import Tasks
 from rondevud.durable.visits import Visits
 from rondevud.errors import PeerError, RondevuError, SignallingError, SignallingRejected, TransportError
+from rondevud.logs import fields
 from rondevud.records import ChannelRecord, SessionRecord
 from rondevud.signalling.base import Answer, Signalling
 from rondevud.transport.base import Engine
@@ -291,7 +292,7 @@ class DurableService:
         if before is None:
             facts = {"service_id": publication.service_id, "uuid": publication.uuid}
             self._publish("published", {**facts, "expires_at": publication.expires_at})
-            logger.info("%s: published as %s", self.name, publication.uuid)
+            logger.info("%s: published as %s", self.name, publication.uuid, extra=fields("published"))
         else:
             self._publish("ttl_refreshed", {"expires_at": publication.expires_at})
 

@@ -27,6 +27,7 @@ from rondevud.durable.settings import PeerChoice, ServiceSettings
 from rondevud.durable.states import CONNECTION_TRANSITIONS, ConnectionState, check
 from rondevud.durable.tasks import Tasks
 from rondevud.errors import RequestError, StoreError
+from rondevud.logs import fields
 from rondevud.records import ChannelRecord, DeleteSession, PeerKind, Reason, Role, SaveSession, SessionRecord
 from rondevud.transport.base import PeerConnection
 
@@ -432,6 +433,14 @@ class Visits(Mapping[str, Visit]):
         if visit.state is not ConnectionState.CONNECTED:
             visit.enter(ConnectionState.CONNECTED)
             session.event("connected", {"resumed": effect.resumed})
+            how = "resumed" if effect.resumed else "new session"
+            logger.info(
+                "%s %s: connected (%s)",
+                self._name,
+                session.connection_id,
+                how,
+                extra=fields("connected", session.connection_id),
+            )
         if not effect.resumed:
             self._count("connections")
             facts = {"peer_name": session.record.peer_name, "kind": str(session.record.kind)}
@@ -449,12 +458,25 @@ class Visits(Mapping[str, Visit]):
             return
         visit.enter(ConnectionState.DISCONNECTED)
         session.event("disconnected", {"reason": effect.code, "message": effect.reason})
-        logger.info("%s %s: link lost: %s: %s", self._name, session.connection_id, effect.code, effect.reason)
+        logger.info(
+            "%s %s: link lost: %s: %s",
+            self._name,
+            session.connection_id,
+            effect.code,
+            effect.reason,
+            extra=fields("disconnected", session.connection_id),
+        )
         self._changed(True)
 
     def suspect(self, session: DurableSession, effect: Suspect) -> None:
         session.event("suspect", {"silence": round(effect.silence, 1), "unheard": effect.unheard})
-        logger.info("%s %s: %s", self._name, session.connection_id, effect.as_text())
+        logger.info(
+            "%s %s: %s",
+            self._name,
+            session.connection_id,
+            effect.as_text(),
+            extra=fields("suspect", session.connection_id),
+        )
         self._changed(True)
 
     def recovered(self, session: DurableSession, effect: Recovered) -> None:

@@ -113,6 +113,32 @@ class Identities:
             raise ConfigError(f"user name {username} has another key already")
         return held or self._store(imported)
 
+    def take_credentials(self, directory: Path) -> None:
+        """Take the ``*.key`` files of a directory of credentials (systemd.exec(5), ``LoadCredential=``) that are not held.
+
+        The user name is what stands before ``.key``, behind the last ``_`` (systemd writes ``ID_alice.key`` for a file of a
+        directory). A file holds what `rondevuctl key export` prints, or is a key file of a daemon. Where another key is
+        held, that one stays, and a warning says so. Raises `ConfigError` for a file that is no key, without quoting it.
+        """
+        try:
+            files = sorted(file for file in directory.iterdir() if file.suffix == ".key")
+        except OSError as error:
+            raise ConfigError(f"credentials {directory}: cannot be listed: {error.strerror}") from error
+        for file in files:
+            try:
+                offered = _read_credential(file, file.stem.rpartition("_")[2])
+            except (ConfigError, StateDirectoryError) as error:
+                raise ConfigError(f"credential {file.name}: {error}") from error
+            held = self.load(offered.username)
+            if held is None:
+                self._store(offered)
+            elif held.public_key != offered.public_key:
+                logger.warning(
+                    "credential %s: user name %s has another key already, in %s, which stays; "
+                    "`rondevuctl key import --force` replaces it",
+                    file.name, offered.username, self.file(offered.username),
+                )  # fmt: skip
+
     def keep_aside(self, username: str) -> Path:
         """A second name for the key file of `username`, which must exist, beside it; it stays when the key is replaced."""
         path = self.file(username)
@@ -162,6 +188,20 @@ class Identities:
         self._loaded[username] = identity
         logger.info("key of user name %s stored in %s", username, path)
         return identity
+
+
+def _read_credential(path: Path, username: str) -> Identity:
+    if not _USERNAME.fullmatch(username):
+        raise ConfigError(f"{username!r} is no user name")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}") from error
+    if len(content) > MAX_KEY_FILE:
+        raise ConfigError("is too long for a key")
+    if content.lstrip().startswith(b"{"):
+        return Identity(username, _parse(path, username, content))
+    return Identity.from_exported(username, content.decode("ascii", "replace"))
 
 
 def _parse(path: Path, username: str, content: bytes) -> bytes:

@@ -515,9 +515,18 @@ class TestDefaultPaths:
         )
 
     @pytest.mark.parametrize("uid", [0, 1000])
-    def test_the_state_directory_of_systemd_goes_first(self, uid):
-        environ = {"HOME": "/h", "STATE_DIRECTORY": "/var/lib/a:/var/lib/b", "XDG_STATE_HOME": "/s"}
-        assert config.default_paths(environ, uid).state_dir == Path("/var/lib/a")
+    def test_the_directories_of_systemd_go_first(self, uid):
+        environ = {
+            "HOME": "/h",
+            "STATE_DIRECTORY": "/var/lib/a:/var/lib/b",
+            "CONFIGURATION_DIRECTORY": "/etc/a",
+            "RUNTIME_DIRECTORY": "/run/a",
+            "XDG_STATE_HOME": "/s",
+            "XDG_RUNTIME_DIR": "/r",
+        }
+        assert config.default_paths(environ, uid) == config.Paths(
+            Path("/etc/a/config.toml"), Path("/var/lib/a"), Path("/run/a/rondevud.sock")
+        )
 
 
 def test_every_key_has_words_for_a_wrong_type():

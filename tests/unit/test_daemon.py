@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import grp
 import os
@@ -9,9 +10,10 @@ import stat
 
 import pytest
 
-from rondevud import daemon
+from rondevud import daemon, systemd
 from rondevud.config import parse
 from rondevud.errors import ConfigError
+from rondevud.signalling.identity import Identities
 
 
 def other_group() -> int:
@@ -50,3 +52,43 @@ def test_a_group_is_found_by_name_or_number():
 def test_what_is_no_group_is_refused_by_name(name):
     with pytest.raises(ConfigError, match="socket_group: there is no group"):
         daemon.find_group(name)
+
+
+async def test_keys_among_the_credentials_are_taken(tmp_path, monkeypatch):
+    (tmp_path / "credentials").mkdir()
+    Identities(tmp_path / "credentials").obtain("alice")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "credentials"))
+    async with contextlib.AsyncExitStack() as stack:
+        house = await daemon.start(stack, parse("", "x"), tmp_path / "state", tmp_path / "socket")
+        assert [key["username"] for key in house.keys.list()] == ["alice"]
+
+
+async def test_the_watchdog_is_fed_only_while_the_writer_makes_progress(monkeypatch):
+    looks = iter([0.0, daemon.HUNG + 1, float("inf"), daemon.HUNG - 1, 0.0])
+    told = []
+    over = asyncio.Event()
+
+    class Disk:
+        def alive(self):
+            try:
+                told.append(next(looks))
+            except StopIteration:
+                over.set()
+                return float("inf")
+            return told[-1]
+
+    monkeypatch.setattr(systemd, "watchdog_interval", lambda: 0.001)
+    monkeypatch.setattr(systemd, "feed_watchdog", lambda: told.append("fed"))
+    feeding = asyncio.create_task(daemon._watchdog(Disk()))
+    await over.wait()
+    feeding.cancel()
+    assert told == [0.0, "fed", daemon.HUNG + 1, float("inf"), daemon.HUNG - 1, "fed", 0.0, "fed"]
+
+
+def test_the_status_line_says_what_there_is_and_what_fails():
+    status = {
+        "connected": 1, "connections": 2, "services": 3, "clients": 4, "store_bytes": 5_000_000, "store": "ok",
+    }  # fmt: skip
+    line = "1 of 2 connections up, 3 services, 4 programs, 5,000,000 bytes queued"
+    assert daemon.summary(status) == line
+    assert daemon.summary(status | {"store": "disk full"}) == f"STORE FAILS (disk full), {line}"

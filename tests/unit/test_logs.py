@@ -63,18 +63,9 @@ def test_setting_up_twice_writes_each_line_once(stream):
     assert stream.getvalue().count("once") == 1
 
 
-def test_the_adapter_adds_connection_and_label(stream):
-    logs.set_up("info", {}, stream)
-    log = logging.getLogger("rondevud.x")
-    logs.PlaceAdapter(log, "alice-chat").info("redialling in %.1f s", 1.5)
-    logs.PlaceAdapter(log, "alice-chat", "100%s").warning("dropped %d", 2)
-    assert "rondevud.x: [alice-chat] redialling in 1.5 s\n" in stream.getvalue()
-    assert "rondevud.x: [alice-chat/100%s] dropped 2\n" in stream.getvalue()
-
-
 def test_a_label_with_control_characters_cannot_forge_a_line(stream):
     logs.set_up("info", {}, stream)
-    logs.PlaceAdapter(logging.getLogger("x"), "c", "a\n2026 ERROR\x1b[31m").info("said %s", "b\rc\u2028d")
+    logging.getLogger("x").info("[c/%s] said %s", "a\n2026 ERROR\x1b[31m", "b\rc\u2028d")
     assert stream.getvalue().count("\n") == 1
     assert "[c/a\\x0a2026 ERROR\\x1b[31m] said b\\x0dc\\x2028d\n" in stream.getvalue()
 
@@ -128,16 +119,18 @@ def test_with_the_library_of_systemd_the_journal_gets_the_records(journal, monke
             self.fields, self.lines = fields, []
 
         def emit(self, record):
-            self.lines.append((self.format(record), record.__dict__.get("RONDEVU_CONNECTION")))
+            self.lines.append(
+                (self.format(record), *(record.__dict__.get(f"RONDEVU_{name}") for name in ("CONNECTION", "EVENT")))
+            )
 
     file, environ = journal
     monkeypatch.setattr(logs, "JournalHandler", Recorder)
     logs.set_up("info", environ, file)
-    logs.PlaceAdapter(logging.getLogger("x"), "alice-chat").info("up")
+    logging.getLogger("x").info("up", extra=logs.fields("connected", "alice-chat"))
     (handler,) = logging.getLogger().handlers
     assert isinstance(handler, Recorder)
     assert handler.fields == {"SYSLOG_IDENTIFIER": "rondevud"}
-    assert handler.lines == [("[alice-chat] up", "alice-chat")]
+    assert handler.lines == [("up", "alice-chat", "connected")]
 
 
 def test_a_stderr_that_was_put_between_us_and_the_journal_gets_plain_lines(journal, stream):
@@ -161,3 +154,12 @@ async def test_an_exception_nobody_took_is_logged_with_its_task_and_counted(stre
     assert "ERROR   rondevud.logs: unhandled in task pool refill: lost\n" in stream.getvalue()
     assert "ValueError: boom" in stream.getvalue()
     assert "unhandled: only words" in stream.getvalue()
+
+
+def test_fields_that_are_not_there_are_left_out():
+    assert logs.fields("removed", "alice-chat", "") == {
+        "RONDEVU_EVENT": "removed",
+        "RONDEVU_CONNECTION": "alice-chat",
+        "RONDEVU_LABEL": "",
+    }
+    assert logs.fields("ready") == {"RONDEVU_EVENT": "ready"}

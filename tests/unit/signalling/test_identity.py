@@ -149,3 +149,63 @@ def test_a_failed_write_leaves_the_old_key(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_key_does_not_show_in_its_repr(tmp_path: Path) -> None:
     assert ALICE_SEED not in repr(Identities(tmp_path).import_seed("alice", ALICE_SEED))
+
+
+class TestCredentials:
+    @pytest.fixture
+    def credentials(self, tmp_path: Path) -> Path:
+        path = tmp_path / "credentials"
+        path.mkdir()
+        return path
+
+    @pytest.mark.parametrize("name", ["alice.key", "keys_alice.key", "my_keys_alice.key"])
+    def test_an_exported_key_is_taken_by_the_user_name_in_its_file_name(self, tmp_path, credentials, name):
+        (credentials / name).write_text(f"{ALICE_SEED}\n")
+        (credentials / "other").write_text("no key, no business of ours")
+        Identities(tmp_path / "keys").take_credentials(credentials)
+        alice = Identities(tmp_path / "keys").load("alice")
+        assert alice is not None
+        assert alice.public_key == ALICE_PUBLIC_KEY
+
+    def test_a_key_file_of_a_daemon_is_taken_as_it_is(self, tmp_path, credentials):
+        made = Identities(credentials).obtain("alice")
+        Identities(tmp_path / "keys").take_credentials(credentials)
+        assert (tmp_path / "keys" / "alice.key").read_bytes() == (credentials / "alice.key").read_bytes()
+        assert made.export_seed() in (tmp_path / "keys" / "alice.key").read_text()
+
+    def test_a_key_that_is_held_stays_and_a_warning_says_so(self, tmp_path, credentials, caplog):
+        held = Identities(tmp_path / "keys").obtain("alice")
+        (credentials / "alice.key").write_text(ALICE_SEED)
+        identities = Identities(tmp_path / "keys")
+        identities.take_credentials(credentials)
+        assert Identities(tmp_path / "keys").load("alice").public_key == held.public_key
+        assert "credential alice.key: user name alice has another key already" in caplog.text
+        assert ALICE_SEED not in caplog.text
+
+    def test_the_same_key_is_nothing_to_talk_about(self, tmp_path, credentials, caplog):
+        Identities(tmp_path / "keys").import_seed("alice", ALICE_SEED)
+        caplog.clear()
+        (credentials / "alice.key").write_text(ALICE_SEED)
+        Identities(tmp_path / "keys").take_credentials(credentials)
+        assert not caplog.records
+
+    @pytest.mark.parametrize(
+        ("name", "content", "problem"),
+        [
+            ("alice.key", "secret nonsense", "seed is not base64"),
+            ("alice.key", "c2VjcmV0", "has 6 bytes instead of 32"),
+            ("alice.key", '{"secret": 1}', "damaged"),
+            ("alice.key", "s" * 5000, "too long"),
+            ("A B.key", ALICE_SEED, "'A B' is no user name"),
+        ],
+    )
+    def test_what_is_no_key_is_refused_without_being_quoted(self, tmp_path, credentials, name, content, problem):
+        (credentials / name).write_text(content)
+        with pytest.raises(ConfigError, match=problem) as refused:
+            Identities(tmp_path / "keys").take_credentials(credentials)
+        assert f"credential {name}: " in str(refused.value)
+        assert "secret" not in str(refused.value)
+
+    def test_a_directory_that_is_not_there_is_named(self, tmp_path):
+        with pytest.raises(ConfigError, match="nowhere: cannot be listed"):
+            Identities(tmp_path / "keys").take_credentials(tmp_path / "nowhere")
