@@ -9,12 +9,12 @@ import stat
 import sys
 import time
 from collections.abc import AsyncIterator
-from typing import BinaryIO
-
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+from typing import TYPE_CHECKING, BinaryIO
 
 from rondevud.ctl.sending import Sending, Until
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 PATIENCE = 0.5
 """Seconds before anything is shown: what is done by then needs no bar."""
@@ -83,6 +83,17 @@ def describe(sending: Sending, until: Until) -> str:
 
 def _progress() -> Progress:
     """A bar on standard error that goes away in the end."""
+    # Loaded when a bar is drawn: most sends are over before.
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import (  # noqa: PLC0415
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TransferSpeedColumn,
+    )
+
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

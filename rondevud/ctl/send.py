@@ -55,7 +55,7 @@ def send(
     """
     if lines and text != "-":
         raise click.UsageError("--lines reads standard input: TEXT must be -")
-    from rondevud.ctl import progress  # noqa: PLC0415 - loads asyncio and rich
+    from rondevud.ctl import progress  # noqa: PLC0415 - loads asyncio
     from rondevud.ctl.framing import LINES, standard_input  # noqa: PLC0415
     from rondevud.ctl.sending import Sending  # noqa: PLC0415 - loads asyncio
 

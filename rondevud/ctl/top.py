@@ -24,7 +24,7 @@ KEPT = 60
 Row = dict[str, Any]
 
 
-@click.command()
+@click.command(short_help="Watch connections and channels.")
 @click.option(
     "--interval",
     type=click.FloatRange(0, min_open=True),
