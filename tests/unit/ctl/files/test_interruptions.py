@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from rondevud.ctl.files.incoming import Incoming, Record
 from rondevud.ctl.files.outgoing import Outgoing, Read, State
-from rondevud.ctl.files.protocol import HASH, Offer, Refused, pack, parse, transfer_id
+from rondevud.ctl.files.protocol import HASH, Lost, Offer, Refused, pack, parse, transfer_id
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -201,7 +201,10 @@ class Interruptions(RuleBasedStateMachine):
         while done < steps and (answer := self.back.next()) is not None:
             if isinstance(answer, Refused) and answer.why == HASH:
                 assert self.lossy or self.was_full, "what is on the disk is not what was sent"
-            if answer.id in self.outgoing:
+            if isinstance(answer, Lost):
+                for transfer, _ in self.outgoing.values():
+                    transfer.take(answer)
+            elif answer.id in self.outgoing:
                 self.outgoing[answer.id][0].take(answer)
             done += 1
         if acknowledge:
