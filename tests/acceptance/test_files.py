@@ -160,5 +160,5 @@ async def test_a_gibibyte_arrives_while_daemons_are_killed_ten_times_and_memory_
             rss, pss = [look[0] for look in looks], [look[1] for look in looks]
             print(f"{name}: {len(looks)} looks, Rss {min(rss)} to {max(rss)} KiB, Pss {min(pss)} to {max(pss)} KiB")
         for name, looks in seen.items():
-            limit = 96 if name.split()[0] in {"sender", "receiver"} else 256
+            limit = 64 if name.split()[0] in {"sender", "receiver"} else 192
             assert max(look[0] for look in looks) < limit * 1024, name

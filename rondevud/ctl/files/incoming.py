@@ -29,6 +29,7 @@ from rondevud.ctl.files.protocol import (
     Chunk,
     Done,
     End,
+    Lost,
     Offer,
     Progress,
     Refused,
@@ -193,8 +194,8 @@ class Incoming:
         return answers
 
     def ask(self) -> list[Answer]:
-        """Messages were lost on the way: tell the sender where each file stands."""
-        return [self._resume(transfer) for transfer in self._open.values()]
+        """Messages were lost on the way; of what, nobody knows here."""
+        return [Lost()]
 
     def close(self) -> None:
         """Close what is open; it goes on in another `Incoming`."""

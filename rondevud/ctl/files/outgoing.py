@@ -2,7 +2,7 @@
 
     OFFERING ──offer said──▶ WAITING ──resume──▶ SENDING ──done / refused──▶ over
         ▲                                           │
-        └──────────── unknown, a gap, a rejected message ────────────┘
+        └───────── unknown, lost, a gap, a rejected message ─────────┘
 
 The channel is ordered: when the receiver answers an offer, it has seen all that was sent before, also by a run of the
 program that was killed. So `received` in a resume is where to go on, whatever happened.
@@ -21,6 +21,7 @@ from rondevud.ctl.files.protocol import (
     Chunk,
     Done,
     End,
+    Lost,
     NotAMessage,
     Offer,
     Progress,
@@ -105,7 +106,9 @@ class Outgoing:
         """An answer about this file. One to another run is passed over. Raises `NotAMessage` for an impossible one."""
         if self.over:
             return
-        if isinstance(answer, Unknown):
+        if isinstance(answer, Lost):
+            self.offer_again()
+        elif isinstance(answer, Unknown):
             if self.state is State.SENDING:
                 self.offer_again()
         elif answer.run != self.offer.run:

@@ -1,7 +1,7 @@
 """The messages of a file transfer: what they carry, how they are packed, what is no such message. No I/O.
 
 docs/files.md describes them for other implementations. The sender says `Offer`, `Chunk`, `End` and `Cancel`, the receiver
-`Resume`, `Progress`, `Done`, `Refused` and `Unknown`; all of a transfer carry its id.
+`Resume`, `Progress`, `Done`, `Refused`, `Unknown` and `Lost`; all but the last carry the id of their transfer.
 """
 
 from __future__ import annotations
@@ -128,12 +128,17 @@ class Unknown:
     id: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Messages were lost on their way here, perhaps an offer: offer again whatever is under way."""
+
+
 Request: TypeAlias = Offer | Chunk | End | Cancel
-Answer: TypeAlias = Resume | Progress | Done | Refused | Unknown
+Answer: TypeAlias = Resume | Progress | Done | Refused | Unknown | Lost
 Message: TypeAlias = Request | Answer
 
 KINDS: dict[str, type[Message]] = {
-    kind.__name__.lower(): kind for kind in (Offer, Chunk, End, Cancel, Resume, Progress, Done, Refused, Unknown)
+    kind.__name__.lower(): kind for kind in (Offer, Chunk, End, Cancel, Resume, Progress, Done, Refused, Unknown, Lost)
 }
 
 

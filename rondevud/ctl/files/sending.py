@@ -20,6 +20,7 @@ from rondevud.ctl.files.protocol import (
     RESUMABLE,
     WINDOW,
     Cancel,
+    Lost,
     Message,
     NotAMessage,
     Offer,
@@ -148,6 +149,9 @@ class SendingFiles:
     def _take(self, answer: Message) -> None:
         if isinstance(answer, Request):
             raise NotAMessage(f"{type(answer).__name__.lower()}: the other side sends files on this channel, too")
+        if isinstance(answer, Lost):
+            self._offer_all_again()
+            return
         file = self._files.get(answer.id)
         if file is not None:
             file.take(answer)

@@ -125,6 +125,19 @@ def test_a_file_system_without_links_renames(folder, shelf, monkeypatch):
     assert Incoming(folder.shelf("conn-1", "files")).take(END) == [Done(OFFER.id, RUN, "a (2).txt")]
 
 
+def test_what_comes_again_after_a_power_cut_is_written_again(folder, shelf):
+    """A length can outlive a power cut without its content; what was not synced was not acknowledged."""
+    incoming = Incoming(shelf)
+    incoming.take(OFFER)
+    incoming.take(CHUNK)
+    (part,) = folder.hidden.glob("*.part")
+    part.write_bytes(bytes(len(CONTENT)))
+    again = Incoming(folder.shelf("conn-1", "files"))
+    assert again.take(CHUNK) == []
+    assert again.take(END) == [Done(OFFER.id, RUN, "a.txt")]
+    assert visible(folder) == {"a.txt": CONTENT}
+
+
 def test_what_was_moved_away_is_taken_again_from_another_run_only(folder, shelf):
     incoming = Incoming(shelf)
     for message in (OFFER, CHUNK, END):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field, replace
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from rondevud.ctl.files.incoming import Incoming, Record
 from rondevud.ctl.files.outgoing import Outgoing, Read, State
-from rondevud.ctl.files.protocol import HASH, Offer, Refused, pack, parse, transfer_id
+from rondevud.ctl.files.protocol import HASH, Lost, Offer, Refused, pack, parse, transfer_id
+
+pytestmark = pytest.mark.timeout(300)
 
 CHUNK, WINDOW = 4, 12
 CONTENTS = st.lists(st.binary(max_size=8) | st.binary(min_size=20, max_size=60), min_size=1, max_size=3, unique=True)
@@ -198,7 +201,10 @@ class Interruptions(RuleBasedStateMachine):
         while done < steps and (answer := self.back.next()) is not None:
             if isinstance(answer, Refused) and answer.why == HASH:
                 assert self.lossy or self.was_full, "what is on the disk is not what was sent"
-            if answer.id in self.outgoing:
+            if isinstance(answer, Lost):
+                for transfer, _ in self.outgoing.values():
+                    transfer.take(answer)
+            elif answer.id in self.outgoing:
                 self.outgoing[answer.id][0].take(answer)
             done += 1
         if acknowledge:
@@ -285,7 +291,7 @@ class Interruptions(RuleBasedStateMachine):
 
 
 TestInterruptions = Interruptions.TestCase
-EXAMPLES = 4 * settings.default.max_examples
+EXAMPLES = 2 * settings.default.max_examples
 """More than of others: what has to come together is rare."""
 
 TestInterruptions.settings = settings(max_examples=EXAMPLES, stateful_step_count=50)

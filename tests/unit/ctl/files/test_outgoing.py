@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rondevud.ctl.files.outgoing import Outgoing, Read, State
-from rondevud.ctl.files.protocol import Done, End, NotAMessage, Offer, Progress, Refused, Resume, Unknown
+from rondevud.ctl.files.protocol import Done, End, Lost, NotAMessage, Offer, Progress, Refused, Resume, Unknown
 
 ID, RUN, OTHER = b"i" * 16, b"run 1   ", b"run 2   "
 OFFER = Offer(ID, RUN, "a", 100, b"h" * 32)
@@ -73,6 +73,13 @@ def test_what_the_receiver_does_not_know_is_offered_again_once(sending):
     assert sending.due() == OFFER
     sending.take(Unknown(ID))
     assert sending.due() is None
+
+
+def test_what_may_be_lost_is_offered_again_also_before_the_first_answer():
+    outgoing = Outgoing(OFFER)
+    assert outgoing.due() == OFFER
+    outgoing.take(Lost())
+    assert outgoing.due() == OFFER
 
 
 def test_what_the_receiver_has_meanwhile_is_not_sent(sending):

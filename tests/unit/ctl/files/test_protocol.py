@@ -17,6 +17,7 @@ from rondevud.ctl.files.protocol import (
     Chunk,
     Done,
     End,
+    Lost,
     NotAMessage,
     Offer,
     Progress,
@@ -39,6 +40,7 @@ ALL = [
     Done(ID, RUN, "a (2).txt"),
     Refused(ID, RUN, "hash", "another one"),
     Unknown(ID),
+    Lost(),
 ]
 
 
