@@ -344,13 +344,16 @@ def test_all_groups_of_a_peer_are_known(count):
         pid = os.fork()
         if not pid:
             with contextlib.suppress(BaseException), socket.socket(socket.AF_UNIX) as sock:
+                parent.close()
                 os.setgroups(groups)
                 sock.connect(listener.getsockname())
                 child.recv(1)
             os._exit(0)
         sock, _ = listener.accept()
-        with sock:
-            peer = identify_peer(sock)
-        parent.send(b"x")
-        os.waitpid(pid, 0)
+        try:
+            with sock:
+                peer = identify_peer(sock)
+        finally:
+            parent.close()
+            os.waitpid(pid, 0)
     assert (peer.pid, peer.groups) == (pid, frozenset(groups))
