@@ -13,13 +13,13 @@ PYTHON ?=
 VENV ?= .venv$(if $(PYTHON),-$(notdir $(PYTHON)))
 TESTS ?= tests
 JOBS ?= 2
-MARKS ?= not soak
+MARKS ?= not soak and not system
 
 SETUP := PYTHON='$(PYTHON)' bash .ci/setup '$(VENV)'
 SETUP_NEEDS := pyproject.toml .ci/setup .ci/find-python
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint format demo soak clean install uninstall deb
+.PHONY: help venv test lint format demo soak clean install uninstall deb test-system
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,10 @@ venv: $(VENV)/.installed-dev ## the virtual environment, with all that developme
 
 test: $(VENV)/.installed-dev ## all tests but the long ones
 	$(VENV)/bin/python -m pytest -q -n $(JOBS) --dist load --maxschedchunk 1 -m '$(MARKS)' $(TESTS)
+
+test-system: $(VENV)/.installed-dev ## as root: the Debian package on a machine of its own, in a container
+	@bash installation/test-needs
+	$(VENV)/bin/python -m pytest -q -n 0 -x -m system tests/system
 
 lint: $(VENV)/.installed-dev ## style and types
 	$(VENV)/bin/ruff check .
