@@ -9,6 +9,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -218,6 +219,7 @@ async def compare(path: Path, script: list) -> None:
         await store.close()
 
 
+@pytest.mark.timeout(180)
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(operations, min_size=5, max_size=60))
 def test_both_stores_answer_alike(script):
