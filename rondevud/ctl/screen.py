@@ -105,13 +105,14 @@ def _head(looks: Looks, silence: float) -> Text:
     out, in_ = (sum(row[word] for row in looks.channels) for word in ("out_rate", "in_rate"))
     text = Text(no_wrap=True, overflow="ellipsis")
     text.append("rondevud ", "bold")
-    text.append(f"{status['version']}  up {_span(status['uptime'])}  ")
+    text.append(f"{status['version']}  ")
+    if silence >= SILENT:  # what is wrong stands where a narrow terminal does not cut it off
+        text.append(f"no answer for {_span(silence)}  ", "bold red")
+    if status["store"] != "ok":
+        text.append(f"store: {printable(str(status['store']))}  ", "bold red")
+    text.append(f"up {_span(status['uptime'])}  ")
     text.append(f"{status['connected']} of {status['connections']} connected  {status['clients']} programs  ")
     text.append(f"{out:g} out/s  {in_:g} in/s")
-    if status["store"] != "ok":
-        text.append(f"  store: {printable(str(status['store']))}", "bold red")
-    if silence >= SILENT:
-        text.append(f"  no answer for {_span(silence)}", "bold red")
     return text
 
 
