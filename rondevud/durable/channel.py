@@ -315,14 +315,7 @@ class DurableChannel:
                 more = result.more
         finally:
             if count:
-                logger.warning(
-                    "%s/%s: removed %d messages unsent: %s",
-                    self.connection_id,
-                    self.label,
-                    count,
-                    reason,
-                    extra=fields("removed", self.connection_id, self.label),
-                )
+                self._warn_of_removed(count, reason)
                 if reason is not Reason.EXPIRED:
                     self.event("purged", {"count": count, "direction": "out"})
         return count
@@ -417,15 +410,12 @@ class DurableChannel:
     def _log_removed(self, removed: Sequence[Removed]) -> None:
         count = sum(gone.messages for gone in removed)
         if count:
-            reason = removed[0].reason
-            logger.warning(
-                "%s/%s: removed %d messages unsent: %s",
-                self.connection_id,
-                self.label,
-                count,
-                reason,
-                extra=fields("removed", self.connection_id, self.label),
-            )
+            self._warn_of_removed(count, removed[0].reason)
+
+    def _warn_of_removed(self, count: int, reason: Reason) -> None:
+        what = (self.connection_id, self.label, count, reason)
+        extra = fields("removed", self.connection_id, self.label)
+        logger.warning("%s/%s: removed %d messages unsent: %s", *what, extra=extra)
 
     def _report_gap_in(self, removal: Removal) -> None:
         if removal.reason is Reason.RESTART or removal.messages == 0:

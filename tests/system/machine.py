@@ -30,13 +30,13 @@ GLANCE = 0.1
 
 
 def mirror() -> str:
-    """Where this machine's apt gets the release from."""
+    """Where this machine's apt gets the release from. Raises `LookupError`."""
     for path in (*Path("/etc/apt/sources.list.d").glob("*"), Path("/etc/apt/sources.list")):
         with contextlib.suppress(OSError, UnicodeDecodeError):
             text = path.read_text()
             if found := re.search(r"^(?:URIs:|deb(?: \[.*\])?) *(\S+/debian/?)(?:\s|$)", text, re.MULTILINE):
                 return found[1]
-    return "http://deb.debian.org/debian"
+    raise LookupError("no source of Debian packages in /etc/apt: there is nothing to make a machine from")
 
 
 def base() -> Path:
