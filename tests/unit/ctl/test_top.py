@@ -87,7 +87,7 @@ def test_the_screen_shows_all_there_is_in_the_room_there_is():
     assert "more channels" in text
     assert len(text.splitlines()) <= 24
     assert "no answer" not in text
-    assert "no answer for 1 min 5 s" in drawn(looks, silence=65.0)
+    assert "no answer for 1 min 5 s" in drawn(looks, width=60, silence=65.0)
 
 
 def test_what_peers_say_does_no_harm_to_a_terminal():
