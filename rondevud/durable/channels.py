@@ -193,7 +193,8 @@ class Channels(Mapping[str, DurableChannel]):
     def _create(self, label: str, options: dict[str, Any] | None) -> asyncio.Task[DurableChannel]:
         task = self._creating.get(label)
         if task is None:
-            if len(self._channels) + len(self._creating) >= self._most:
+            # One that has just been made is in both for a moment.
+            if len(self._channels.keys() | self._creating.keys()) >= self._most:
                 raise RequestError("bad_params", f"{self._host.connection_id} has {self._most} channels already")
             settings = self._configure(label, options, self._plain)
             name = f"create channel {self._host.connection_id} {label}"

@@ -63,19 +63,25 @@ class Tap:
         self.heard: list[dict[str, object]] = []
         self._daemon = daemon
         self._change = change
+        self._serving: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
     async def at(self, path: Path):
         server = await asyncio.start_unix_server(self._serve, str(path))
         async with server:
             yield
+        async with asyncio.timeout(10):
+            await asyncio.gather(*self._serving)
 
     async def _serve(self, reader, writer) -> None:
+        self._serving.add(asyncio.current_task())
         theirs, ours = await asyncio.open_unix_connection(str(self._daemon))
         async with asyncio.TaskGroup() as group:
             group.create_task(self._up(reader, ours))
             group.create_task(self._down(theirs, writer))
-        writer.close()
+        for end in (writer, ours):
+            end.close()
+            await end.wait_closed()
 
     async def _up(self, reader, ours) -> None:
         while data := await reader.read(65_536):

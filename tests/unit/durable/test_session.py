@@ -10,8 +10,10 @@ from rondevud import clock
 from rondevud.durable.effects import SessionFailed, Transmit
 from rondevud.durable.link import LinkSettings
 from rondevud.durable.session import DurableSession, Environment
-from rondevud.records import Role, SessionRecord
+from rondevud.durable.settings import ChannelSettings, InboxLimits, OutboxLimits
+from rondevud.records import Durability, Role, SessionRecord
 from rondevud.store.memory import MemoryStore
+from rondevud.transport.base import RELIABLE
 
 
 class Owner:
@@ -30,14 +32,18 @@ class Owner:
             raise RuntimeError("a bug")
 
 
-def make_session(owner: Owner) -> DurableSession:
+def configure(_label: str, _options: Any, _plain: bool) -> ChannelSettings:
+    return ChannelSettings(Durability.MEMORY, OutboxLimits(), InboxLimits(), b"", RELIABLE)
+
+
+def make_session(owner: Owner, **settings: Any) -> DurableSession:
     memory = MemoryStore(asyncio.get_running_loop())
     return DurableSession(
         SessionRecord("conn-1", Role.CONNECTING, "chat", b"", b""),
         [],
         environment=Environment(memory, memory, clock, lambda *_, **__: 0, 0, "test"),
-        settings=LinkSettings(daemon="test"),
-        configure=lambda *_: None,
+        settings=LinkSettings(daemon="test", **settings),
+        configure=configure,
         owner=owner,
         service=None,
     )
@@ -82,4 +88,22 @@ async def test_a_link_on_which_a_frame_cannot_be_taken_is_given_up(caplog, monke
     await asyncio.sleep(0)
     assert owner.discarded == [connection]
     assert "RuntimeError: a bug" in caplog.text
+    session.stop()
+
+
+async def test_a_label_that_has_just_been_made_counts_once(monkeypatch):
+    """The next one may be announced in the very turn of the loop in which it was made."""
+    session = make_session(Owner(), max_channels=2)
+    announced: list[bool] = []
+
+    def flush() -> None:
+        if not announced:
+            announced.append(session.channels.peer_opened("second"))
+
+    monkeypatch.setattr(session, "schedule_flush", flush)
+    await session.channels.open("first", None, create=True)
+    assert announced == [True]
+    await session.channels.open("second", None, create=True)
+    assert not session.channels.peer_opened("third")
+    assert list(session.channels) == ["first", "second"]
     session.stop()
