@@ -48,8 +48,8 @@ def package():
 @pytest.fixture(scope="module")
 def machine(package, tmp_path_factory) -> Iterator[Machine]:
     with boot(tmp_path_factory.mktemp("machine")) as machine:
-        shutil.copy(package, machine.root / "root/rondevud.deb")
-        shutil.copytree(PROGRAMS, machine.root / "root/programs")
+        shutil.copy(package, machine.root / "srv/rondevud.deb")
+        shutil.copytree(PROGRAMS, machine.root / "srv/programs")
         yield machine
 
 
@@ -64,15 +64,15 @@ class Load:
 
     def __init__(self, machine: Machine, directory: Path) -> None:
         self.machine = machine
-        self._stop = machine.root / "root/stop"
+        self._stop = machine.root / "srv/stop"
         self._stop.unlink(missing_ok=True)
         self._logs = {name: directory / name for name in ("receiver", "sender")}
         self._programs = {
-            name: self._start(name, *arguments) for name, arguments in (("receiver", []), ("sender", ["/root/stop"]))
+            name: self._start(name, *arguments) for name, arguments in (("receiver", []), ("sender", ["/srv/stop"]))
         }
 
     def _start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
-        command = self.machine.inside(PYTHON, f"/root/programs/{name}.py", *arguments)
+        command = self.machine.inside(PYTHON, f"/srv/programs/{name}.py", *arguments)
         with self._logs[name].open("wb") as log:
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
 
@@ -124,7 +124,7 @@ def test_what_is_installed_can_be_taken_away_again(package, tmp_path):
 
 
 def test_the_package_installs_and_the_service_starts(machine):
-    machine.run("dpkg", "--install", "/root/rondevud.deb")
+    machine.run("dpkg", "--install", "/srv/rondevud.deb")
     for unit in ("rondevud.socket", "rondevud.service"):
         assert machine.run("systemctl", "is-active", unit).stdout.strip() == "active"
         assert machine.run("systemctl", "is-enabled", unit).stdout.strip() == "enabled"
@@ -232,9 +232,9 @@ def next_package(package, machine, tmp_path_factory):
         text, count = re.subn(rf"^{name} .*", line, path.read_text(), flags=re.MULTILINE)
         assert count == 1
         path.write_text(text)
-    command = ["dpkg-deb", "--root-owner-group", "-Znone", "-b", directory, machine.root / "root/next.deb"]
+    command = ["dpkg-deb", "--root-owner-group", "-Znone", "-b", directory, machine.root / "srv/next.deb"]
     subprocess.run(command, check=True, timeout=120)
-    return "/root/next.deb"
+    return "/srv/next.deb"
 
 
 def test_an_upgrade_under_load_loses_nothing(machine, next_package, load):
