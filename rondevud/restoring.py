@@ -67,7 +67,7 @@ class _Restoring:
 
     def _leave(self, record: SessionRecord) -> None:
         """It stays in the store as it is, and so do the bytes of its queues."""
-        held = sum(channel.out_bytes + channel.in_bytes for channel in self._of(record))
+        held = sum(channel.out_bytes + channel.in_bytes + channel.failed_bytes for channel in self._of(record))
         self._holdings.environment.budget.unused += held
 
     def _tell(self, lack: Lacking) -> None:

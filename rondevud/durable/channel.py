@@ -293,7 +293,7 @@ class DurableChannel:
     async def purge_failed(self, id_: str | None) -> int:
         """Delete what is set aside: the message with that id, or (None) all. Raises ``unknown_message``."""
         row = None if id_ is None else await self.inbox.failures.find(id_)
-        return await self.inbox.failures.free(row, put_back=False, heard=lambda _freed: self._end_if_done())
+        return await self.inbox.delete_failed(row, self._end_if_done)
 
     async def put_back(self, id_: str | None) -> int:
         """Let what is set aside wait for programs again, behind all others. Raises ``unknown_message``."""

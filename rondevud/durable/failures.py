@@ -45,6 +45,8 @@ class Failures:
         self.limit = limit
         self.count = record.failed
         """Messages that are set aside."""
+        self.size = record.failed_bytes
+        """Their bytes of payload."""
         self._id = record.id
         self._name = f"{record.connection_id}/{record.label}"
         self._host = host
@@ -117,6 +119,7 @@ class Failures:
         if isinstance(outcome, Aside):
             self.forget(row, row + 1)
             self.count += 1
+            self.size += outcome.size
             self._host.count("failed")
             facts = {"id": message_id(message), "attempts": tries, "size": outcome.size}
             logger.warning(
@@ -160,7 +163,8 @@ class Failures:
     async def free(self, row: int | None, *, put_back: bool, heard: Callable[[Freed], None]) -> int:
         """Put one message (None: all) back or delete it; answers how many. Raises `RequestError`.
 
-        `heard` is told of each slice before any later operation completes.
+        The inbox offers it as `Inbox.put_back` and `Inbox.delete_failed`. `heard` is told of each slice before any later
+        operation completes.
         """
         count, more = 0, True
         while more:
@@ -178,6 +182,7 @@ class Failures:
     ) -> None:
         if isinstance(outcome, Freed):
             self.count = outcome.held
+            self.size = max(0, self.size - outcome.size) if self.count else 0
             heard(outcome)
         if not answer.done():
             answer.set_result(outcome)

@@ -93,7 +93,6 @@ class Inbox:
         self.count = record.in_count
         self.size = record.in_bytes
         self._share = share or Budget().share(Direction.IN)
-        self._share.set(self.size)
         self.gaps = record.in_gaps
         """How many of the rows that wait are gaps."""
         self.receivers: deque[Receiver] = deque()
@@ -116,6 +115,7 @@ class Inbox:
         """Rows from this one on were stored by this run of the daemon."""
         self._attempts = Attempts()
         self.failures = Failures(record, host)
+        self._draw()
         self._loaded: deque[InItem] = deque()
         self._loaded_bytes = 0
         self._next_row = 0
@@ -223,7 +223,7 @@ class Inbox:
         first_wait = not self.count and result.rows
         self.count += result.rows
         self.size += result.size
-        self._share.set(self.size)
+        self._draw()
         if not result.rows:
             return
         self._fresh_from = min(self._fresh_from, result.first_row)
@@ -533,12 +533,22 @@ class Inbox:
         """Let a message that is set aside (None: all) wait again, behind all others; answers how many."""
         return await self.failures.free(row, put_back=True, heard=self._returned)
 
+    async def delete_failed(self, row: int | None, heard: Callable[[], object]) -> int:
+        """Delete a message that is set aside (None: all); answers how many. `heard` is called after each slice."""
+
+        def freed(_freed: Freed) -> None:
+            self._draw()
+            heard()
+
+        return await self.failures.free(row, put_back=False, heard=freed)
+
     def _returned(self, freed: Freed) -> None:
         if not freed.messages:
             return
         first_wait = not self.count
         self.count += freed.messages
         self.size += freed.size
+        self._draw()
         self._taken(-freed.messages, -freed.size)
         self._fresh_from = min(self._fresh_from, freed.first_row)
         self._attempts.add(freed.first_row, freed.first_row + freed.messages)
@@ -551,9 +561,13 @@ class Inbox:
         """Rows left the inbox."""
         self.count -= outcome.messages
         self.size -= outcome.size
-        self._share.set(self.size)
+        self._draw()
         self.gaps -= outcome.gaps
         self._taken(outcome.messages, outcome.size)
+
+    def _draw(self) -> None:
+        """Tell the budget what is held: what waits, and what is set aside."""
+        self._share.set(self.size + self.failures.size)
 
     def forget(self) -> None:
         """The channel is deleted from the store with what is in it."""

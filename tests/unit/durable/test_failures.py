@@ -7,7 +7,9 @@ import asyncio
 import pytest
 
 from rondevud.accounts import ReadAccounts
+from rondevud.durable.budget import Budget
 from rondevud.durable.inbox import Inbox
+from rondevud.durable.outgoing import Direction
 from rondevud.errors import RequestError, StoreFailed
 from rondevud.failed import CountTry, SetAside
 from rondevud.records import LoadSessions, OutMessage, Receive
@@ -230,5 +232,25 @@ async def test_what_is_set_aside_is_deleted(host):
     await attach(inbox)
     while not inbox.failures.count:
         await asyncio.sleep(0)
-    assert await inbox.failures.free(None, put_back=False, heard=lambda _freed: None) == 1
+    assert await inbox.delete_failed(None, lambda: None) == 1
     assert (await totals(host), inbox.failures.count) == ((0, 0), 0)
+
+
+async def test_what_is_set_aside_counts_against_what_the_store_may_hold(host):
+    budget = Budget(1_000)
+    made, _ = await make_inbox(host, 3)
+    record = (await host.store.execute(LoadSessions())).channels[0]
+    inbox = Inbox(record, host, lambda _count, _size: None, lambda: None, share=budget.share(Direction.IN))
+    inbox.failures.limit = 1
+    assert budget.held == made.size == 6
+    await die_of_the_first(inbox, 2)
+    receiver, program = await attach(inbox)
+    assert (await program.take(1))[0][0] == "m3"
+    receiver.ack(3)
+    await inbox_is_empty(inbox)
+    assert (inbox.failures.size, budget.held) == (4, 4)
+    (described, _) = await inbox.failures.read(10)
+    assert await inbox.put_back(await inbox.failures.find(described["id"])) == 1
+    assert (inbox.failures.size, inbox.size, budget.held) == (2, 2, 4)
+    assert await inbox.delete_failed(None, lambda: None) == 1
+    assert (inbox.failures.size, budget.held) == (0, 2)

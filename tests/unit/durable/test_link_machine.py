@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from random import Random
 from typing import ClassVar
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from tests.unit.durable.world import LABELS, World, drive, shrink
+from tests.unit.durable.world import LABELS, World, drive, random_step, shrink
 
 EXAMPLES = settings.get_profile("link").max_examples
 PARTS = max(1, EXAMPLES // 500)
@@ -24,6 +25,10 @@ SOAK_SEEDS = 50_000
 ROUND = 2_000
 """Examples of one Hypothesis run in the long test: it remembers them all, some 300 KiB each."""
 STEPS = 200
+"""Most steps of a random world."""
+
+RULES = 60
+"""Most rules of an example: choosing one costs Hypothesis four times what the link does with it, so some are many steps."""
 
 SIDES = st.sampled_from("cs")
 LABEL = st.sampled_from(LABELS)
@@ -176,6 +181,13 @@ class LinkMachine(RuleBasedStateMachine):
     def run_everything(self):
         self.world.run()
 
+    @rule(number=st.integers(0, 2**16 - 1), steps=st.integers(1, 20))
+    def traffic(self, number, steps):
+        """Steps of the plain driver, which has no faults here."""
+        random = Random(number)
+        for _ in range(steps):
+            random_step(self.world, random)
+
     def teardown(self) -> None:
         self.examples["all"] += 1
         self.examples["two links"] += self.world.most_links >= 2
@@ -193,7 +205,7 @@ def run_machine(count: int, part: int | None = None) -> None:
     machine = LinkMachine
     if part is not None and os.environ.get("CI"):
         machine = seed(part)(type(f"LinkMachinePart{part}", (LinkMachine,), {}))
-    run_state_machine_as_test(machine, settings=settings(profile, stateful_step_count=STEPS))
+    run_state_machine_as_test(machine, settings=settings(profile, stateful_step_count=RULES))
     examples = LinkMachine.examples  # reached only when nothing failed, so nothing has been shrunk
     assert examples["all"] >= count
     assert 3 * examples["two links"] >= examples["all"], examples
