@@ -181,9 +181,8 @@ async def test_every_point_of_a_long_run(tmp_path):
     shares = [share_of(points, process) for process in range(PROCESSES)]
     with ProcessPoolExecutor(PROCESSES, initializer=os.nice, initargs=(5,)) as pool:
         reports = list(pool.map(fail_in_process, [tmp_path] * len(shares), shares))
-    whole = Report(
-        reports[0].operations, *(sum(getattr(report, what) for report in reports) for what in ("points", "states")), 0
-    )
+    counts = (sum(getattr(report, what) for report in reports) for what in ("points", "states"))
+    whole = Report(reports[0].operations, *counts, max(report.promises for report in reports))
     whole.findings += [finding for report in reports for finding in report.findings]
     print(whole)
     assert whole.operations >= LONG
