@@ -20,9 +20,10 @@ from random import Random
 
 import pytest
 
+from rondevud.records import InMessage, OutMessage
 from tests.unit.store.damages import SEED, Damage, Group, Image, grouped, single
 from tests.unit.store.full_store import ENDS, Content, inspect, make, remove
-from tests.unit.store.pages import FRAME_HEADER, LOG_HEADER, PAGE
+from tests.unit.store.pages import FRAME_HEADER, LOG_HEADER, PAGE, Row, layout
 
 pytestmark = pytest.mark.once
 
@@ -172,6 +173,22 @@ async def test_a_truncated_store_never_delivers_anything_wrong_and_is_told(tmp_p
         judge(*await try_all(files, content, single(damages), directory), least_whole=0.0)
     finally:
         directory.rmdir()
+
+
+async def test_what_is_flipped_together_is_what_it_is_taken_for(tmp_path):
+    """Payloads of all messages, byte by byte, on pages of the database."""
+    files, content = await image(tmp_path, log=False)
+    values = layout(files[""]).values
+    for queues in content.channels.values():
+        channel = queues.record.id
+        out = [(Row("outbox", channel, item.seq), item.payload) for item in queues.out if isinstance(item, OutMessage)]
+        inbox = [
+            (Row("inbox", channel, item.row), item.payload) for item in queues.inbox if isinstance(item, InMessage)
+        ]
+        for row, payload in out + inbox:
+            data = payload.encode() if isinstance(payload, str) else payload or b""
+            assert data in bytes(files[""][place] for place in values[row])
+            assert len(values[row]) < len(data) + 60
 
 
 @pytest.mark.parametrize("lacks", ["-wal", "", "-marks"])
