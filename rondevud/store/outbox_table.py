@@ -384,8 +384,13 @@ class OutboxTable:
         damaged: list[Removed] = []
         for _ in range(2 * self._limits.page_messages):  # again after damage was replaced by removals
             rows, removals, horizon = self._page(channel, start)
-            bad = [row for row in rows if not message_intact(row)]
-            good = [OutMessage(row[1], decode_payload(row[2], row[3])) for row in rows if message_intact(row)]
+            good: list[OutMessage] = []
+            bad: list[Any] = []
+            for row in rows:
+                if message_intact(row):
+                    good.append(OutMessage(row[1], decode_payload(row[2], row[3])))
+                else:
+                    bad.append(row)
             found = self._bury(channel, bad)
             items = _in_line([*good, *removals])
             if not bad:

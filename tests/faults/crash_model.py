@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import NamedTuple, Protocol
@@ -73,12 +73,28 @@ class File:
     pending: list[Change] = field(default_factory=list)
     syncs: dict[int, int] = field(default_factory=dict)
     """By thread: how much of `pending` the sync covers that is under way."""
+    _settled: bytes | None = None
+    """What is durable, once somebody has asked for it."""
 
     def settle(self, count: int) -> None:
         for change in self.pending[:count]:
             apply(self.durable, change)
+            self._settled = None
         del self.pending[:count]
         self.syncs = {thread: max(0, covered - count) for thread, covered in self.syncs.items()}
+
+    def after(self, changes: Iterable[Change]) -> bytes:
+        """The content if these changes arrive; without any it is one object until the next sync."""
+        content: bytearray | None = None
+        for change in changes:
+            if content is None:
+                content = bytearray(self.durable)
+            apply(content, change)
+        if content is not None:
+            return bytes(content)
+        if self._settled is None:
+            self._settled = bytes(self.durable)
+        return self._settled
 
 
 @dataclass(eq=False)
@@ -255,10 +271,7 @@ class Disk:
             if isinstance(node, Directory):
                 yield from self._left(node, path, loss)
             elif not name.endswith(SHARED_MEMORY):
-                content = bytearray(node.durable) if node.pending else node.durable
-                for change in loss.keep(path, node.pending):
-                    apply(content, change)
-                yield str(path), bytes(content)
+                yield str(path), node.after(loss.keep(path, node.pending))
 
     def unsynced(self) -> bool:
         """Whether anything could be lost."""

@@ -25,7 +25,7 @@ from tests.faults.promises import Promises
 from tests.faults.recorded import MACHINES
 from tests.faults.recording import FILE_OPERATIONS, Record
 from tests.faults.recovered import Recovered, Reopening, database_of
-from tests.jury.checker import Finding, judge
+from tests.jury.checker import Finding, Side, judge_sides, read
 
 LOG = "-wal"
 
@@ -131,20 +131,20 @@ async def fail_at(
     cuts: Callable[[int], Iterable[Cut]],
     seed: int,
     enough: int = 1_000_000,
+    told: Callable[[Report], None] = lambda _: None,
 ) -> Report:
     """Let the power fail after each of `points`, in the ways that `cuts` tells for the first, second, … of them.
 
-    Stops early when `enough` findings have been made.
+    Stops early when `enough` findings have been made. `told` hears after each point how far it has come.
     """
     report = Report(operations=sum(record.kind in FILE_OPERATIONS for record in records))
     replay = Replay(path, records)
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as directory:
-        reopening = Reopening(Path(directory) / "state")
+        reopening, jury = Reopening(Path(directory) / "state"), Jury(replay)
         for number, point in enumerate(sorted(points)):
             while replay.place < point:
                 report.promises += replay.step()[1]
-            logs = tuple(replay.promises.words(name) for name in MACHINES)
             for cut in cuts(number):
                 drawn = random.Random(f"{seed} {point} {cut}")
                 trees = [
@@ -152,20 +152,59 @@ async def fail_at(
                     for name, loss in zip(MACHINES, cut.losses, strict=True)
                 ]
                 left = [await reopening.reopen(tree) for tree in trees]
-                found = judge((logs[0], logs[1]), (left[0].dump, left[1].dump))
-                for here, there in ((0, 1), (1, 0)):
-                    found += examine(replay, MACHINES[here], MACHINES[there], trees[here], left[here])
+                found = jury.judge((trees[0], trees[1]), (left[0], left[1]))
                 report.findings += [(point, str(cut), finding) for finding in found]
             report.points += 1
+            report.states = reopening.opened
+            told(report)
             if len(report.findings) >= enough:
                 break
-        report.states = reopening.opened
     return report
 
 
-def examine(replay: Replay, here: str, there: str, tree: Tree, left: Recovered) -> list[Finding]:
+class Jury:
+    """Judges what is left at the moment to which `replay` has come; remembers it until something is promised."""
+
+    def __init__(self, replay: Replay) -> None:
+        self._replay = replay
+        self._promises = -1
+        self._sides: list[dict[str, Side]] = []
+        self._judged: dict[tuple[int, int], list[Finding]] = {}
+        self._others: dict[str, tuple[int, Tree]] = {}
+
+    def judge(self, trees: tuple[Tree, Tree], left: tuple[Recovered, Recovered]) -> list[Finding]:
+        """All that is wrong. Of stores that hold the same `left` is the same object, and lives on."""
+        promises = self._replay.promises
+        if self._promises != promises.count:
+            self._promises = promises.count
+            self._sides = [read(promises.words(name)) for name in MACHINES]
+            self._judged.clear()
+        key = (id(left[0]), id(left[1]))
+        if key not in self._judged:
+            found = judge_sides((self._sides[0], self._sides[1]), (left[0].dump, left[1].dump))
+            for here, there in ((0, 1), (1, 0)):
+                found += examine(promises, MACHINES[here], MACHINES[there], left[here])
+            self._judged[key] = found
+        lost = [self._lost(name, tree) for name, tree in zip(MACHINES, trees, strict=True)]
+        return [*self._judged[key], *lost[0], *lost[1]]
+
+    def _lost(self, name: str, tree: Tree) -> list[Finding]:
+        """Files beside the database that lack: once messages have been accepted, the service's name had been claimed, and
+        its key is the only proof."""
+        if not self._replay.promises.accepted(name):
+            return []
+        disk = self._replay.disks[name]
+        if name not in self._others or self._others[name][0] != disk.changed:
+            kept = disk.after(Nothing())
+            database = {*database_of(kept), "lock"}
+            others = {path: data for path, data in kept.items() if Path(path).name not in database}
+            self._others[name] = (disk.changed, others)
+        others = self._others[name][1]
+        return [Finding("lost", "", f"{name}: {path}") for path, data in others.items() if tree.get(path) != data]
+
+
+def examine(promises: Promises, here: str, there: str, left: Recovered) -> list[Finding]:
     """What the jury cannot see: what was promised from daemon to daemon, and what the store says about itself."""
-    promises = replay.promises
     found = [Finding("damaged", "", f"{here}: {what}") for what in left.wrong]
     for label, recv_next in promises.told[here].items():
         stored = left.channels[label].recv_next if label in left.channels else 0
@@ -176,11 +215,4 @@ def examine(replay: Replay, here: str, there: str, tree: Tree, left: Recovered) 
             found.append(
                 Finding("unexpected", label, f"{here} takes {channel.acked} for acknowledged, {told} was said")
             )
-    if promises.accepted(here):  # the service's name was claimed by then, and its key is the only proof
-        kept = replay.disks[here].after(Nothing())
-        database = database_of(kept).keys()
-        lost = [
-            name for name, data in kept.items() if Path(name).name not in {*database, "lock"} and tree.get(name) != data
-        ]
-        found += [Finding("lost", "", f"{here}: {name}") for name in lost]
     return found

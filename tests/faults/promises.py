@@ -47,6 +47,8 @@ class Promises:
         """By label: the number below which the machine has acknowledged everything to its peer."""
         self.logs: dict[str, bytearray] = {name: bytearray() for name in machines}
         """What the machine's program has written down."""
+        self.count = 0
+        """How many have been noted."""
         self._accepted: dict[str, dict[str, int]] = {name: {} for name in machines}
         self._acknowledged: dict[str, dict[str, int]] = {name: {} for name in machines}
         self._machines = {str(path / name): name for name in machines}
@@ -57,6 +59,11 @@ class Promises:
 
     def take(self, place: int, record: Record) -> bool:
         """Note a promise; whether there was one. `place` is the record's in the recording."""
+        noted = self._note(place, record)
+        self.count += noted
+        return noted
+
+    def _note(self, place: int, record: Record) -> bool:
         match record.kind:
             case _ if record.kind == OPEN:
                 self._opened(record)

@@ -1,4 +1,9 @@
-"""The power fails in the middle of a two-way stream: whatever is left on the disks, all that was promised is there."""
+"""The power fails in the middle of a two-way stream: whatever is left on the disks, all that was promised is there.
+
+`RONDEVUD_SEED` decides where and how it fails. The long run takes every point, some 15 minutes of a processor;
+`RONDEVUD_PROCESSES` bounds how many processes share it (all processors without it), and `RONDEVUD_POWER_EVERY_WAY` has
+each loss tried at each point, some hours.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,6 @@ import logging
 import os
 import random
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -37,11 +41,14 @@ CONTINUED = 1
 """Power failures after which daemons and programs go on with what is left; the long run has more."""
 
 EVERY_WAY = bool(os.environ.get("RONDEVUD_POWER_EVERY_WAY"))
-"""Whether the long run tries each loss at each point, and not five of them in turn: some hours."""
+"""Whether the long run tries each loss at each point, and not five of them in turn."""
+
+PROCESSES = int(os.environ.get("RONDEVUD_PROCESSES", os.cpu_count() or 1))
+"""Among which the points of the long run are shared."""
 
 LONG_COUNTS = (20, 40, 60)
 SHARE = 100
-"""Points that one process does at a time."""
+"""Neighbouring points that one process does before it says how far it has come."""
 
 LONG = 10_000
 """Operations on files that the long run's recording has at least."""
@@ -146,10 +153,20 @@ def every_way(number: int) -> list[Cut]:
     return BOTH + ONE if EVERY_WAY else [BOTH[0], *some_cuts(number)]
 
 
+def share_of(points: list[int], process: int) -> list[int]:
+    """Every so-manyeth run of neighbours: later ones take longer, and one replay serves all of a process."""
+    return [point for place, point in enumerate(points) if place // SHARE % PROCESSES == process]
+
+
 def fail_in_process(path: Path, points: list[int]) -> Report:
     """A share of the long run."""
     logging.disable(logging.CRITICAL)  # of the stores, of which there are thousands
-    return asyncio.run(fail_at(path, recording.read(path / "recording"), points, every_way, SEED))
+
+    def told(report: Report) -> None:
+        if report.points % SHARE == 0:  # with -s one sees how far it has come
+            print(f"{report} of {len(points)} points", flush=True)
+
+    return asyncio.run(fail_at(path, recording.read(path / "recording"), points, every_way, SEED, told=told))
 
 
 @pytest.mark.soak
@@ -161,25 +178,16 @@ async def test_every_point_of_a_long_run(tmp_path):
     records = recording.read(stage.log)
     assert_complete(tmp_path, records)
     points = sorted(chain(*points_of(tmp_path, records)))
-    shares = [list(share) for share in batched(points, SHARE)]
-    with ProcessPoolExecutor(initializer=os.nice, initargs=(5,)) as pool:
-        reports = []
-        for report in pool.map(fail_in_process, [tmp_path] * len(shares), shares):
-            print(report, flush=True)  # with -s one sees how far it has come
-            reports.append(report)
-    whole = Report(
-        reports[0].operations, *(sum(getattr(report, what) for report in reports) for what in ("points", "states")), 0
-    )
+    shares = [share_of(points, process) for process in range(PROCESSES)]
+    with ProcessPoolExecutor(PROCESSES, initializer=os.nice, initargs=(5,)) as pool:
+        reports = list(pool.map(fail_in_process, [tmp_path] * len(shares), shares))
+    counts = (sum(getattr(report, what) for report in reports) for what in ("points", "states"))
+    whole = Report(reports[0].operations, *counts, max(report.promises for report in reports))
     whole.findings += [finding for report in reports for finding in report.findings]
     print(whole)
     assert whole.operations >= LONG
     assert whole.points == len(points)
     assert whole.findings == [], whole
-
-
-def batched(points: list[int], size: int) -> Iterator[list[int]]:
-    for place in range(0, len(points), size):
-        yield points[place : place + size]
 
 
 @pytest.mark.soak

@@ -84,7 +84,12 @@ def read(log: Iterable[list[str]]) -> dict[str, Side]:
 
 def judge(logs: tuple[Iterable[list[str]], Iterable[list[str]]], dumps: tuple[Dump, Dump]) -> list[Finding]:
     """Everything that is wrong with a run of two programs, each with its daemon's store, in the same order."""
-    left, right = map(read, logs)
+    return judge_sides((read(logs[0]), read(logs[1])), dumps)
+
+
+def judge_sides(logs: tuple[Mapping[str, Side], Mapping[str, Side]], dumps: tuple[Dump, Dump]) -> list[Finding]:
+    """The same of logs that have been read."""
+    left, right = logs
     findings: list[Finding] = []
     for label in sorted(left.keys() | right.keys()):
         sides = left.get(label, Side()), right.get(label, Side())

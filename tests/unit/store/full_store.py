@@ -12,7 +12,8 @@ import asyncio
 import contextlib
 import logging
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -50,6 +51,7 @@ from rondevud.records import (
 )
 from rondevud.store.sqlite import SqliteStore
 from tests.unit.store.kit import NOW, later
+from tests.unit.store.pages import Row
 
 ENDS = ("", "-wal", "-marks")
 """Files of a store, by how their names end; a -shm is made anew."""
@@ -272,10 +274,13 @@ class Outcome:
     """Messages that are told to be damaged in their place."""
 
 
-async def inspect(path: Path, content: Content, *, deliver: bool = False) -> Outcome:
+async def inspect(
+    path: Path, content: Content, *, deliver: bool = False, damaged: Collection[Row] | None = None
+) -> Outcome:
     """Open the store at `path`, read all of it and compare it with `content`. Raises `Untold`.
 
-    With `deliver` both queues are also emptied and used again, as a daemon with a peer and a program would.
+    With `deliver` both queues are also emptied and used again, as a daemon with a peer and a program would. With `damaged`
+    it is untold, too, if anything but these rows is not as it was, or one of them is.
     """
     with complaints() as log:
         try:
@@ -295,7 +300,11 @@ async def inspect(path: Path, content: Content, *, deliver: bool = False) -> Out
         if found.sessions or found.channels or not store.moved_aside.exists():
             raise Untold("moved aside, and yet there")
         return Outcome("moved aside")
-    return Comparison(content, found, loaded.damaged, [lack.channel for lack in loaded.lacking], log).outcome()
+    comparison = Comparison(content, found, loaded.damaged, [lack.channel for lack in loaded.lacking], log)
+    outcome = comparison.outcome()
+    if damaged is not None:
+        comparison.check_exactly(damaged)
+    return outcome
 
 
 async def use(store: SqliteStore, found: Content) -> None:
@@ -347,6 +356,29 @@ class Comparison:
             self._compare_producers(written, queues)
         whole = not self._differs and not self._told
         return Outcome("whole" if whole else "told", self._told)
+
+    def check_exactly(self, damaged: Collection[Row]) -> None:
+        """These rows are told to be damaged, each once, and all else is what was written. Call `outcome` before."""
+        lines = {"outbox": "message {2} in the outbox of channel {1} is damaged"}
+        lines["inbox"] = "row {2} in the inbox of channel {1} is damaged"
+        complaints = Counter(lines[row.table].format(*row) for row in damaged)
+        if complaints != Counter(self._log.said):
+            raise Untold(f"damaged are {damaged}, the log says {self._log.said}")
+        written, found = self._written, self._found
+        if self._differs or (written.sessions, written.declarations) != (found.sessions, found.declarations):
+            raise Untold("more is not what it was than some messages")
+        for key, queues in written.channels.items():
+            left, channel = found.channels[key], queues.record.id
+            if left.record != queues.record or left.producers != queues.producers:
+                raise Untold(f"{key} is not what it was: {left.record}, {left.producers}")
+            out = [item for item in queues.out if Row("outbox", channel, item[0]) not in damaged]
+            if [item for item in left.out if isinstance(item, OutMessage) or item.reason is not Reason.DAMAGED] != out:
+                raise Untold(f"the outbox of {key} lacks more than the damaged messages, or less")
+            inbox = [item for item in queues.inbox if Row("inbox", channel, item.row) not in damaged]
+            if [item for item in left.inbox if Row("inbox", channel, item.row) not in damaged] != inbox:
+                raise Untold(f"the inbox of {key} lacks more than the damaged messages")
+        if self._told != len(damaged):
+            raise Untold(f"{self._told} are told to be damaged, and {len(damaged)} are")
 
     def _compare_records(self) -> None:
         """Sessions and declarations are what they were, or are told to be damaged."""

@@ -1,8 +1,9 @@
 """Flipped bits and truncations of a full store: nothing wrong is delivered, nothing lacks untold, nothing dies.
 
-2,000 times one bit is another, 200 times the end lacks; the long run takes every byte. `RONDEVUD_STORE_FLIPS` bounds how
-many flips are tried (drawn evenly from all of them); `RONDEVUD_STORE_FLIPS_LOG` names a file in which a long run says how
-far it has come.
+2,000 times one bit is another, 200 times the end lacks; the long run takes every byte. Flips that can be told apart are
+tried together, see `damages`. `RONDEVUD_STORE_FLIPS` bounds how many flips are tried (drawn evenly from all of them),
+`RONDEVUD_PROCESSES` among how many processes a long run shares its work (all processors without it);
+`RONDEVUD_STORE_FLIPS_LOG` names a file in which a long run says how far it has come.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ import os
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
 
 import pytest
 
+from rondevud.records import InMessage, OutMessage
+from tests.unit.store.damages import SEED, Damage, Group, Image, grouped, single
 from tests.unit.store.full_store import ENDS, Content, inspect, make, remove
+from tests.unit.store.pages import FRAME_HEADER, LOG_HEADER, PAGE, Row, layout
 
 pytestmark = pytest.mark.once
 
@@ -29,33 +32,14 @@ TRUNCATIONS = 200
 DELIVERED = 10
 """Every so-manyeth damaged store is also emptied and used again, as by a daemon with a peer and a program."""
 
-SEED = 20240229
-PAGE = 4096
-LOG_HEADER, FRAME_HEADER = 32, 24
 CHUNK = 50
-"""Flips that a process of the long run takes at a time."""
+"""Stores that a process of the long run takes at a time."""
+
+PROCESSES = int(os.environ.get("RONDEVUD_PROCESSES", os.cpu_count() or 1))
+"""Among which the long run is shared."""
 
 MEMORY = Path("/dev/shm")
 """Where copies are made, if it is there: the disk is no part of these tests."""
-
-
-class Damage(NamedTuple):
-    """One fault of one file of a store: a flipped bit, or with `bit` -1 the length to which the file is cut."""
-
-    end: str
-    place: int
-    bit: int
-
-    def apply(self, content: bytes) -> bytes:
-        if self.bit < 0:
-            return content[: self.place]
-        changed = bytearray(content)
-        changed[self.place] ^= 1 << self.bit
-        return bytes(changed)
-
-
-Image = dict[str, bytes]
-"""The files of a store by how their names end."""
 
 
 def scratch(fallback: Path) -> Path:
@@ -71,38 +55,63 @@ async def image(directory: Path, *, log: bool) -> tuple[Image, Content]:
     return files, content
 
 
-async def try_one(files: Image, content: Content, damage: Damage, directory: Path, *, deliver: bool) -> str:
-    """What became of the store with that damage. Raises whatever the daemon or the comparison raises."""
+async def try_one(files: Image, content: Content, group: Group, directory: Path, *, deliver: bool) -> Counter[str]:
+    """What became of the store with these damages, by how many. Raises whatever the daemon or the comparison raises."""
     path = directory / "store"
-    for end, data in files.items():
-        Path(f"{path}{end}").write_bytes(damage.apply(data) if end == damage.end else data)
+    damaged = {end: bytearray(data) for end, data in files.items()}
+    for damage in group.damages:
+        damage.apply(damaged[damage.end])
+    for end, data in damaged.items():
+        Path(f"{path}{end}").write_bytes(data)
     try:
-        return (await inspect(path, content, deliver=deliver)).kind
+        outcome = await inspect(path, content, deliver=deliver, damaged=group.damaged)
     finally:
         remove(path)
+    if group.damaged is None:
+        return Counter({outcome.kind: 1})
+    return Counter(told=len(group.damaged), whole=len(group.damages) - len(group.damaged))
 
 
 async def try_all(
-    files: Image, content: Content, damages: Sequence[Damage], directory: Path
+    files: Image, content: Content, groups: Sequence[Group], directory: Path
 ) -> tuple[Counter[str], list[str]]:
-    """How often the outcomes were which, and what should not have been, a line each."""
+    """How often the outcomes were which, and what should not have been, a line each.
+
+    What was tried together and did not end as it must is tried one by one. It is wrong even if each alone is not.
+    """
     outcomes: Counter[str] = Counter()
     wrong: list[str] = []
-    for number, damage in enumerate(damages):
+    for number, group in enumerate(groups):
         try:
-            outcomes[await try_one(files, content, damage, directory, deliver=number % DELIVERED == 0)] += 1
+            outcomes += await try_one(files, content, group, directory, deliver=number % DELIVERED == 0)
         except Exception as error:  # noqa: BLE001 - whatever it is, the daemon would have died of it
             where = traceback.extract_tb(error.__traceback__)[-1]
-            wrong.append(f"{damage}: {type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})")
+            text = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+            if len(group.damages) == 1:
+                wrong.append(f"{group.damages[0]}: {text}")
+                continue
+            each, faults = await try_all(files, content, list(group.alone()), directory)
+            outcomes += each
+            wrong += faults or [f"{group}: {text}, and each alone is told"]
     return outcomes, wrong
 
 
 def all_flips(files: Image, random: Random) -> Iterator[Damage]:
-    """One bit of each byte of the database and its log, in a random order."""
-    places = [(end, place) for end in ("", "-wal") for place in range(len(files.get(end, b"")))]
+    """One bit of each byte of the files, in a random order."""
+    places = [(end, place) for end, content in files.items() for place in range(len(content))]
     random.shuffle(places)
     for end, place in places:
         yield Damage(end, place, random.randrange(8))
+
+
+def assert_each_byte_once(files: Image, groups: Iterable[Group]) -> None:
+    flipped: dict[str, list[int]] = {end: [] for end in files}
+    for group in groups:
+        for damage in group.damages:
+            flipped[damage.end].append(damage.place)
+    assert {end: sorted(places) for end, places in flipped.items()} == {
+        end: list(range(len(content))) for end, content in files.items()
+    }
 
 
 def some_flips(files: Image, count: int) -> list[Damage]:
@@ -146,8 +155,9 @@ async def test_a_flipped_bit_never_delivers_anything_wrong_and_is_told(tmp_path,
     directory = scratch(tmp_path)
     try:
         files, content = await image(directory, log=log)
-        damages = some_flips(files, FLIPS // 2)
-        judge(*await try_all(files, content, damages, directory), least_whole=0.99)
+        groups = grouped(files, some_flips(files, FLIPS // 2))
+        assert sum(len(group.damages) for group in groups) == FLIPS // 2
+        judge(*await try_all(files, content, groups, directory), least_whole=0.99)
     finally:
         directory.rmdir()
 
@@ -160,29 +170,44 @@ async def test_a_truncated_store_never_delivers_anything_wrong_and_is_told(tmp_p
         files, content = await image(directory, log=log)
         damages = truncations(files, TRUNCATIONS // 2)
         assert len(damages) == TRUNCATIONS // 2
-        judge(*await try_all(files, content, damages, directory), least_whole=0.0)
+        judge(*await try_all(files, content, single(damages), directory), least_whole=0.0)
     finally:
         directory.rmdir()
+
+
+async def test_what_is_flipped_together_is_what_it_is_taken_for(tmp_path):
+    """Payloads of all messages, byte by byte, on pages of the database."""
+    files, content = await image(tmp_path, log=False)
+    values = layout(files[""]).values
+    for queues in content.channels.values():
+        channel = queues.record.id
+        out = [(Row("outbox", channel, item.seq), item.payload) for item in queues.out if isinstance(item, OutMessage)]
+        inbox = [
+            (Row("inbox", channel, item.row), item.payload) for item in queues.inbox if isinstance(item, InMessage)
+        ]
+        for row, payload in out + inbox:
+            data = payload.encode() if isinstance(payload, str) else payload or b""
+            assert data in bytes(files[""][place] for place in values[row])
+            assert len(values[row]) < len(data) + 60
 
 
 @pytest.mark.parametrize("lacks", ["-wal", "", "-marks"])
 async def test_a_file_that_lacks_is_told(tmp_path, lacks):
     files, content = await image(tmp_path, log=True)
     del files[lacks]
-    if lacks == "-marks":  # those of an older version: nothing is lost
-        assert await try_one(files, content, Damage("", 0, 0)._replace(end="none"), tmp_path, deliver=True) == "whole"
-    else:
-        assert await try_one(files, content, Damage("none", 0, 0), tmp_path, deliver=True) in {"told", "moved aside"}
+    (outcome,) = await try_one(files, content, Group([], None), tmp_path, deliver=True)
+    # Without marks a store is one of an older version: nothing is lost.
+    assert outcome in ({"whole"} if lacks == "-marks" else {"told", "moved aside"})
 
 
 # --- every byte ------------------------------------------------------------------------------------------------------
 
 
-def try_chunk(files: Image, content: Content, damages: list[Damage]) -> tuple[Counter[str], list[str]]:
+def try_chunk(files: Image, content: Content, groups: list[Group]) -> tuple[Counter[str], list[str]]:
     """In a process of its own."""
     directory = scratch(Path(tempfile.gettempdir()))
     try:
-        return asyncio.run(try_all(files, content, damages, directory))
+        return asyncio.run(try_all(files, content, groups, directory))
     finally:
         directory.rmdir()
 
@@ -191,16 +216,19 @@ def try_chunk(files: Image, content: Content, damages: list[Damage]) -> tuple[Co
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("log", [False, True], ids=["closed", "with-its-log"])
 async def test_a_flipped_bit_in_every_byte(tmp_path, log):
-    """Some 35 ms a byte: nine hours of a processor for the closed store, thirty with its log, shared by all there are."""
+    """Some 20 minutes of a processor for the closed store, a day with its log."""
     files, content = await image(tmp_path, log=log)
     damages = list(all_flips(files, Random(SEED)))
     if "RONDEVUD_STORE_FLIPS" in os.environ:
         del damages[FLIPS // 2 :]
+    groups = grouped(files, damages)
+    if "RONDEVUD_STORE_FLIPS" not in os.environ:
+        assert_each_byte_once(files, groups)
     outcomes: Counter[str] = Counter()
     wrong: list[str] = []
     progress = Path(os.environ.get("RONDEVUD_STORE_FLIPS_LOG", tmp_path / "progress"))
-    with ProcessPoolExecutor() as pool, progress.open("a") as report:
-        chunks = [damages[start : start + CHUNK] for start in range(0, len(damages), CHUNK)]
+    with ProcessPoolExecutor(PROCESSES) as pool, progress.open("a") as report:
+        chunks = [groups[start : start + CHUNK] for start in range(0, len(groups), CHUNK)]
         for done in as_completed([pool.submit(try_chunk, files, content, chunk) for chunk in chunks]):
             more, faults = done.result()
             outcomes += more
