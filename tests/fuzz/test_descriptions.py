@@ -75,6 +75,14 @@ def read(text: str) -> bool:
     return usable
 
 
+def read_both(case: Case, text: str, line: str) -> bool:
+    """A text and a candidate; whether the text would be given to an engine."""
+    usable = read(case.feed(text))
+    parsed = transport_sdp.parse_candidate(case.feed(line))
+    assert parsed is None or 0 < parsed.port < 2**16
+    return usable
+
+
 @pytest.mark.timeout(6 * 3600)
 @pytest.mark.parametrize("amount", AMOUNTS)
 def test_readers_of_descriptions_refuse_broken_ones(amount: int) -> None:
@@ -82,13 +90,16 @@ def test_readers_of_descriptions_refuse_broken_ones(amount: int) -> None:
     slowest = 0.0
     for case in cases(amount):
         with replayable(case):
-            text = case.feed(broken(case, case.random.choice((OFFER, ANSWER))))
-            began = time.process_time()
-            usable += read(text)
-            parsed = transport_sdp.parse_candidate(case.feed(case.damage_text(CANDIDATE)))
-            assert parsed is None or 0 < parsed.port < 2**16
-            slowest = max(slowest, time.process_time() - began)
-            assert slowest < SLOWEST
+            text, line = broken(case, case.random.choice((OFFER, ANSWER))), case.damage_text(CANDIDATE)
+            began = time.monotonic()
+            usable += read_both(case, text, line)
+            taken = time.monotonic() - began
+            if taken >= SLOWEST:  # or it is the machine that was busy with something else
+                began = time.process_time()
+                read_both(case, text, line)
+                taken = time.process_time() - began
+                assert taken < SLOWEST
+            slowest = max(slowest, taken)
     print(f"{amount} texts, {usable} of them usable; the slowest took {slowest * 1000:.1f} ms")
     assert 0 < usable < amount or amount < CASES
 

@@ -31,8 +31,12 @@ class Watch(logging.Handler):
             raise AssertionError("\n".join(complaints))
 
     def begin_memory(self) -> None:
-        """From here on memory is not to grow: caches are full, and what is loaded late is loaded."""
+        """From here on memory is not to grow: caches are full, and what is loaded late is loaded.
+
+        What there is by now is not looked through by the collector again until the end: it is most of the work.
+        """
         gc.collect()
+        gc.freeze()
         self._began = resident_bytes()
 
     def check_memory(self, most: int) -> None:
@@ -53,8 +57,9 @@ def watching() -> Iterator[Watch]:
         logger.addHandler(watch)
     try:
         yield watch
-        gc.collect()  # "exception was never retrieved" is said by finalisers
     finally:
+        gc.unfreeze()
+        gc.collect()  # "exception was never retrieved" is said by finalisers
         for logger in loggers:
             logger.removeHandler(watch)
         loop.set_exception_handler(None)
