@@ -6,6 +6,7 @@ What can be said about a text without them is said here, as a `TransportError` t
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from typing import Literal, NamedTuple, TypeAlias
@@ -20,6 +21,9 @@ MAX_SDP = 64 * 1024
 
 MAX_CANDIDATES = 64
 """Candidates taken from one peer: each is a destination that this machine sends checks to."""
+
+MAX_ADDRESS = 45
+"""Characters of the longest spelling of an IPv6 address: one that ends with an IPv4 address."""
 
 _MEDIA = re.compile(r"m=application (\d{1,5}) ((?:UDP/|TCP/)?DTLS/SCTP) (\S+)\s*")
 _CREDENTIAL = re.compile(r"[\x21-\x7e]{1,256}")
@@ -59,13 +63,20 @@ def parse_candidate(text: str) -> Candidate | None:
     foundation, component, transport, priority, address, port = words[:6]
     if component != "1" or transport.lower() != "udp" or not _is_number(priority, 2**32) or not _is_number(port, 2**16):
         return None
+    ip = _connectable(address) if len(address) <= MAX_ADDRESS else None
+    return None if ip is None else Candidate(foundation[:32], int(priority), ip, int(port), words[7])
+
+
+@functools.lru_cache(maxsize=256)
+def _connectable(address: str) -> str | None:
+    """An IP address that something can be sent to, in its usual spelling; else None."""
     try:
         ip = ipaddress.IPv6Address(address) if ":" in address else ipaddress.IPv4Address(address)
     except ValueError:
         return None
     if ip.is_unspecified or ip.is_multicast or "%" in address or (ip.version == 6 and ip.is_link_local):
         return None
-    return Candidate(foundation[:32], int(priority), str(ip), int(port), words[7])
+    return str(ip)
 
 
 def check_description(text: str, kind: Kind) -> Description:

@@ -139,7 +139,7 @@ class Case:
         self.seed, self.number = seed, number
         self.turn = turn
         """How many cases of this run came before it."""
-        self.random = Chance(f"{seed}:{number}")
+        self.random = Chance(seed << 32 | number)
         self.inputs: deque[Any] = deque(maxlen=8)
         """The last ones."""
 
