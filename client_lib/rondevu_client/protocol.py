@@ -39,6 +39,8 @@ MAX_ELEMENTS = 65_536
 MAX_MSGID = 2**32 - 1
 
 _READ_SIZE = 1024 * 1024
+_FIRST_BUFFER = 4096
+"""Bytes of a decoder's buffer before it has to grow: without being told, msgpack takes a MiB for every socket."""
 
 
 class Request(NamedTuple):
@@ -95,6 +97,7 @@ class Decoder:
             raw=False,
             strict_map_key=True,
             max_buffer_size=self._limit + _READ_SIZE,
+            read_size=_FIRST_BUFFER,
             max_str_len=self._limit,
             max_bin_len=self._limit,
             max_array_len=max_elements,

@@ -26,6 +26,7 @@ Deleting the offer that came with a publication deletes the service, as there.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
 import time
@@ -295,11 +296,16 @@ def _make_middleware(settings: Settings) -> Any:
             response = _preflight(request)
         if response is None:
             response = await _answer(request, handler)
-        response.headers["Date"] = formatdate(settings.clock(), usegmt=True)
+        response.headers["Date"] = _http_date(int(settings.clock()))
         _add_cors(request, response, settings.cors_origins)
         return response
 
     return middleware
+
+
+@functools.lru_cache(maxsize=1)
+def _http_date(seconds: int) -> str:
+    return formatdate(seconds, usegmt=True)
 
 
 def _limit(request: web.Request, limiter: RateLimiter | None, settings: Settings) -> web.StreamResponse | None:

@@ -13,7 +13,7 @@ def parse(raw: bytes) -> Any:
     Text with half a surrogate pair is refused: it can be neither stored nor answered. A number too large for a float is
     infinity.
     """
-    value = json.loads(raw.decode("utf-8-sig"), parse_constant=_refuse_constant)
+    value = _DECODER.decode(raw.decode("utf-8-sig"))
     if b"\\ud" in raw.lower():
         json.dumps(value, ensure_ascii=False).encode()
     return value
@@ -22,13 +22,9 @@ def parse(raw: bytes) -> Any:
 def write(value: Any) -> str:
     """JSON as ``JSON.stringify`` writes it: without blanks, and a number that is not finite as null."""
     try:
-        return _write(value)
+        return _ENCODER.encode(value)
     except ValueError:
-        return _write(_finite(value))
-
-
-def _write(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return _ENCODER.encode(_finite(value))
 
 
 def _finite(value: Any) -> Any:
@@ -41,3 +37,7 @@ def _finite(value: Any) -> Any:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))

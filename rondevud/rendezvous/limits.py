@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from collections import OrderedDict
 
@@ -43,6 +44,7 @@ def address_key(address: str) -> str:
     return str(parsed)
 
 
+@functools.lru_cache(maxsize=1_000)
 def is_loopback(address: str) -> bool:
     """Whether the address is this host's own."""
     try:

@@ -315,8 +315,10 @@ def _parse_date(value: str | None) -> datetime | None:
 
 def quoted(text: str) -> str:
     """The beginning of a foreign text on one line, without what no log, terminal or socket should be given."""
-    printable = "".join(character if character.isprintable() else " " for character in text[: 4 * QUOTED])
-    return " ".join(printable.split())[:QUOTED]
+    text = text[: 4 * QUOTED]
+    if not text.isprintable():
+        text = "".join(character if character.isprintable() else " " for character in text)
+    return " ".join(text.split())[:QUOTED]
 
 
 def _reason(error: BaseException) -> str:

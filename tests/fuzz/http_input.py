@@ -60,37 +60,43 @@ class Asking:
         sdp = f"v=0 {random.randrange(10**6)}"
         offer = random.choice((self.offer_id, self.offer_id, "0" * 64))
         whose = {"username": "mallory", "serviceFqn": FQN, "sdp": sdp}
-        return random.choice(
+        method, path, body = random.choice(
             (
-                ("POST", "/register", {}),
-                (
-                    "POST",
-                    "/usernames/claim",
-                    {"username": "mallory", "publicKey": self._identity.public_key}
-                    | self._signed(f"claim:mallory:{now}"),
-                ),
+                ("POST", "/register", dict),
+                ("POST", "/usernames/claim", lambda: self._claim(now)),
                 ("GET", "/usernames/mallory", None),
                 ("GET", "/usernames/mallory/services", None),
                 (
                     "POST",
                     "/services",
-                    whose
-                    | {"ttl": 60_000, "isPublic": True, "metadata": case.value(2)}
-                    | self._signed(f"publish:mallory:{FQN}:{now}"),
+                    lambda: (
+                        whose
+                        | {"ttl": 60_000, "isPublic": True, "metadata": case.value(2)}
+                        | self._signed(f"publish:mallory:{FQN}:{now}")
+                    ),
                 ),
                 ("GET", f"/services/{self.uuid}", None),
-                ("DELETE", f"/services/{self.service_id}", {"username": "mallory"}),
-                ("POST", "/index/mallory/query", {"serviceFqn": FQN}),
-                ("POST", "/offers", {"offers": [{"sdp": sdp, "ttl": 60_000, "secret": "s"}, {"sdp": sdp + "b"}]}),
+                ("DELETE", f"/services/{self.service_id}", lambda: {"username": "mallory"}),
+                ("POST", "/index/mallory/query", lambda: {"serviceFqn": FQN}),
+                (
+                    "POST",
+                    "/offers",
+                    lambda: {"offers": [{"sdp": sdp, "ttl": 60_000, "secret": "s"}, {"sdp": f"{sdp}b"}]},
+                ),
                 ("GET", "/offers/mine", None),
                 ("GET", "/offers/answers", None),
                 ("DELETE", f"/offers/{offer}", None),
-                ("POST", f"/offers/{offer}/answer", {"sdp": sdp, "secret": "s"}),
-                ("POST", f"/offers/{offer}/ice-candidates", {"candidates": [CANDIDATE, case.value(2)]}),
+                ("POST", f"/offers/{offer}/answer", lambda: {"sdp": sdp, "secret": "s"}),
+                ("POST", f"/offers/{offer}/ice-candidates", lambda: {"candidates": [CANDIDATE, case.value(2)]}),
                 ("GET", f"/offers/{offer}/ice-candidates?since={random.choice((0, -1, 'x', '1e999', '%00'))}", None),
                 ("GET", "/health", None),
             )
         )
+        return method, path, None if body is None else body()
+
+    def _claim(self, now: int) -> dict[str, str]:
+        who = {"username": "mallory", "publicKey": self._identity.public_key}
+        return who | self._signed(f"claim:mallory:{now}")
 
 
 def answers(case: Case, sdp: str) -> dict[str, Any]:

@@ -119,12 +119,10 @@ class BadPeer:
         return [9, label, seq, payloads]
 
     def _payload(self) -> Any:
-        random = self.case.random
         if self.case.chance(0.01):
             return None
-        return random.choice(
-            ("", "text", b"", b"binary" * 10, "é" * 10, random.randbytes(random.choice((1, 100, 1_000))))
-        )
+        payload = self.case.random.choice(("", "text", b"", b"binary" * 10, "é" * 10, None))
+        return self.case.random.randbytes(self.case.random.choice((1, 100, 1_000))) if payload is None else payload
 
     def _piece(self, label: str) -> Any:
         if self._large is None:

@@ -3,6 +3,10 @@
 Every case has chance of its own, made of the seed and the case's number, so that one case can be repeated alone:
 ``RONDEVUD_FUZZ=SEED:NUMBER`` lets every fuzzer run just that one; ``RONDEVUD_FUZZ=SEED`` runs all with another seed. What
 fails carries both, and the last inputs, in its notes.
+
+A long run can be done in parts: ``RONDEVUD_FUZZ_FIRST=NUMBER`` begins with that case, and ``RONDEVUD_FUZZ_CASES=AMOUNT``
+says how many inputs (not cases: most fuzzers make one case of some) there are to be, instead of 20,000 or 1,000,000. A
+long run says on standard output (``pytest -s``), each twentieth of its way, with which case the next part would begin.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import json
 import os
 import re
 import struct
+import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +31,12 @@ CASES = int(AMOUNT or 20_000)
 
 SOAK_CASES = int(AMOUNT or 1_000_000)
 """The same in the long run."""
+
+FIRST = int(os.environ.get("RONDEVUD_FUZZ_FIRST", "0"))
+"""Number of the first case."""
+
+REPORTED_FROM = 10_000
+"""Cases of a run that says how far it is."""
 
 DEFAULT_SEED = 5
 SHOWN = 400
@@ -57,6 +68,9 @@ TEXTS = (
     "a" * 255,
     "x" * 300,
 )
+CHARACTERS = (*map(chr, range(32, 127)), *map(chr, range(32, 127)), *map(chr, range(256)))
+"""Of which texts are made by chance."""
+
 SIZES = (1, 2, 7, 8, 9, 16, 31, 32, 33, 64, 255, 256, 1_000)
 
 
@@ -70,6 +84,22 @@ class Entries(list):
 
 def pack(value: Any) -> bytes:
     """msgpack; also what no packer writes: `Raw` and `Entries`."""
+    try:
+        whole: bytes = msgpack.packb(value, strict_types=True, default=_special)
+    except (_Special, OverflowError):
+        return _pack_by_parts(value)
+    return whole
+
+
+class _Special(Exception):
+    """A value holds what the packer does not write."""
+
+
+def _special(_value: Any) -> Any:
+    raise _Special
+
+
+def _pack_by_parts(value: Any) -> bytes:
     if isinstance(value, Raw):
         return bytes(value)
     if isinstance(value, dict):
@@ -90,12 +120,26 @@ def _header(short: int, long: int, length: int) -> bytes:
     return struct.pack(">BH", long, length) if length < 65_536 else struct.pack(">BI", long + 1, length)
 
 
+class Chance(Random):
+    """What is drawn most often, three times as fast. How even that is does not matter here."""
+
+    def choice(self, seq: Any) -> Any:
+        return seq[int(self.random() * len(seq))]
+
+    def randrange(self, start: int, stop: int | None = None, step: int = 1) -> int:
+        if step != 1 or (stop or start) > 2**32:
+            return super().randrange(start, stop, step)
+        return int(self.random() * start) if stop is None else start + int(self.random() * (stop - start))
+
+
 class Case:
     """One case: its chance, and what has been fed so far."""
 
-    def __init__(self, seed: int, number: int) -> None:
+    def __init__(self, seed: int, number: int, turn: int = 0) -> None:
         self.seed, self.number = seed, number
-        self.random = Random(f"{seed}:{number}")
+        self.turn = turn
+        """How many cases of this run came before it."""
+        self.random = Chance(seed << 32 | number)
         self.inputs: deque[Any] = deque(maxlen=8)
         """The last ones."""
 
@@ -134,9 +178,7 @@ class Case:
         random = self.random
         if self.chance(0.6):
             return random.choice(TEXTS)
-        return "".join(
-            chr(random.choice((random.randrange(32, 127), random.randrange(256)))) for _ in range(random.randrange(40))
-        )
+        return "".join(random.choices(CHARACTERS, k=random.randrange(40)))
 
     def damage(self, value: Any) -> Any:
         """`value` with one place of it changed, or more."""
@@ -312,8 +354,13 @@ _NUMBER = re.compile(r"\d+")
 def cases(count: int) -> Iterator[Case]:
     """The cases of a fuzzer: use each one inside `replayable`."""
     seed, _, number = os.environ.get("RONDEVUD_FUZZ", str(DEFAULT_SEED)).partition(":")
-    for each in range(count) if not number else (int(number),):
-        yield Case(int(seed), each)
+    if number:
+        yield Case(int(seed), int(number))
+        return
+    for turn in range(count):
+        if count >= REPORTED_FROM and turn % (count // 20) == 0:
+            print(f"{time.strftime('%H:%M:%S')} {turn} of {count} cases; next: {FIRST + turn}", flush=True)
+        yield Case(int(seed), FIRST + turn, turn)
 
 
 @contextlib.contextmanager

@@ -35,20 +35,23 @@ SOCKET_SHARE = 10
 """One answer in so many comes over a real socket, as bytes that may be no HTTP."""
 
 ROUTES = {
-    "register": r"POST /register",
-    "claim": r"POST /usernames/claim",
-    "check": r"GET /usernames/[^/]+",
-    "publish": r"POST /services",
-    "add_offers": r"POST /offers",
-    "mine": r"GET /offers/mine",
-    "answers": r"GET /offers/answers",
-    "find": r"POST /index/[^/]+/query",
-    "discover": r"GET /services/[^/]+",
-    "answer": r"POST /offers/[^/]+/answer",
-    "read_candidates": r"GET /offers/[^/]+/ice-candidates.*",
-    "add_candidates": r"POST /offers/[^/]+/ice-candidates",
-    "health": r"GET /health",
-    "delete": r"DELETE /.*",
+    name: re.compile(pattern)
+    for name, pattern in {
+        "register": r"POST /register",
+        "claim": r"POST /usernames/claim",
+        "check": r"GET /usernames/[^/]+",
+        "publish": r"POST /services",
+        "add_offers": r"POST /offers",
+        "mine": r"GET /offers/mine",
+        "answers": r"GET /offers/answers",
+        "find": r"POST /index/[^/]+/query",
+        "discover": r"GET /services/[^/]+",
+        "answer": r"POST /offers/[^/]+/answer",
+        "read_candidates": r"GET /offers/[^/]+/ice-candidates.*",
+        "add_candidates": r"POST /offers/[^/]+/ice-candidates",
+        "health": r"GET /health",
+        "delete": r"DELETE /.*",
+    }.items()
 }
 
 EARLY = {"register", "claim", "publish", "health"}
@@ -67,7 +70,7 @@ class Saying:
     def answer(self, method: str, path: str) -> tuple[int, dict[str, str], bytes]:
         case, line = self.case, f"{method} {path}"
         self.requests += 1
-        route = next((name for name, pattern in ROUTES.items() if re.fullmatch(pattern, line)), "health")
+        route = next((name for name, pattern in ROUTES.items() if pattern.fullmatch(line)), "health")
         body = answers(case, "sdp 1")[route]
         if case.chance(0.85 if route in EARLY else 0.3):
             return 200, {}, case.json(body)
@@ -133,9 +136,9 @@ async def test_the_client_outlives_broken_answers(amount: int, tmp_path: Path, w
 
 def check(case: Case, watch: Watch) -> None:
     watch.check()
-    if case.number == WARM_UP:
+    if case.turn == WARM_UP:
         watch.begin_memory()
-    elif case.number % CHECKED_EVERY == CHECKED_EVERY - 1 and case.number > WARM_UP:
+    elif case.turn % CHECKED_EVERY == CHECKED_EVERY - 1 and case.turn > WARM_UP:
         watch.check_memory(GROWTH)
 
 

@@ -59,11 +59,11 @@ async def test_a_service_outlives_broken_frames(amount: int, table: Table, watch
 
 async def check(case: Case, table: Table, watch: Watch) -> None:
     watch.check()
-    if case.number == WARM_UP:
+    if case.turn == WARM_UP:
         watch.begin_memory()
-    if case.number % 100 == 99:
+    if case.turn % 100 == 99:
         await table.check_good()
-        if case.number > WARM_UP:
+        if case.turn > WARM_UP:
             watch.check_memory(GROWTH)
 
 

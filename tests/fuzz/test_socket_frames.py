@@ -58,11 +58,11 @@ async def test_a_daemon_outlives_broken_frames_on_its_socket(amount: int, tmp_pa
 
 async def check(case: Case, pair: Pair, watch: Watch) -> None:
     watch.check()
-    if case.number == WARM_UP:
+    if case.turn == WARM_UP:
         watch.begin_memory()
-    if case.number % CHECKED_EVERY == CHECKED_EVERY - 1:
+    if case.turn % CHECKED_EVERY == CHECKED_EVERY - 1:
         await exchange_few(pair.near, pair.far)
-        if case.number > WARM_UP:
+        if case.turn > WARM_UP:
             watch.check_memory(GROWTH)
 
 
@@ -75,11 +75,13 @@ async def attack(case: Case, path: Path, codes: Counter[str]) -> None:
             said += [case.feed(frame(case)) for _ in range(case.random.randrange(2 * FRAMES))]
             said.append(pack([0, LAST, "ping", [{}]]))
             for data in said:
+                if writer.is_closing():
+                    break
                 writer.write(data)
                 if case.chance(0.05):
                     await asyncio.sleep(0)
             whole = is_whole(b"".join(said))
-            if not whole:
+            if not whole and not writer.is_closing():
                 writer.write_eof()  # the daemon waits for the rest of a frame
             await hear_out(reader, codes, whole=whole)
     except ConnectionError:  # it closed before it had read everything; what it said is lost with that

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 
 import msgpack
 import pytest
@@ -212,3 +213,13 @@ def test_a_claim_of_4_gib_is_refused_when_its_length_is_complete_however_it_is_c
 def test_nesting_is_refused_before_the_frame_is_complete():
     with pytest.raises(BadFrame, match="nested"):
         decode(b"\x92" * 17)
+
+
+def test_a_decoder_that_nothing_was_given_takes_little_memory():
+    tracemalloc.start()
+    try:
+        decoders = [Decoder() for _ in range(10)]
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken < len(decoders) * 100_000

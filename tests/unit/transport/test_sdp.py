@@ -94,6 +94,10 @@ class TestDescriptions:
         moved = [OFFER[0], *OFFER[9:], *OFFER[1:9]]
         assert check_description("\n".join(moved), "offer").text.splitlines() == moved
 
+    @pytest.mark.parametrize("group", ["BUNDLE 0", "BUNDLE 0 1", "BUNDLE 1", "BUNDLE", "", "LS 1 0"])
+    def test_any_group_is_taken_that_does_not_put_the_data_section_behind_another(self, group):
+        assert check_description(text(f"a=group:{group}"), "offer").text.splitlines()[-1] == f"a=group:{group}"
+
     def test_the_older_form_of_the_data_section_is_taken(self):
         older = text(without="a=sctp-port", swap=("UDP/DTLS/SCTP webrtc-datachannel", "DTLS/SCTP 5000"))
         assert "DTLS/SCTP 5000" in check_description(older, "offer").text
@@ -114,6 +118,7 @@ class TestDescriptions:
             (text(swap=("application 9", "application 0")), "rejected"),
             (text(without="a=sctp-port"), "SCTP port"),
             (text(swap=("a=sctp-port:5000", "a=sctp-port:70000")), "SCTP port"),
+            (text("a=group:BUNDLE other 0"), "bundled with one that is not there: 'other'"),
             (text(without="a=ice-ufrag"), "ICE user name"),
             (text(without="a=ice-pwd"), "ICE password"),
             (text("a=ice-pwd:"), "ICE password"),
