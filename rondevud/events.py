@@ -91,9 +91,10 @@ class EventBus:
     An event published from within a listener is delivered when the one under way has reached everybody.
     """
 
-    def __init__(self, history: int = HISTORY) -> None:
+    def __init__(self, history: int = HISTORY, clock: Callable[[], float] = time.time) -> None:
         self.next = 1
         """The number that the next event will get."""
+        self._clock = clock
         self._history: deque[Event] = deque(maxlen=history)
         self._subscriptions: dict[int, Subscription] = {}
         self._undelivered: deque[Event] = deque()
@@ -114,7 +115,7 @@ class EventBus:
         """
         subject = {"service": service, "connection_id": connection_id, "label": label}
         about = {key: value for key, value in subject.items() if value is not None}
-        event = Event(self.next, name, {**(data or {}), **about}, time.time())
+        event = Event(self.next, name, {**(data or {}), **about}, self._clock())
         self.next += 1
         self._history.append(event)
         self._undelivered.append(event)
@@ -124,7 +125,7 @@ class EventBus:
 
     def aside(self, name: str, data: dict[str, Any]) -> Event:
         """An event for one listener alone, with the number of the last one published. Nobody else hears of it."""
-        return Event(self.next - 1, name, data, time.time())
+        return Event(self.next - 1, name, data, self._clock())
 
     def subscribe(self, scope: Scope, callback: Callback) -> Subscription:
         """Call `callback` with every event from `next` on that `scope` covers, until the subscription is closed."""

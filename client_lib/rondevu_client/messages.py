@@ -52,10 +52,13 @@ _FROM_DAEMON: dict[str, tuple[tuple[str, type], ...]] = {
     MESSAGE: (("handle", int), ("tag", int), ("rows", list)),
     GAP: (("handle", int), ("tag", int), ("gap", dict)),
     DETACHED: (("handle", int), ("reason", str)),
-    EVENT: (("handle", int), ("number", int), ("name", str), ("data", dict)),
+    EVENT: (("handle", int), ("number", int), ("name", str), ("data", dict), ("at", float)),
 }
 
-_NAMES = {int: "an integer", str: "text", list: "an array", dict: "a map"}
+_OPTIONAL = {SEND: 1, EVENT: 1}
+"""Parameters at the end that may be missing: `options`; `at`, of a daemon that does not say when events happened."""
+
+_NAMES = {int: "an integer", float: "a float", str: "text", list: "an array", dict: "a map"}
 
 
 def check_from_client(method: str, params: list[Any]) -> None:
@@ -63,8 +66,7 @@ def check_from_client(method: str, params: list[Any]) -> None:
     shape = _FROM_CLIENT.get(method)
     if shape is None:
         raise BadMessage(f"there is no notification {method[:64]!r}; there are {', '.join(_FROM_CLIENT)}")
-    optional = 1 if method == SEND else 0
-    if not len(shape) - optional <= len(params) <= len(shape):
+    if not len(shape) - _OPTIONAL.get(method, 0) <= len(params) <= len(shape):
         names = ", ".join(name for name, _ in shape)
         raise BadMessage(f"{method} takes [{names}], not {len(params)} parameters")
     _check(method, shape, params)
@@ -78,7 +80,7 @@ def check_from_daemon(method: str, params: list[Any]) -> bool:
     shape = _FROM_DAEMON.get(method)
     if shape is None:
         return False
-    if len(params) < len(shape):
+    if len(params) < len(shape) - _OPTIONAL.get(method, 0):
         raise BadMessage(f"{method} has {len(shape)} parameters, not {len(params)}")
     _check(method, shape, params)
     if method == MESSAGE:

@@ -23,6 +23,8 @@ class Event(NamedTuple):
     """Rises by one within one start of the daemon."""
     name: str
     data: dict[str, Any]
+    at: float | None = None
+    """When it happened, seconds since 1970; None where that is not known."""
 
 
 class EventStream:
@@ -133,7 +135,7 @@ class EventStream:
     def _take(self, method: str, params: list[Any]) -> None:
         if method != EVENT:
             return
-        event = Event(params[1], params[2], params[3])
+        event = Event(params[1], params[2], params[3], params[4] if len(params) > 4 else None)
         if event.name != "overrun":  # before a replay its number is not below those that follow
             self._since = event.number + 1
         self._put(event)

@@ -33,7 +33,7 @@ def events(settings: Settings, target: str | None, since: int | None, instance: 
     missing, an event overrun says so: {count, from, to}, with to and count null when the daemon was started anew, which
     begins to count at 1 again.
 
-    JSON, one line for each event: {number, name, data, instance}.
+    JSON, one line for each event: {number, at, name, data, instance}.
     """
     from rondevud.ctl.following import follow  # noqa: PLC0415 - loads asyncio
 
@@ -41,20 +41,28 @@ def events(settings: Settings, target: str | None, since: int | None, instance: 
         stream = await daemon.subscribe(target, since, instance=instance)
         async for event in stream:
             if settings.json:
-                words = {"number": event.number, "name": event.name, "data": event.data}
+                words = {"number": event.number, "at": event.at, "name": event.name, "data": event.data}
                 show_json_line(words | {"instance": daemon.instance})
             else:
-                click.echo(describe(event, replayed=event.number < stream.next))
+                click.echo(describe(event, today=time.time()))
 
     follow(settings, work)
 
 
-def describe(event: Event, *, replayed: bool) -> str:
-    """An event in one line: time (not of what is `replayed`), number, name, whom it is about, the rest."""
+def describe(event: Event, *, today: float) -> str:
+    """An event in one line: time (with the date, of another day than `today`), number, name, whom it is about, the rest."""
     about = [one_line(key, event.data[key]) for key in SUBJECT if key in event.data]
     rest = [f"{key}={one_line(key, value)}" for key, value in event.data.items() if key not in SUBJECT]
-    at = "--:--:--" if replayed else time.strftime("%H:%M:%S")
-    return "  ".join([at, str(event.number), event.name, *filter(None, ["/".join(about), " ".join(rest)])])
+    moment = _moment(event.at, today)
+    return "  ".join([moment, str(event.number), event.name, *filter(None, ["/".join(about), " ".join(rest)])])
+
+
+def _moment(at: float | None, today: float) -> str:
+    if at is None:  # an older daemon does not say it
+        return "--:--:--"
+    then, now = time.localtime(at), time.localtime(today)
+    same_day = then[:3] == now[:3]
+    return time.strftime("%H:%M:%S" if same_day else "%m-%d %H:%M:%S", then)
 
 
 COMMANDS = (events,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -44,7 +45,8 @@ class EventFeed:
             self.drop(1, event.number)
             return
         self.tell_overrun()
-        self._emit(encode_notification(messages.EVENT, [self._number, event.number, event.name, event.data]))
+        frame = [self._number, event.number, event.name, event.data, event.at]
+        self._emit(encode_notification(messages.EVENT, frame))
 
     def drop(self, count: int, number: int) -> None:
         """`count` events, the last of them with that number, do not reach the client; number 0: they have none."""
@@ -62,7 +64,7 @@ class EventFeed:
         """`count` events of the numbers `first` to `last` are missing here; None: nobody knows, first 0: without numbers."""
         numbers = {"from": first, "to": last} if first else {}
         data = {"count": count, **numbers}
-        self._emit(encode_notification(messages.EVENT, [self._number, number, "overrun", data]))
+        self._emit(encode_notification(messages.EVENT, [self._number, number, "overrun", data, time.time()]))
 
     def close(self) -> None:
         if self.subscription is not None:

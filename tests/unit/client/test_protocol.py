@@ -185,8 +185,17 @@ def test_a_notification_of_a_wrong_shape_is_named(method, params, words):
 def test_what_a_newer_daemon_adds_is_ignored():
     assert not check_from_daemon("hologram", [1])
     assert check_from_daemon("accepted", [1, 2, "more"])
+    assert check_from_daemon("event", [1, 2, "state", {}, 1767225600.5, "more"])
     with pytest.raises(BadMessage, match="row"):
         check_from_daemon("message", [1, 1, [["payload", "id"]]])
+
+
+def test_an_older_daemon_does_not_say_when_an_event_happened():
+    assert check_from_daemon("event", [1, 2, "state", {}])
+    with pytest.raises(BadMessage, match="at must be a float"):
+        check_from_daemon("event", [1, 2, "state", {}, "noon"])
+    with pytest.raises(BadMessage, match="event has 5 parameters, not 3"):
+        check_from_daemon("event", [1, 2, "state"])
 
 
 @given(st.lists(frames, min_size=1, max_size=3), st.data())

@@ -9,6 +9,10 @@ import signal
 
 import pytest
 
+from rondevu_client.stream import Event
+from rondevud.ctl.events import describe
+from rondevud.events import EventBus
+
 
 @pytest.fixture
 def channel(house):
@@ -186,10 +190,12 @@ async def test_tail_goes_on_after_a_restart_of_the_daemon(begin, house, channel,
 
 
 async def test_events_are_printed_from_the_number_asked_for(begin, house):
+    house.events = EventBus(clock=lambda: 1767225600.5)
     house.events.publish("state", {"new": "connected", "previous": "connecting"}, connection_id="conn-a")
     process = await begin("--json", "events", "alice-chat", "--since", "1")
     assert json.loads(await process.stdout.readline()) == {
         "number": 1,
+        "at": 1767225600.5,
         "name": "state",
         "data": {"new": "connected", "previous": "connecting", "connection_id": "conn-a"},
         "instance": house.instance,
@@ -208,6 +214,16 @@ async def test_an_event_is_a_line_with_its_subject_and_facts(begin, house):
     house.events.publish("state", {"new": "connected", "previous": "connecting"}, connection_id="conn-a", label="x")
     process = await begin("events", "--since", "1")
     line = (await process.stdout.readline()).decode()
-    assert line == "--:--:--  1  state  conn-a/x  new=connected previous=connecting\n"
+    assert re.fullmatch(r"\d\d:\d\d:\d\d  1  state  conn-a/x  new=connected previous=connecting\n", line)
     house.events.publish("later")
     assert re.fullmatch(r"\d\d:\d\d:\d\d  2  later\n", (await process.stdout.readline()).decode())
+
+
+@pytest.mark.parametrize(
+    ("before", "text"),
+    [(0, r"\d\d:\d\d:\d\d"), (86_400, r"\d\d-\d\d \d\d:\d\d:\d\d"), (None, "--:--:--")],
+)
+def test_a_line_says_when_its_event_happened(before, text):
+    now = 1767225600.5
+    event = Event(7, "stopping", {"restarting": True}, None if before is None else now - before)
+    assert re.fullmatch(f"{text}  7  stopping  restarting=yes", describe(event, today=now))

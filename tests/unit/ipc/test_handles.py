@@ -136,7 +136,7 @@ async def test_an_observer_without_credit_is_told_how_many_it_missed(client, cha
     assert (await client.notification("message"))[2][0][0] == "a"
     while (event := await client.notification("event"))[2] == "channel":
         pass
-    assert event[2:] == ["overrun", {"count": 1}]
+    assert event[2:4] == ["overrun", {"count": 1}]
     client.notify("credit", observer, 1)
     await client.result("ping")
     channel.deliver("c")
@@ -277,13 +277,22 @@ async def test_since_brings_what_was_kept_and_says_what_was_not(client, house):
     assert [(await client.notification("event"))[2] for _ in range(2)] == ["two", "three"]
 
 
+async def test_an_event_says_when_it_happened_and_not_when_it_is_told(client, house):
+    times = iter([1767225600.5, 1767225601.5])
+    house.events = EventBus(clock=lambda: next(times))
+    for name in ("one", "two"):
+        house.events.publish(name, connection_id="conn-a")
+    await client.result("subscribe", since=1)
+    assert [(await client.notification("event"))[4] for _ in range(2)] == [1767225600.5, 1767225601.5]
+
+
 async def test_events_that_are_kept_no_longer_are_named_before_all_others(client, house):
     house.events = EventBus(history=2)
     for name in ("one", "two", "three", "four"):
         house.events.publish(name, connection_id="conn-a")
     subscription = (await client.result("subscribe", since=1))["subscription"]
     told = [await client.notification("event") for _ in range(3)]
-    assert told[0] == [subscription, 2, "overrun", {"count": 2, "from": 1, "to": 2}]
+    assert told[0][:4] == [subscription, 2, "overrun", {"count": 2, "from": 1, "to": 2}]
     assert [event[1:3] for event in told[1:]] == [[3, "three"], [4, "four"]]
 
 
@@ -292,14 +301,14 @@ async def test_that_events_are_missing_is_said_at_once_where_none_of_the_target_
     for _ in range(3):
         house.events.publish("other", connection_id="conn-b")
     await client.result("subscribe", target="alice-chat", since=1)
-    assert (await client.notification("event"))[2:] == ["overrun", {"count": 2, "from": 1, "to": 2}]
+    assert (await client.notification("event"))[2:4] == ["overrun", {"count": 2, "from": 1, "to": 2}]
 
 
 async def test_a_number_above_all_others_was_counted_by_an_earlier_start(client, house):
     house.events.publish("one", connection_id="conn-a")
     await client.result("subscribe", since=500)
     told = [await client.notification("event") for _ in range(2)]
-    assert told[0][1:] == [0, "overrun", {"count": None, "from": 500, "to": None}]
+    assert told[0][1:4] == [0, "overrun", {"count": None, "from": 500, "to": None}]
     assert told[1][1:3] == [1, "one"]
 
 
@@ -338,7 +347,7 @@ async def test_a_client_that_does_not_read_is_not_produced_for(client, server, c
             assert frame.params == [handle, 1999]
         else:
             assert frame.params[0] in {handle, subscription}
-            assert frame.params[1:] == [5000, "overrun", {"count": 5000, "from": 1, "to": 5000}]
+            assert frame.params[1:4] == [5000, "overrun", {"count": 5000, "from": 1, "to": 5000}]
 
 
 async def test_a_client_that_reads_again_gets_what_its_handles_have_in_turns(client, server, house):

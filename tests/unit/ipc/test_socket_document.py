@@ -14,6 +14,7 @@ from rondevu_client import messages, protocol
 from rondevu_client.errors import CODES
 from rondevud import events
 from rondevud.config import ChannelOptions, ConnectionOptions, ServiceOptions
+from rondevud.events import EventBus
 from rondevud.ipc import server as server_module
 from rondevud.ipc import session, writer
 from rondevud.ipc.handle import MAX_HELD
@@ -29,6 +30,8 @@ SECTIONS = sections("socket.md")
 COMMANDS = sections("commands.md")
 VECTORS = load("socket-vectors.json")
 DIALOGUE = [vector for vector in VECTORS if vector["part"] == "dialogue"]
+EXAMPLE_TIME = 1767225600.5
+"""When all events of the dialogue happen."""
 REFUSED = [vector for vector in VECTORS if vector["part"] == "refused"]
 SOURCES = sorted(
     path
@@ -121,7 +124,7 @@ def test_features_are_those_of_the_daemon():
     [("From the client", messages._FROM_CLIENT), ("From the daemon", messages._FROM_DAEMON)],
 )
 def test_notifications_are_those_of_the_code(heading, shapes):
-    words = {int: "integer", str: "text", list: "array", dict: "map"}
+    words = {int: "integer", float: "float", str: "text", list: "array", dict: "map"}
     documented = {row[0]: row[1] for row in rows(SECTIONS[heading], "notification")}
     assert documented == {
         name: ", ".join(f"{parameter}: {words[kind]}" for parameter, kind in shape) for name, shape in shapes.items()
@@ -244,7 +247,7 @@ class Stage:
     def __init__(self):
         self.house = MemoryHouse(instance="9f2c4b6d8e0a1357")
         self.house.add_connection("conn-5f0c9e1b7a3d2468", "alice-chat")
-        self.house.events.next = 1
+        self.house.events = EventBus(clock=lambda: EXAMPLE_TIME)
         self.channel = self.house.get("conn-5f0c9e1b7a3d2468", "chat")
         self.channel.max_message = protocol.MAX_MESSAGE
         self.house.row = lambda _owner, label, waiting: {
