@@ -24,8 +24,6 @@ from rondevud.metrics import Metrics
 from rondevud.network import NetworkWatch
 from rondevud.policies import policy_of
 from rondevud.records import ForgetProducers
-from rondevud.rendezvous import app as rendezvous
-from rondevud.rendezvous.storage import open_storage
 from rondevud.signalling.base import Signalling
 from rondevud.signalling.identity import Identities
 from rondevud.signalling.opening import open_signalling
@@ -248,6 +246,9 @@ async def _start_rendezvous(stack: contextlib.AsyncExitStack, config: Config, st
     """The embedded signalling server, if it is wanted; answers its URL."""
     if not config.rendezvous.enabled:
         return None
+    from rondevud.rendezvous import app as rendezvous  # noqa: PLC0415 - hardly any daemon is a signalling server, too
+    from rondevud.rendezvous.storage import open_storage  # noqa: PLC0415
+
     storage = open_storage(config.rendezvous.store, state_dir)
     stack.callback(storage.close)
     host, _, port = config.rendezvous.listen.rpartition(":")

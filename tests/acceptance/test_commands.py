@@ -18,7 +18,7 @@ from rondevud.main import main as rondevud
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.once, pytest.mark.timeout(120)]
 
 
 class Done(NamedTuple):

@@ -17,7 +17,7 @@ from tests.acceptance.processes import LIMIT, ROOT, NotifySocket, Stage
 EXAMPLES = ROOT / "examples"
 README = (EXAMPLES / "README.md").read_text(encoding="utf-8")
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.webrtc, LIMIT]
+pytestmark = [pytest.mark.acceptance, pytest.mark.once, pytest.mark.webrtc, LIMIT]
 
 
 def commands(example):

@@ -10,7 +10,7 @@ import pytest
 
 from tests.acceptance.processes import LIMIT, PATIENCE, Daemon, Stage
 
-pytestmark = [pytest.mark.acceptance, LIMIT]
+pytestmark = [pytest.mark.acceptance, pytest.mark.once, LIMIT]
 
 FQN = "com.example.reload@1.0.0"
 

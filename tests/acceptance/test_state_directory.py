@@ -6,7 +6,7 @@ import pytest
 
 from tests.acceptance.processes import LIMIT, Daemon, Stage
 
-pytestmark = [pytest.mark.acceptance, LIMIT]
+pytestmark = [pytest.mark.acceptance, pytest.mark.once, LIMIT]
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from rondevud.ctl.main import main as ctl_group
 from rondevud.reloading import Changes
 from tests.integration.daemons import FQN, SCALE, exchange_few, open_pair
 
-pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(120 * SCALE)]
+pytestmark = [pytest.mark.webrtc, pytest.mark.once, pytest.mark.timeout(120 * SCALE)]
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "commands.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", DOCUMENT, flags=re.MULTILINE | re.DOTALL))

@@ -18,7 +18,7 @@ from rondevud.ctl.files.folder import HIDDEN
 from rondevud.ctl.files.protocol import Chunk, End, Offer, Refused, Resume, Unknown, pack, parse, transfer_id
 from tests.integration.daemons import FQN, PATIENCE, SCALE, Pair, Place, open_pair
 
-pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(240 * SCALE)]
+pytestmark = [pytest.mark.webrtc, pytest.mark.once, pytest.mark.timeout(240 * SCALE)]
 
 SERVICE = f"service:alice/{FQN}"
 MIB = 1024 * 1024

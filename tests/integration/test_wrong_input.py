@@ -23,7 +23,7 @@ from tests.integration.daemons import (
 )
 from tests.unit.ipc.raw import raw_client
 
-pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(120 * SCALE)]
+pytestmark = [pytest.mark.webrtc, pytest.mark.once, pytest.mark.timeout(120 * SCALE)]
 
 
 async def while_messages_pass(pair, *wrong):

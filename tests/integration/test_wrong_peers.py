@@ -31,7 +31,7 @@ from tests.integration.daemons import (
 )
 from tests.integration.misbehaving import MisbehavingServer, saying
 
-pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(120 * SCALE)]
+pytestmark = [pytest.mark.webrtc, pytest.mark.once, pytest.mark.timeout(120 * SCALE)]
 
 MARKED = "v=0\r\na=x-rondevu-link:1\r\n"
 UNUSABLE = {

@@ -20,7 +20,7 @@ from rondevud.ipc import writer
 from tests.integration.daemons import FQN, PATIENCE, SCALE, Exchange, exchange_few
 from tests.unit.ipc.raw import raw_client
 
-pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(120 * SCALE)]
+pytestmark = [pytest.mark.webrtc, pytest.mark.once, pytest.mark.timeout(120 * SCALE)]
 
 
 async def while_messages_pass(pair, wrong, count=1_000):
