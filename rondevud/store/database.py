@@ -28,6 +28,9 @@ BUSY_TIMEOUT = 5.0
 WAL_KEPT = 1024 * 1024
 """Bytes to which the log is cut when it starts from its beginning again."""
 
+LOGGED = b"\2\2"
+"""Write and read version in the header of a database with a log."""
+
 _DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 
@@ -109,6 +112,7 @@ def connect(path: Path, factory: type[sqlite3.Connection] = sqlite3.Connection) 
     belongs to another program or has a newer schema.
     """
     _make_file(path)
+    _mend_header(path)
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, factory=factory)
     try:
         # A damaged row may hold anything where text belongs; its checksum tells.
@@ -166,6 +170,24 @@ def _check_log(path: Path) -> None:
     """SQLite would throw the log of an empty file away, and with it all there is. Raises `damage`."""
     if path.stat().st_size == 0 and _size(_beside(path, "-wal")) > 0:
         raise damage("the file is empty and its log is not")
+
+
+def _mend_header(path: Path) -> None:
+    """Say in the header that there is a log, where a damaged byte says something else.
+
+    SQLite never writes a file whose header has an unknown write version, refuses one with an unknown read version, and
+    does not look at the log of one that has none by its header (https://www.sqlite.org/fileformat2.html §1.3.3).
+    """
+    with path.open("r+b") as file:
+        header = file.read(72)
+        ours = header.startswith(b"SQLite format 3\0") and header[68:72] == APPLICATION_ID.to_bytes(4, "big")
+        versions = header[18:20]
+        if ours and versions != LOGGED and (max(versions) > max(LOGGED) or _size(_beside(path, "-wal")) > 0):
+            logger.error("the header of %s is damaged: versions %d and %d; mended", path, *versions)
+            file.seek(18)
+            file.write(LOGGED)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _beside(path: Path, suffix: str) -> Path:

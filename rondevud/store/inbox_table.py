@@ -13,6 +13,7 @@ from rondevud.errors import StoreConflict
 from rondevud.ranges import Ranges
 from rondevud.records import InGap, InItem, InMessage, OutMessage, Reason, Removal
 from rondevud.store.base import Limits, check_numbers, oldest_over
+from rondevud.store.database import damage
 from rondevud.store.outbox_table import decode_payload, encode_payload
 from rondevud.store.rows import ChannelRows, ChannelState, intact, sealed, set_aside, weight
 
@@ -28,6 +29,8 @@ class InboxTable:
         self._connection = connection
         self._channels = channels
         self._limits = limits
+        self.trusted = False
+        """Whether what an index does not lead to is not there: its indexes have been made anew."""
         self.moved = 0
         """Payload bytes written and read since whoever watches it set it to 0."""
 
@@ -84,14 +87,24 @@ class InboxTable:
         start = max(operation.row, channel.front)
         rows, whole = self._rows(operation.channel, start)
         last = channel.next_row if whole else min(rows[-1][1] + 1, channel.next_row)
-        held = {row[1]: row for row in rows}
+        held: dict[Any, tuple[Any, bool]] = {}
+        behind = start
+        for row in rows:
+            whole_row = intact(row)
+            if whole_row and (row[0] != record.id or row[1] < behind):  # not the one that was asked for
+                raise damage(f"an index of the inbox leads astray, to row {row[1]} of channel {row[0]}")
+            behind = row[1] + 1 if whole_row else behind
+            held[row[1]] = row, whole_row
         damaged = 0
         items: list[InItem] = []
         for number in islice(holes.outside(start, last), self._limits.page_messages):
-            row = held.get(number)
-            if row is None or not intact(row):
+            row, whole_row = held.get(number, (None, False))
+            if row is None and not self.trusted:
+                raise damage(f"the inbox of channel {record.id} seems to lack row {number}")
+            if not whole_row:
                 damaged += 1
-                row = self._mark_damaged(row or (record.id, number, record.peer_epoch, *(None,) * 8))
+                rest = (record.peer_epoch, *(None,) * 8) if row is None else row[2:]
+                row = self._mark_damaged((record.id, number, *rest))
             items.append(_item(row))
         gaps = self._count_gaps(operation.channel) if damaged else 0
         return records.InPage(items, items[-1].row + 1 if items else operation.row, damaged, gaps)
@@ -278,7 +291,9 @@ class InboxTable:
                 "DELETE FROM inbox_holes WHERE channel = ? AND first >= ? AND first < ?", (number, first, upto)
             )
         if first > front:
-            self._connection.execute("INSERT INTO inbox_holes VALUES (?, ?, ?, ?)", sealed((number, first, upto)))
+            self._connection.execute(
+                "INSERT OR REPLACE INTO inbox_holes VALUES (?, ?, ?, ?)", sealed((number, first, upto))
+            )
         channel.in_holes = holes.count(upto if first == front else front, channel.next_row)
 
     def _find_holes(self, number: int) -> Ranges:
@@ -296,7 +311,8 @@ class InboxTable:
         logger.error("the holes in the inbox of channel %s were damaged; %d messages are lost with them", number, lost)
         self._connection.execute("DELETE FROM inbox_holes WHERE channel = ?", (number,))
         self._connection.executemany(
-            "INSERT INTO inbox_holes VALUES (?, ?, ?, ?)", [sealed((number, *hole)) for hole in holes]
+            "INSERT OR REPLACE INTO inbox_holes VALUES (?, ?, ?, ?)",  # what is damaged need not have gone by its channel
+            [sealed((number, *hole)) for hole in holes],
         )
         channel.in_holes += lost
         channel.totals.damaged_in += lost

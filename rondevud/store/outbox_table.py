@@ -69,6 +69,8 @@ class OutboxTable:
         self._producers = producers
         self._limits = limits
         self._boots: dict[str, int] = {}
+        self.trusted = False
+        """Whether what an index does not lead to is not there: its indexes have been made anew."""
         self.moved = 0
         """Payload bytes written and read since whoever watches it set it to 0."""
 
@@ -386,15 +388,22 @@ class OutboxTable:
             rows, removals, horizon = self._page(channel, start)
             good: list[OutMessage] = []
             bad: list[Any] = []
+            behind = start
             for row in rows:
-                if message_intact(row):
-                    good.append(OutMessage(row[1], decode_payload(row[2], row[3])))
-                else:
+                if not message_intact(row):
                     bad.append(row)
+                    continue
+                if row[0] != operation.channel or row[1] < behind:  # an intact row, and not the one that was asked for
+                    raise damage(f"an index of the outbox leads astray, to message {row[1]} of channel {row[0]}")
+                good.append(OutMessage(row[1], decode_payload(row[2], row[3])))
+                behind = row[1] + 1
             found = self._bury(channel, bad)
             items = _in_line([*good, *removals])
             if not bad:
-                found = [self._fill(channel, *hole) for hole in _holes(items, start, horizon)]
+                holes = _holes(items, start, horizon)
+                if holes and not self.trusted:
+                    raise damage(f"the outbox of channel {operation.channel} seems to lack the number {holes[0][0]}")
+                found = [self._fill(channel, *hole) for hole in holes]
             if not bad and not found:
                 break
             damaged.extend(found)

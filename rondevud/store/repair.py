@@ -78,6 +78,7 @@ class _Rows:
         self._connection = connection
         self._note = note
         self._tables = SqlTables(connection, Limits(), marks)
+        self._tables.trust()  # SQLite has just found nothing wrong with the file
 
     def mended(self) -> None:
         """After the commit."""

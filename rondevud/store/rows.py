@@ -90,6 +90,16 @@ def set_aside(connection: sqlite3.Connection, source: str, row: Sequence[Any]) -
     )
 
 
+def matching(column: str, value: Any) -> tuple[str, Any]:
+    """A condition for the rows that have `value` in `column`, and what to bind: damaged text may be no UTF-8."""
+    try:
+        if isinstance(value, str):
+            value.encode()
+    except UnicodeEncodeError:
+        return f"{column} = CAST(? AS TEXT)", value.encode("utf-8", "surrogateescape")
+    return f"{column} IS ?", value
+
+
 @dataclass(slots=True)
 class ChannelState:
     """A channel's row; see `schema.sql` for what is not in its record."""

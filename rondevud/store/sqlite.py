@@ -284,6 +284,8 @@ class SqliteStore:
 
     def _use_connection(self) -> None:
         self._tables = SqlTables(self._connection, self._limits, self._marks)
+        if self._reindexed:
+            self._tables.trust()
         self._upkeep = Upkeep(self.path, self._connection, self._tables, self._live)
 
     def _work(self) -> None:
@@ -392,6 +394,7 @@ class SqliteStore:
             return False
         if not self._reindexed:
             self._reindexed = True
+            self._tables.trust()
             if self._upkeep.reindex():
                 return True
         return not self._rebuilt and self._rebuild()

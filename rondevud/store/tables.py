@@ -25,6 +25,7 @@ from rondevud.store.rows import (
     ProducerRows,
     channel_of_row,
     intact,
+    matching,
     sealed,
     set_aside,
 )
@@ -159,6 +160,10 @@ class SqlTables:
             ExamineSlice: self._examine_slice,
         }
 
+    def trust(self) -> None:
+        """The indexes are new: what they do not lead to lacks."""
+        self._outbox.trusted = self._inbox.trusted = True
+
     def execute(self, operation: Operation[Result]) -> Result:
         """Carry out one operation."""
         result = self._handlers[type(operation)](operation)
@@ -226,7 +231,7 @@ class SqlTables:
         lacking = self._catch_up(states, {row[0] for row in rows})
         channels = [state.record for state in states]
         for connection_id in damaged:
-            self._set_session_aside(connection_id)
+            self._set_session_aside(connection_id, [row[0] for row in rows if row[1] == connection_id])
         kept = [sessions[connection_id] for connection_id in sorted(sessions.keys() - damaged)]
         return records.Sessions(kept, channels, sorted(str(connection_id) for connection_id in damaged), lacking)
 
@@ -261,20 +266,18 @@ class SqlTables:
             logger.warning("the store went back: %s", lack.as_text())
         return tuple(lacking)
 
-    def _set_session_aside(self, connection_id: Any) -> None:
+    def _set_session_aside(self, connection_id: Any, channels: list[int]) -> None:
         """Move the rows of a session and of its channels to ``damaged_rows``; what their queues hold stays where it is."""
         logger.error("a row of session %r or of one of its channels is damaged; set aside", connection_id)
-        for row in self._connection.execute(
-            "SELECT * FROM sessions WHERE connection_id = ?", (connection_id,)
-        ).fetchall():
+        condition, key = matching("connection_id", connection_id)
+        for row in self._connection.execute(f"SELECT * FROM sessions WHERE {condition}", (key,)).fetchall():  # noqa: S608
             set_aside(self._connection, "sessions", row)
-        self._connection.execute("DELETE FROM sessions WHERE connection_id = ?", (connection_id,))
-        for row in self._connection.execute(
-            "SELECT * FROM channels WHERE connection_id = ?", (connection_id,)
-        ).fetchall():
-            self._marks.forget(row[0])
-            set_aside(self._connection, "channels", row)
-            self._channels.delete(row[0])
+        self._connection.execute(f"DELETE FROM sessions WHERE {condition}", (key,))  # noqa: S608
+        for number in channels:
+            for row in self._connection.execute("SELECT * FROM channels WHERE id = ?", (number,)).fetchall():
+                set_aside(self._connection, "channels", row)
+            self._marks.forget(number)
+            self._channels.delete(number)
 
     def _save_declaration(self, operation: records.SaveDeclaration) -> None:
         kind, name, options = operation.declaration
@@ -295,7 +298,8 @@ class SqlTables:
                 continue
             logger.error("the declaration of %s %r is damaged; set aside", row[0], row[1])
             set_aside(self._connection, "declarations", row)
-            self._connection.execute("DELETE FROM declarations WHERE kind = ? AND name = ?", row[:2])
+            kind, name = matching("kind", row[0]), matching("name", row[1])
+            self._connection.execute(f"DELETE FROM declarations WHERE {kind[0]} AND {name[0]}", (kind[1], name[1]))  # noqa: S608
         return declarations
 
     def _examine_slice(self, operation: ExamineSlice) -> list[Finding] | None:
