@@ -24,6 +24,7 @@ from random import Random
 from typing import Any
 
 import msgpack
+import pytest
 
 AMOUNT = os.environ.get("RONDEVUD_FUZZ_CASES")
 CASES = int(AMOUNT or 20_000)
@@ -37,6 +38,12 @@ FIRST = int(os.environ.get("RONDEVUD_FUZZ_FIRST", "0"))
 
 REPORTED_FROM = 10_000
 """Cases of a run that says how far it is."""
+
+AMOUNTS = [
+    pytest.param(CASES, id="ci", marks=[pytest.mark.timeout(600)]),
+    pytest.param(SOAK_CASES, id="long", marks=[pytest.mark.soak, pytest.mark.timeout(6 * 3600)]),
+]
+"""Both, for the tests."""
 
 DEFAULT_SEED = 5
 SHOWN = 400

@@ -14,7 +14,7 @@ from rondevud.errors import TransportError
 from rondevud.transport import sdp as transport_sdp
 from rondevud.transport.aiortc import AiortcEngine
 from rondevud.transport.sdp import Kind
-from tests.fuzz.mutator import CASES, SOAK_CASES, Case, cases, replayable
+from tests.fuzz.mutator import AMOUNTS, CASES, Case, cases, replayable
 from tests.fuzz.watching import watching
 
 pytestmark = pytest.mark.once
@@ -42,10 +42,9 @@ ENGINE_CASES = 150
 """Texts for the engine in CI: each of them makes connections."""
 
 SOAK_ENGINE_CASES = 5_000
-AMOUNTS = [pytest.param(CASES, id="ci"), pytest.param(SOAK_CASES, id="long", marks=[pytest.mark.soak])]
 ENGINE_AMOUNTS = [
-    pytest.param(ENGINE_CASES, id="ci"),
-    pytest.param(SOAK_ENGINE_CASES, id="long", marks=[pytest.mark.soak]),
+    pytest.param(ENGINE_CASES, id="ci", marks=[pytest.mark.timeout(300)]),
+    pytest.param(SOAK_ENGINE_CASES, id="long", marks=[pytest.mark.soak, pytest.mark.timeout(6 * 3600)]),
 ]
 
 
@@ -82,7 +81,6 @@ def read_both(case: Case, text: str, kind: Kind, line: str) -> bool:
     return usable
 
 
-@pytest.mark.timeout(6 * 3600)
 @pytest.mark.parametrize("amount", AMOUNTS)
 def test_readers_of_descriptions_refuse_broken_ones(amount: int) -> None:
     usable = 0
@@ -106,7 +104,6 @@ def test_readers_of_descriptions_refuse_broken_ones(amount: int) -> None:
 
 
 @pytest.mark.webrtc
-@pytest.mark.timeout(6 * 3600)
 @pytest.mark.parametrize("amount", ENGINE_AMOUNTS)
 async def test_the_engine_refuses_broken_descriptions(amount: int) -> None:
     outcomes: Counter[str] = Counter()

@@ -19,7 +19,7 @@ from rondevud.signalling.http import HttpClient, Reply, quoted
 from rondevud.signalling.identity import Identities
 from rondevud.signalling.rest import RestSignalling
 from tests.fuzz.http_input import ERRORS, FQN, STATUSES, answers, headers
-from tests.fuzz.mutator import CASES, SOAK_CASES, Case, cases, replayable
+from tests.fuzz.mutator import AMOUNTS, Case, cases, replayable
 from tests.fuzz.watching import Watch, watching
 
 pytestmark = pytest.mark.once
@@ -56,8 +56,6 @@ ROUTES = {
 
 EARLY = {"register", "claim", "publish", "health"}
 """Mostly answered right: else little would be asked behind them."""
-
-AMOUNTS = [pytest.param(CASES, id="ci"), pytest.param(SOAK_CASES, id="long", marks=[pytest.mark.soak])]
 
 
 class Saying:
@@ -117,7 +115,6 @@ async def watch() -> AsyncIterator[Watch]:
         yield watch
 
 
-@pytest.mark.timeout(6 * 3600)
 @pytest.mark.parametrize("amount", AMOUNTS)
 async def test_the_client_outlives_broken_answers(amount: int, tmp_path: Path, watch: Watch) -> None:
     outcomes: Counter[str] = Counter()
@@ -200,7 +197,6 @@ def judge(result: Any) -> None:
             assert result is None
 
 
-@pytest.mark.timeout(6 * 3600)
 @pytest.mark.parametrize("amount", AMOUNTS)
 async def test_the_client_outlives_broken_http(amount: int, tmp_path: Path, watch: Watch) -> None:
     outcomes: Counter[str] = Counter()

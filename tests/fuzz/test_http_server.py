@@ -15,7 +15,7 @@ from rondevud.rendezvous.storage import SqliteStorage
 from rondevud.signalling.identity import Identities
 from rondevud.signalling.rest import RestSignalling
 from tests.fuzz.http_input import FQN, Asking
-from tests.fuzz.mutator import CASES, SOAK_CASES, Case, cases, replayable
+from tests.fuzz.mutator import AMOUNTS, Case, cases, replayable
 from tests.fuzz.watching import Watch, watching
 
 pytestmark = pytest.mark.once
@@ -28,7 +28,6 @@ STEP = 0.2
 """Seconds that pass for the server with each request: what is stored expires."""
 
 LENGTH = re.compile(rb"\r\ncontent-length: (\d+)\r\n", re.IGNORECASE)
-AMOUNTS = [pytest.param(CASES, id="ci"), pytest.param(SOAK_CASES, id="long", marks=[pytest.mark.soak])]
 
 
 class Place:
@@ -93,20 +92,21 @@ class Place:
             writer.close()
 
 
-@pytest.mark.timeout(6 * 3600)
 @pytest.mark.parametrize("amount", AMOUNTS)
 async def test_the_signalling_server_outlives_broken_requests(amount: int, tmp_path: Path) -> None:
     place = Place(tmp_path)
     await place.begin()
     with watching() as watch:
-        for case in cases(amount):
-            with replayable(case):
-                async with asyncio.timeout(PATIENCE):
-                    await ask_badly(case, place)
-                    await check(case, place, watch)
-        await place.check_good()
-        place.hang_up()
-        await place.server.close()
+        try:
+            for case in cases(amount):
+                with replayable(case):
+                    async with asyncio.timeout(PATIENCE):
+                        await ask_badly(case, place)
+                        await check(case, place, watch)
+            await place.check_good()
+        finally:
+            place.hang_up()
+            await place.server.close()
     place.storage.close()
     print(dict(sorted(place.statuses.items())))
 

@@ -12,7 +12,7 @@ from rondevud.durable.session import DurableSession
 from rondevud.transport.base import ChannelState
 from tests.fuzz.link_input import BadPeer, understood
 from tests.fuzz.link_peers import PRINTS, Line, Owner, Table, Wire, settle
-from tests.fuzz.mutator import CASES, SOAK_CASES, Case, cases, replayable
+from tests.fuzz.mutator import AMOUNTS, Case, cases, replayable
 from tests.fuzz.watching import Watch, watching
 
 pytestmark = pytest.mark.once
@@ -26,7 +26,6 @@ WARM_UP = 200
 GROWTH = 24 * 2**20
 """Bytes by which it may all the same: what the allocator keeps."""
 
-AMOUNTS = [pytest.param(CASES, id="ci"), pytest.param(SOAK_CASES, id="long", marks=[pytest.mark.soak])]
 LAST_WORDS = (frames.Goodbye, frames.Refuse)
 
 
@@ -44,7 +43,6 @@ async def table(watch: Watch) -> AsyncIterator[Table]:
     await table.close()
 
 
-@pytest.mark.timeout(6 * 3600)
 @pytest.mark.parametrize("amount", AMOUNTS)
 async def test_a_service_outlives_broken_frames(amount: int, table: Table, watch: Watch) -> None:
     fed = ended = 0
@@ -121,7 +119,6 @@ async def end(peer: BadPeer, line: Line) -> None:
     await settle(4)
 
 
-@pytest.mark.timeout(6 * 3600)
 @pytest.mark.parametrize("amount", AMOUNTS)
 async def test_a_connecting_side_outlives_a_broken_service(amount: int, table: Table, watch: Watch) -> None:
     fed = ended = 0

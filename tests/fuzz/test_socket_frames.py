@@ -10,7 +10,7 @@ import pytest
 
 from rondevu_client.errors import BadFrame
 from rondevu_client.protocol import Decoder, Request, Response, encode_request
-from tests.fuzz.mutator import CASES, SOAK_CASES, Case, cases, pack, replayable
+from tests.fuzz.mutator import AMOUNTS, Case, cases, pack, replayable
 from tests.fuzz.socket_input import PREY, frame, hello
 from tests.fuzz.watching import Watch, watching
 from tests.integration.daemons import PATIENCE, Pair, exchange_few, open_pair, open_world
@@ -38,10 +38,7 @@ username = "nobody"
 fqn = "com.example.nobody@1.0.0"
 """
 
-AMOUNTS = [pytest.param(CASES, id="ci"), pytest.param(SOAK_CASES, id="long", marks=[pytest.mark.soak])]
 
-
-@pytest.mark.timeout(6 * 3600)
 @pytest.mark.parametrize("amount", AMOUNTS)
 async def test_a_daemon_outlives_broken_frames_on_its_socket(amount: int, tmp_path: Path) -> None:
     codes: Counter[str] = Counter()
