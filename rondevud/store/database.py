@@ -178,16 +178,18 @@ def _mend_header(path: Path) -> None:
     SQLite never writes a file whose header has an unknown write version, refuses one with an unknown read version, and
     does not look at the log of one that has none by its header (https://www.sqlite.org/fileformat2.html §1.3.3).
     """
-    with path.open("r+b") as file:
+    with path.open("rb") as file:
         header = file.read(72)
-        ours = header.startswith(b"SQLite format 3\0") and header[68:72] == APPLICATION_ID.to_bytes(4, "big")
-        versions = header[18:20]
-        if ours and versions != LOGGED and (max(versions) > max(LOGGED) or _size(_beside(path, "-wal")) > 0):
-            logger.error("the header of %s is damaged: versions %d and %d; mended", path, *versions)
-            file.seek(18)
-            file.write(LOGGED)
-            file.flush()
-            os.fsync(file.fileno())
+    ours = header.startswith(b"SQLite format 3\0") and header[68:72] == APPLICATION_ID.to_bytes(4, "big")
+    versions = header[18:20]
+    if not ours or versions == LOGGED or (max(versions) <= max(LOGGED) and _size(_beside(path, "-wal")) == 0):
+        return
+    logger.error("the header of %s is damaged: versions %d and %d; mended", path, *versions)
+    with path.open("r+b") as file:
+        file.seek(18)
+        file.write(LOGGED)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _beside(path: Path, suffix: str) -> Path:
