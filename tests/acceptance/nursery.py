@@ -1,39 +1,58 @@
-"""A stage whose daemons are forked from one process that has loaded their modules: for tests that start them many times.
+"""Processes forked from one that has their modules loaded: to load them again and again is most of what a start costs.
 
-Each is a process of its own with its own descriptors, environment and failpoints; only importing is not done again.
+Each is a process of its own with its own descriptors, environment and failpoints; only importing is not done again. There is
+one nursery for each process of the test run, made when it is first asked for; it ends with that process.
 """
 
 from __future__ import annotations
 
 import asyncio
+import atexit
+import contextlib
+import functools
 import json
 import os
 import signal
+import socket
+import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Self, cast
+from typing import IO
 
-from tests.acceptance.processes import PATIENCE, PROGRAMS, ROOT, Process, Stage
+ROOT = Path(__file__).parents[2]
+PROGRAMS = Path(__file__).parent / "programs"
+PATIENCE = 60.0
+"""Seconds that a birth may take; the first waits until everything is loaded."""
 
-RUN = ["-m", "rondevud", "run"]
+QUICK = {"PYTHONUNBUFFERED": "1", "SSL_CERT_FILE": os.devnull, "SSL_CERT_DIR": os.devnull}
+"""Environment of all processes: none uses TLS, and to read the authorities that a machine knows is a sixth of a start."""
+
+EARLY = ("PYTHON", "LD_", "MALLOC_", "SSL_")
+"""How variables begin that are read before there is a program, or while it is loaded."""
 
 
 class Child:
-    """A forked daemon, as `asyncio.subprocess.Process` has it, without standard input and with nothing on its output."""
+    """A forked process, with what the tests use of `asyncio.subprocess.Process`."""
 
-    stdin = None
+    stdin: asyncio.WriteTransport
+    stdout: asyncio.StreamReader
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.returncode: int | None = None
-        self.stdout = asyncio.StreamReader()
-        self.stdout.feed_eof()
         self._dead = asyncio.Event()
+
+    async def connect(self, stdin: IO[bytes], stdout: IO[bytes]) -> None:
+        """Take our ends of its standard input and output."""
+        loop = asyncio.get_running_loop()
+        self.stdin, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, stdin)
+        self.stdout = asyncio.StreamReader()
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(self.stdout), stdout)
 
     def die(self, code: int) -> None:
         self.returncode = code
+        self.stdin.close()
         self._dead.set()
 
     async def wait(self) -> int:
@@ -50,63 +69,80 @@ class Child:
         self.send_signal(signal.SIGKILL)
 
 
-class QuickStage(Stage):
-    """A `Stage`; daemons that run from another source than this checkout start as everywhere."""
+class Nursery:
+    """The process that forks, and those that were born there."""
 
-    async def __aenter__(self) -> Self:
-        await super().__aenter__()
+    def __init__(self) -> None:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.settimeout(PATIENCE)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, str(PROGRAMS / "nursery.py")], cwd=ROOT, env={**os.environ, **QUICK}, stdin=theirs
+            )
         self._children: dict[int, Child] = {}
-        self._births: asyncio.Queue[Child] = asyncio.Queue()
-        self._turn = asyncio.Lock()
-        self._nursery = await asyncio.create_subprocess_exec(
-            sys.executable,
-            str(PROGRAMS / "nursery.py"),
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-        )
-        self._midwife = asyncio.create_task(self._listen(), name="births and deaths")
-        return self
+        self._attending = 0
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        self._socket.close()
+        self._process.wait(PATIENCE)
+
+    async def bear(self, arguments: list[str], env: Mapping[str, str], log: IO[bytes]) -> Child:
+        """A process with these arguments, whole environment and standard error; see `can_be_born`."""
+        theirs, stdin = os.pipe()
+        stdout, theirs_too = os.pipe()
+        request = json.dumps({"arguments": arguments[1:], "env": dict(env)}).encode()
+        socket.send_fds(self._socket, [request], [theirs, theirs_too, log.fileno()])
+        os.close(theirs)
+        os.close(theirs_too)
+        child = None
+        while child is None:
+            child = self._hear()
+        await child.connect(os.fdopen(stdin, "wb", 0), os.fdopen(stdout, "rb", 0))
+        return child
+
+    @contextlib.contextmanager
+    def attended(self) -> Iterator[None]:
+        """Meanwhile the running loop hears of deaths."""
+        loop = asyncio.get_running_loop()
+        self._attending += 1
+        loop.add_reader(self._socket.fileno(), self._hear_of_deaths)
         try:
-            await super().__aexit__(kind, error, traceback)
+            yield
         finally:
-            assert self._nursery.stdin is not None
-            self._nursery.stdin.close()
-            await self._midwife
-            await self._nursery.wait()
+            self._attending -= 1
+            if not self._attending:
+                loop.remove_reader(self._socket.fileno())
 
-    async def start(
-        self, name: str, arguments: list[str], env: Mapping[str, str] | None = None, cwd: Path = ROOT
-    ) -> Process:
-        if arguments[1:4] != RUN or cwd != ROOT:
-            return await super().start(name, arguments, env, cwd)
-        log = self.path / f"{name}.err"
-        log.touch()
-        process = Process(
-            name, cast("asyncio.subprocess.Process", await self._bear(arguments[3:], env or {}, log)), log
-        )
-        self._processes.append(process)
-        return process
+    def _hear_of_deaths(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # who waited for a birth has heard it meanwhile
+            self._hear(socket.MSG_DONTWAIT)
 
-    async def _bear(self, arguments: list[str], env: Mapping[str, str], log: Path) -> Child:
-        request = {"arguments": arguments, "env": {**os.environ, **env}, "log": str(log)}
-        assert self._nursery.stdin is not None
-        async with self._turn, asyncio.timeout(PATIENCE):
-            self._nursery.stdin.write(f"{json.dumps(request)}\n".encode())
-            return await self._births.get()
+    def _hear(self, flags: int = 0) -> Child | None:
+        """The next packet; the child, if it tells of a birth."""
+        packet = self._socket.recv(1024, flags)
+        assert packet, "the nursery has ended"
+        word, pid, *code = packet.split()
+        if word == b"born":
+            child = self._children[int(pid)] = Child(int(pid))
+            return child
+        self._children.pop(int(pid)).die(int(code[0]))
+        return None
 
-    async def _listen(self) -> None:
-        """Until the nursery has closed."""
-        assert self._nursery.stdout is not None
-        while line := await self._nursery.stdout.readline():
-            word, pid, *code = line.split()
-            if word == b"born":
-                child = self._children[int(pid)] = Child(int(pid))
-                self._births.put_nowait(child)
-            else:
-                self._children.pop(int(pid)).die(int(code[0]))
+
+@functools.cache
+def nursery() -> Nursery:
+    """The one of this process."""
+    made = Nursery()
+    atexit.register(made.close)
+    return made
+
+
+def can_be_born(arguments: list[str], env: Mapping[str, str], cwd: Path) -> bool:
+    """Whether it would be the same process, forked or not: a daemon or signalling server of this checkout, or a program."""
+    if arguments[0] != sys.executable or cwd != ROOT or _early(env) != _early({**os.environ, **QUICK}):
+        return False
+    return arguments[1:3] == ["-m", "rondevud"] or Path(arguments[1]).parent == PROGRAMS
+
+
+def _early(env: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in env.items() if name.startswith(EARLY)}

@@ -21,10 +21,9 @@ from typing import Any, Self
 import pytest
 
 from rondevu_client import Daemon as Client
+from tests.acceptance.nursery import PROGRAMS, QUICK, ROOT, Child, can_be_born, nursery
 from tests.acceptance.programs.content import digest, payload
 
-ROOT = Path(__file__).parents[2]
-PROGRAMS = Path(__file__).parent / "programs"
 SCALE = float(os.environ.get("RONDEVUD_TIME_SCALE", "1"))
 """All waits of these tests grow by it on a slow machine."""
 
@@ -45,9 +44,6 @@ CONNECTION = "to-alice"
 SHOWN = 6_000
 """Bytes of each log that a failed test shows."""
 
-QUICK = {"PYTHONUNBUFFERED": "1", "SSL_CERT_FILE": os.devnull, "SSL_CERT_DIR": os.devnull}
-"""Environment of all processes: none uses TLS, and to read the authorities that a machine knows is a sixth of a start."""
-
 CONFIG = """
 [daemon]
 log_level = "info"
@@ -61,7 +57,7 @@ heartbeat = 0.25
 class Process:
     """One process; its standard output is read line by line, its standard error goes to a file."""
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process, log: Path) -> None:
+    def __init__(self, name: str, process: asyncio.subprocess.Process | Child, log: Path) -> None:
         self.name = name
         self.log = log
         self.lines: list[list[str]] = []
@@ -74,16 +70,27 @@ class Process:
 
     @classmethod
     async def start(
-        cls, name: str, arguments: list[str], log: Path, env: Mapping[str, str] | None = None, cwd: Path = ROOT
+        cls,
+        name: str,
+        arguments: list[str],
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        cwd: Path = ROOT,
+        *,
+        forked: bool = False,
     ) -> Self:
+        """`forked`: from the nursery, if it would be the same process from there; somebody must attend the nursery."""
+        environ = {**os.environ, **QUICK, **(env or {})}
         with log.open("ab") as file:
+            if forked and can_be_born(arguments, environ, cwd):
+                return cls(name, await nursery().bear(arguments, environ, file), log)
             process = await asyncio.create_subprocess_exec(
                 *arguments,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=file,
                 cwd=cwd,
-                env={**os.environ, **QUICK, **(env or {})},
+                env=environ,
             )
         return cls(name, process, log)
 
@@ -337,19 +344,26 @@ class Stage:
 
     What it surrounds may take `within` seconds, so that the processes end before somebody ends the test for its length.
     Leaving it in good order raises `AssertionError` if one of the processes logged an error, unless `errors_expected`.
+    `fresh`: each process loads its modules itself, as where its memory is measured; else it may be forked (see `nursery`).
     """
 
-    def __init__(self, path: Path, within: float = LONGEST, *, errors_expected: bool = False) -> None:
+    def __init__(
+        self, path: Path, within: float = LONGEST, *, errors_expected: bool = False, fresh: bool = False
+    ) -> None:
         self.path = path
+        self._fresh = fresh
         self._errors_expected = errors_expected
         self._deadline = asyncio.timeout(within)
         self.rendezvous = Rendezvous(self)
         self._processes: list[Process] = []
         self._exits = contextlib.ExitStack()
+        self._attention = contextlib.ExitStack()
         self._programs = 0
 
     async def __aenter__(self) -> Self:
         await self._deadline.__aenter__()
+        if not self._fresh:
+            self._attention.enter_context(nursery().attended())
         return self
 
     async def __aexit__(
@@ -361,6 +375,7 @@ class Stage:
             for process in self._processes:
                 await process.kill()
             self._exits.close()
+            self._attention.close()
             if error is not None:
                 self._show()
         if error is not None or self._errors_expected:
@@ -374,7 +389,8 @@ class Stage:
     async def start(
         self, name: str, arguments: list[str], env: Mapping[str, str] | None = None, cwd: Path = ROOT
     ) -> Process:
-        process = await Process.start(name, arguments, self.path / f"{name}.err", env, cwd)
+        log = self.path / f"{name}.err"
+        process = await Process.start(name, arguments, log, env, cwd, forked=not self._fresh)
         self._processes.append(process)
         return process
 

@@ -111,7 +111,7 @@ async def drain(bob: Daemon, left: int, *watched: Watched) -> None:
 async def test_a_backlog_stays_on_disk_while_it_grows_waits_outlives_a_restart_and_drains(
     tmp_path, count, within, left
 ):
-    async with Stage(tmp_path, within) as stage:
+    async with Stage(tmp_path, within, fresh=True) as stage:
         alice, bob = await stage.declared_pair(UNLIMITED)
         await alice.start()
         await bob.start()
@@ -204,7 +204,7 @@ def best(spent: list[Spent]) -> Spent:
 async def test_a_daemon_with_many_queued_messages_is_ready_at_once_and_delivers_the_first_one(
     tmp_path, count, within, request
 ):
-    async with Stage(tmp_path, within) as stage:
+    async with Stage(tmp_path, within, fresh=True) as stage:
         await stage.rendezvous.start()
         username, fqn = SERVICE
         target = f'[[connection]]\nname = "{CONNECTION}"\nusername = "{username}"\nfqn = "{fqn}"\n'

@@ -123,6 +123,7 @@ async def test_the_demo_ends_with_everything_right_and_leaves_nothing_behind(tmp
 
 
 @pytest.mark.acceptance
+@pytest.mark.once
 @pytest.mark.timeout(100)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 async def test_the_demo_leaves_nothing_behind_when_it_is_interrupted(tmp_path, number, code):
@@ -142,6 +143,7 @@ async def test_the_demo_leaves_nothing_behind_when_it_is_interrupted(tmp_path, n
 
 
 @pytest.mark.acceptance
+@pytest.mark.once
 @pytest.mark.timeout(100)
 async def test_the_demo_fails_when_a_process_dies_that_it_did_not_kill(tmp_path):
     process = await begin(tmp_path)

@@ -17,8 +17,7 @@ from typing import Any
 import pytest
 
 from rondevud import failpoints, records
-from tests.acceptance.nursery import QuickStage
-from tests.acceptance.processes import LIMIT, PATIENCE, SCALE
+from tests.acceptance.processes import LIMIT, PATIENCE, SCALE, Stage
 from tests.acceptance.programs.content import LABELS
 from tests.acceptance.test_failpoints import (
     EVERY,
@@ -120,7 +119,7 @@ async def in_background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 @contextlib.asynccontextmanager
 async def chain(tmp_path) -> AsyncIterator[Chain]:
     """A trial whose daemons are not started yet; its verdict at the end, with the points if it is a bad one."""
-    async with QuickStage(tmp_path, LONG_CHAIN) as stage:
+    async with Stage(tmp_path, LONG_CHAIN) as stage:
         chain = Chain(await Trial.prepare(stage, LONG_CHAIN))
         try:
             yield chain
@@ -202,7 +201,7 @@ async def test_a_daemon_dies_whenever_a_forgotten_session_is_refused(tmp_path):
 
 
 async def test_a_daemon_dies_whenever_a_closed_label_is_opened_anew(tmp_path):
-    async with QuickStage(tmp_path) as stage:
+    async with Stage(tmp_path) as stage:
         trial = await Trial.prepare(stage)
         await trial.daemons[SERVICE].start()
         for point in REOPENING:
@@ -214,5 +213,5 @@ async def test_a_daemon_dies_whenever_a_closed_label_is_opened_anew(tmp_path):
 
 @pytest.mark.parametrize("point", PLAIN)
 async def test_a_daemon_dies_when_it_hands_over_to_a_plain_peer(tmp_path, point):
-    async with QuickStage(tmp_path) as stage, asyncio.timeout(2 * PATIENCE):
+    async with Stage(tmp_path) as stage, asyncio.timeout(2 * PATIENCE):
         await hand_over_to_a_plain_peer(stage, point)

@@ -7,8 +7,7 @@ import contextlib
 
 import pytest
 
-from tests.acceptance.nursery import QuickStage
-from tests.acceptance.processes import LONGEST, PATIENCE, Daemon
+from tests.acceptance.processes import LONGEST, PATIENCE, Daemon, Stage
 from tests.jury.trial import CONNECTING, SERVICE, Trial
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.once, pytest.mark.timeout(2 * LONGEST + 20)]
@@ -58,7 +57,7 @@ LONG = 200
 
 async def let_it_act(tmp_path, failpoint: str) -> None:
     """A trial in which that happens in the connecting daemon."""
-    async with QuickStage(tmp_path, 2 * LONGEST, errors_expected=True) as stage:
+    async with Stage(tmp_path, 2 * LONGEST, errors_expected=True) as stage:
         trial = await Trial.prepare(stage, 2 * PATIENCE)
         trial.count = LONG if "checkpoint" in failpoint else COUNT
         connection = trial.daemons[CONNECTING]

@@ -162,7 +162,7 @@ async def test_connections_that_come_and_go_leave_nothing_behind(
     Python and its libraries are shared with every other Python of the machine, which come and go as they like.
     """
     async with (
-        Stage(tmp_path, within=(60 + before + cycles) * SCALE) as stage,
+        Stage(tmp_path, within=(60 + before + cycles) * SCALE, fresh=True) as stage,
         contextlib.AsyncExitStack() as sides,
     ):
         await stage.rendezvous.start()

@@ -15,7 +15,7 @@ from rondevud.transport import sdp as transport_sdp
 from rondevud.transport.aiortc import AiortcEngine
 from rondevud.transport.sdp import Kind
 from tests.fuzz.mutator import AMOUNTS, CASES, Case, cases, replayable
-from tests.fuzz.watching import watching
+from tests.fuzz.watching import Watch, watching
 
 pytestmark = pytest.mark.once
 
@@ -37,6 +37,14 @@ CANDIDATE = "candidate:1 1 udp 2130706431 127.0.0.1 5000 typ host"
 
 SLOWEST = 1.0
 """Seconds that one text may take its readers: an expression that goes wild takes hours."""
+
+WARM_UP = 1_000
+"""Cases after which memory is not to grow."""
+
+GROWTH = 16 * 2**20
+"""Bytes by which it may all the same: what the allocator keeps."""
+
+CHECKED_EVERY = 1_000
 
 ENGINE_CASES = 150
 """Texts for the engine in CI: each of them makes connections."""
@@ -81,24 +89,34 @@ def read_both(case: Case, text: str, kind: Kind, line: str) -> bool:
     return usable
 
 
+def check(case: Case, watch: Watch) -> None:
+    watch.check()
+    if case.turn == WARM_UP:
+        watch.begin_memory()
+    elif case.turn > WARM_UP and case.turn % CHECKED_EVERY == 0:
+        watch.check_memory(GROWTH)
+
+
 @pytest.mark.parametrize("amount", AMOUNTS)
-def test_readers_of_descriptions_refuse_broken_ones(amount: int) -> None:
+async def test_readers_of_descriptions_refuse_broken_ones(amount: int) -> None:
     usable = 0
     slowest = 0.0
-    for case in cases(amount):
-        with replayable(case):
-            kind: Kind = case.random.choice(("offer", "answer"))
-            template = OFFER if (kind == "offer") == case.chance(0.8) else ANSWER
-            text, line = broken(case, template), case.damage_text(CANDIDATE)
-            began = time.monotonic()
-            usable += read_both(case, text, kind, line)
-            taken = time.monotonic() - began
-            if taken >= SLOWEST:  # or it is the machine that was busy with something else
-                began = time.process_time()
-                read_both(case, text, kind, line)
-                taken = time.process_time() - began
-                assert taken < SLOWEST
-            slowest = max(slowest, taken)
+    with watching() as watch:
+        for case in cases(amount):
+            with replayable(case):
+                kind: Kind = case.random.choice(("offer", "answer"))
+                template = OFFER if (kind == "offer") == case.chance(0.8) else ANSWER
+                text, line = broken(case, template), case.damage_text(CANDIDATE)
+                began = time.monotonic()
+                usable += read_both(case, text, kind, line)
+                taken = time.monotonic() - began
+                if taken >= SLOWEST:  # or it is the machine that was busy with something else
+                    began = time.process_time()
+                    read_both(case, text, kind, line)
+                    taken = time.process_time() - began
+                    assert taken < SLOWEST
+                slowest = max(slowest, taken)
+                check(case, watch)
     print(f"{amount} texts, {usable} of them usable; the slowest took {slowest * 1000:.1f} ms")
     assert 0 < usable < amount or amount < CASES
 

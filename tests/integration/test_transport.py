@@ -690,6 +690,7 @@ def plain_tests() -> Iterator[Any]:
                 yield pytest.param(test, id=f"{group.__name__}-{name}")
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 @pytest.mark.parametrize("test", list(plain_tests()))
 def test_the_same_on_uvloop(pair, test):

@@ -33,7 +33,13 @@ async def cut_in_the_engine(pair: Pair) -> None:
         await connection.close()
 
 
-@pytest.mark.parametrize("cut", [cut_by_connecting_side, cut_by_service, cut_in_the_engine])
+@pytest.mark.parametrize(
+    "cut",
+    [
+        cut_by_service,
+        *(pytest.param(cut, marks=pytest.mark.once) for cut in (cut_by_connecting_side, cut_in_the_engine)),
+    ],
+)
 async def test_a_link_cut_three_times_in_a_stream_loses_repeats_and_reorders_nothing(pair, cut):
     before = await pair.ids()
     lost = Ear(pair.connection, "disconnected", "suspect")
@@ -67,7 +73,7 @@ def mute(connection) -> None:
         protocol.send_stun = lambda *_arguments: None
 
 
-@pytest.mark.parametrize("side", ["home", "away"])
+@pytest.mark.parametrize("side", ["home", pytest.param("away", marks=pytest.mark.once)])
 async def test_a_link_that_falls_silent_is_replaced_while_it_stands_and_nothing_is_lost(pair, side):
     before = await pair.ids()
     ear = Ear(pair.connection, "suspect", "disconnected", "failed")
@@ -100,6 +106,7 @@ async def test_sixty_labels_of_one_connection_keep_their_messages_apart(pair):
         assert (await asyncio.wait_for(anext(channel), PATIENCE)).data == f"from {label}"
 
 
+@pytest.mark.once
 async def test_the_largest_message_passes_and_one_byte_more_is_refused(pair):
     largest = bytes(range(256)) * (pair.near.max_message // 256)
     assert len(largest) == pair.near.max_message

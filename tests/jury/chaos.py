@@ -24,7 +24,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from tests.acceptance.nursery import QuickStage
 from tests.acceptance.processes import PATIENCE, SCALE, STOPPING, Process, Stage
 from tests.acceptance.programs.content import LABELS
 from tests.jury.checker import Finding
@@ -209,7 +208,7 @@ async def _receives(program: Process, count: int) -> None:
 async def run(path: Path, seed: int, kills: int, *, rough: bool, tell: Callable[[str], None]) -> list[Finding]:
     """One trial in an empty directory; what the jury finds. Raises `AssertionError` when it cannot be brought to its end."""
     within = limit(kills)
-    async with QuickStage(path, within) as stage:
+    async with Stage(path, within) as stage:
         chaos = await Chaos.open(stage, within, tell)
         try:
             for blow in plan(seed, kills, rough=rough):

@@ -1,93 +1,122 @@
-"""Forks daemons that have all their modules loaded: nursery.py. One starts in a tenth of the time of a fresh interpreter.
+"""Forks processes that have all their modules loaded: nursery.py. One starts in a tenth of the time of a fresh interpreter.
 
-Reads from standard input, a line of JSON for each, ``{arguments, env, log}``: the words behind ``rondevud``, the whole
-environment, and the file for its standard error. Answers with a line ``born PID`` and, when it ends, ``dead PID CODE`` (a
-negative number is a signal). At the end of its input it kills what still runs.
+Standard input is a socket of packets. A request is JSON, ``{arguments, env}``, the words behind the interpreter and the
+whole environment, with three descriptors that become the process's standard ones. The answer is ``born PID`` and, when the
+process has ended, ``dead PID CODE`` (a negative number is a signal). When the other end closes, what still runs is killed.
 """
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import logging
 import os
+import runpy
 import selectors
 import signal
+import socket
 import sys
 import traceback
 from contextlib import suppress
 from typing import Any, NoReturn
 
-import aiortc  # noqa: F401 - loaded by the first peer connection
-import uvloop  # noqa: F401
+LOADED = (
+    "aiortc",  # loaded by the first peer connection
+    "uvloop",
+    "rondevu_client",
+    "rondevud.daemon",
+    "rondevud.failpoints",
+    "rondevud.logs",
+    "rondevud.main",
+    "rondevud.rendezvous.app",
+    "rondevud.rendezvous.storage",
+)
+LARGEST = 262_144
+"""Bytes of a request: an environment is some 4 KiB."""
 
-from rondevud import daemon, failpoints, logs, main  # noqa: F401
 
-
-def be_daemon(arguments: list[str], env: dict[str, str], log: str) -> NoReturn:
-    """What a fresh interpreter would be, from here on."""
-    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
-    os.dup2(0, 1)
-    os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), 2)
+def become(arguments: list[str], env: dict[str, str], descriptors: list[int]) -> NoReturn:
+    """What a fresh interpreter with these arguments would be, from here on."""
+    for number, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, number)
     os.closerange(3, 256)
     os.environ.clear()
     os.environ.update(env)
-    sys.argv = ["rondevud", *arguments]
     code = 1
     try:
-        failpoints.arm()
-        main.main()
+        if arguments[0] == "-m":
+            _, name, *rest = arguments
+            sys.argv = [name, *rest]
+            sys.modules["rondevud.failpoints"].arm()
+            sys.modules["rondevud.main"].main()
+        else:
+            sys.argv = arguments
+            runpy.run_path(arguments[0], run_name="__main__")
+        code = 0
     except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:
+        code = 130
     except BaseException:  # noqa: BLE001 - of a process there is nothing above this
         traceback.print_exc()
     finally:
         logging.shutdown()
+        with suppress(OSError):
+            sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
 
 
 class Nursery:
     def __init__(self) -> None:
+        self._socket = socket.socket(fileno=os.dup(0))
         self._children: dict[int, int] = {}
         """Pids, by the descriptors that tell their ends."""
         self._ready = selectors.DefaultSelector()
-        self._ready.register(0, selectors.EVENT_READ)
-        self._rest = b""
+        self._ready.register(self._socket, selectors.EVENT_READ)
 
     def run(self) -> None:
         try:
             while True:
                 for key, _ in self._ready.select():
-                    if key.fd != 0:
+                    if key.fileobj is not self._socket:
                         self._bury(key.fd)
                     elif not self._read():
                         return
+        except ConnectionError:
+            pass
         finally:
             for pid in self._children.values():
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
     def _read(self) -> bool:
-        chunk = os.read(0, 65_536)
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
-        for line in lines:
-            self._bear(json.loads(line))
-        return bool(chunk)
+        packet, descriptors, _, _ = socket.recv_fds(self._socket, LARGEST, 3)
+        if packet:
+            self._bear(json.loads(packet), descriptors)
+        return bool(packet)
 
-    def _bear(self, request: dict[str, Any]) -> None:
+    def _bear(self, request: dict[str, Any], descriptors: list[int]) -> None:
         pid = os.fork()
         if pid == 0:
-            be_daemon(**request)
+            become(request["arguments"], request["env"], descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
         end = os.pidfd_open(pid)
         self._children[end] = pid
         self._ready.register(end, selectors.EVENT_READ)
-        print("born", pid, flush=True)
+        self._socket.send(f"born {pid}".encode())
 
     def _bury(self, end: int) -> None:
         self._ready.unregister(end)
         os.close(end)
         pid, status = os.waitpid(self._children.pop(end), 0)
-        print("dead", pid, os.waitstatus_to_exitcode(status), flush=True)
+        self._socket.send(f"dead {pid} {os.waitstatus_to_exitcode(status)}".encode())
 
 
+for module in LOADED:
+    importlib.import_module(module)
+gc.collect()
+gc.freeze()
 Nursery().run()

@@ -13,7 +13,7 @@ import pytest
 
 from tests.unit.ctl.conftest import run
 
-pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+pytestmark = [pytest.mark.once, pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")]
 
 SCRIPT = """
 rondevuctl() { "$PYTHON" -m rondevud.ctl.main "$@"; }

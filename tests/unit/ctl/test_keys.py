@@ -9,6 +9,8 @@ import pty
 
 import pytest
 
+pytestmark = pytest.mark.once
+
 SEED = base64.b64encode(b"\x01" * 32).decode()
 PUBLIC_KEY = "iojj3XQJ8ZX9UtstPLpdcspnCb8dlBIb83SIAbQPb1w="
 """What the JavaScript client makes of that seed."""

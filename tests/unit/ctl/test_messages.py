@@ -13,6 +13,8 @@ from rondevu_client.stream import Event
 from rondevud.ctl.events import describe
 from rondevud.events import EventBus
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def channel(house):

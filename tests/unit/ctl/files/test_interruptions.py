@@ -14,7 +14,7 @@ from rondevud.ctl.files.incoming import Incoming, Record
 from rondevud.ctl.files.outgoing import Outgoing, Read, State
 from rondevud.ctl.files.protocol import HASH, Lost, Offer, Refused, pack, parse, transfer_id
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.once]
 
 CHUNK, WINDOW = 4, 12
 CONTENTS = st.lists(st.binary(max_size=8) | st.binary(min_size=20, max_size=60), min_size=1, max_size=3, unique=True)
