@@ -231,7 +231,7 @@ class House:
         return {"put_back": await self._known_channel(target, label).put_back(id_)}
 
     def network_changed(self, change: Change) -> None:
-        """This machine's addresses or default routes changed.
+        """This machine's addresses or default routes changed, or its cable is in again, which counts as a change of routes.
 
         Connections dial at once where that can help, services replace the offers that have become useless, and after a
         change of routes every link is measured: its peer hears at once where this machine is to be found now. Requests to

@@ -1,4 +1,4 @@
-"""Changes of this machine's addresses and default routes, as the kernel tells them (rtnetlink(7)).
+"""Changes of this machine's addresses, default routes and cables, as the kernel tells them (rtnetlink(7)).
 
 A link whose path has changed stays silent for seconds before anybody notices; the kernel knows at once.
 """
@@ -20,17 +20,20 @@ logger = logging.getLogger(__name__)
 SETTLE = 0.3
 """Seconds in which changes are gathered: they come in groups."""
 
-GROUPS = 0x10 | 0x40 | 0x100 | 0x400
-"""RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE."""
+GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
+"""RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE."""
 
 NLMSG_DONE = 3
+RTM_NEWLINK, RTM_DELLINK = 16, 17
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE = 24, 25
 NLM_F_REQUEST, NLM_F_DUMP = 0x1, 0x300
 IFA_ADDRESS, IFA_LOCAL, IFA_F_TENTATIVE = 1, 2, 0x40
+IFF_LOWER_UP = 0x10000
 RT_TABLE_MAIN = 254
 
 HEADER = struct.Struct("=LHHLL")
+INTERFACE = struct.Struct("=BxHiLL")
 ADDRESS = struct.Struct("=BBBBL")
 ROUTE = struct.Struct("=BBBBBBBBL")
 ATTRIBUTE = struct.Struct("=HH")
@@ -44,7 +47,7 @@ class Change:
     """Addresses, as text."""
     removed: set[str] = field(default_factory=set)
     routes: bool = False
-    """Whether a default route came or went."""
+    """Whether a default route came or went, or the carrier of an interface with an address came back."""
 
     def __bool__(self) -> bool:
         return bool(self.added or self.removed or self.routes)
@@ -58,6 +61,10 @@ class Addresses:
 
     def __init__(self) -> None:
         self.known: set[str] = set()
+        self._interfaces: dict[str, int] = {}
+        """The numbers of the interfaces that have them."""
+        self._carriers: dict[int, bool] = {}
+        """Which of the interfaces have a carrier, as far as was told: of what never changed, nothing is."""
         self._listed = False
         """Whether the kernel has told all that there was at the beginning."""
         self._listing: set[str] | None = set()
@@ -82,9 +89,22 @@ class Addresses:
                     self._address(kind, body, change if self._listed else Change())
                 elif kind in {RTM_NEWROUTE, RTM_DELROUTE}:
                     change.routes |= _is_default(body)
+                elif kind in {RTM_NEWLINK, RTM_DELLINK}:
+                    change.routes |= self._carrier_is_back(kind, body)
+
+    def _carrier_is_back(self, kind: int, body: bytes) -> bool:
+        """Whether an interface that has an address has its carrier again: a pulled cable changes no address."""
+        _family, _type, index, flags, _changed = INTERFACE.unpack_from(body)
+        if kind == RTM_DELLINK:
+            self._carriers.pop(index, None)
+            return False
+        carrier = bool(flags & IFF_LOWER_UP)
+        had = self._carriers.get(index, True)
+        self._carriers[index] = carrier
+        return carrier and not had and index in self._interfaces.values()
 
     def _address(self, kind: int, body: bytes, change: Change) -> None:
-        _family, _prefix, flags, _scope, _index = ADDRESS.unpack_from(body)
+        _family, _prefix, flags, _scope, index = ADDRESS.unpack_from(body)
         attributes = dict(_attributes(body[ADDRESS.size :]))
         found = attributes.get(IFA_LOCAL) or attributes.get(IFA_ADDRESS)
         if found is None:
@@ -95,6 +115,7 @@ class Addresses:
         if kind == RTM_DELADDR:
             self._gone(str(ip), change)
         elif not flags & IFA_F_TENTATIVE:  # told again when it has proved to be free
+            self._interfaces[str(ip)] = index
             self._there(str(ip), change)
 
     def _there(self, address: str, change: Change) -> None:
@@ -108,6 +129,7 @@ class Addresses:
     def _gone(self, address: str, change: Change) -> None:
         if self._listing is not None:
             self._listing.discard(address)
+        self._interfaces.pop(address, None)
         if address in self.known:
             self.known.discard(address)
             change.removed.add(address)
@@ -221,5 +243,10 @@ class NetworkWatch:
     def _tell(self) -> None:
         self._timer = None
         change, self._change = self._change, Change()
-        logger.info("The network changed: new %s, gone %s", sorted(change.added), sorted(change.removed))
+        logger.info(
+            "The network changed: new %s, gone %s%s",
+            sorted(change.added),
+            sorted(change.removed),
+            "; other routes, or a carrier is back" if change.routes else "",
+        )
         self._changed(change)

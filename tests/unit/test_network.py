@@ -38,6 +38,12 @@ def route(prefix: int, *, table: int = network.RT_TABLE_MAIN, gone: bool = False
     return message(kind, network.ROUTE.pack(2, prefix, 0, 0, table, 0, 0, 1, 0))
 
 
+def interface(index: int, *, carrier: bool, gone: bool = False) -> bytes:
+    flags = network.IFF_LOWER_UP if carrier else 0
+    kind = network.RTM_DELLINK if gone else network.RTM_NEWLINK
+    return message(kind, network.INTERFACE.pack(0, 1, index, flags, 0) + attribute(3, b"eth0\0"))
+
+
 def take(*data: bytes, addresses: Addresses | None = None) -> Change:
     change, addresses = Change(), addresses or Addresses()
     for each in data:
@@ -74,6 +80,32 @@ def test_default_routes_count_and_others_do_not(gone):
     assert not take(DONE, route(24, gone=gone), route(0, table=255, gone=gone))
 
 
+def test_a_carrier_that_comes_back_counts_as_other_routes():
+    addresses = Addresses()
+    take(address("192.0.2.1"), DONE, addresses=addresses)
+    assert not take(interface(1, carrier=True), addresses=addresses)  # told for another reason
+    assert not take(interface(1, carrier=False), addresses=addresses)
+    assert take(interface(1, carrier=True), addresses=addresses).routes
+    assert not take(interface(1, carrier=True), addresses=addresses)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        [],
+        [address("169.254.3.4")],
+        [address("192.0.2.1"), address("192.0.2.1", gone=True)],
+        [address("192.0.2.1"), interface(1, carrier=False), interface(1, carrier=False, gone=True)],
+    ],
+)
+def test_a_carrier_counts_where_there_is_an_address_and_it_had_gone(before):
+    addresses = Addresses()
+    take(DONE, *before, addresses=addresses)
+    if before[-1:] != [interface(1, carrier=False, gone=True)]:
+        take(interface(1, carrier=False), addresses=addresses)
+    assert not take(interface(1, carrier=True), addresses=addresses)
+
+
 @pytest.mark.parametrize("text", ["fe80::1", "169.254.3.4", "::1", "127.0.0.7"])
 def test_link_local_and_loopback_addresses_are_passed_over(text):
     addresses = Addresses()
@@ -97,7 +129,10 @@ def test_what_a_second_list_leaves_out_has_gone_and_what_it_adds_is_new():
 @given(st.binary(max_size=200))
 def test_nothing_in_a_datagram_does_harm(data):
     take(
-        DONE, data, address("192.0.2.1") + data, message(network.RTM_NEWADDR, data), message(network.RTM_NEWROUTE, data)
+        DONE,
+        data,
+        address("192.0.2.1") + data,
+        *(message(kind, data) for kind in (network.RTM_NEWADDR, network.RTM_NEWROUTE, network.RTM_NEWLINK)),
     )
 
 
@@ -105,12 +140,17 @@ REAL = """
 import asyncio, fcntl, socket, struct
 from rondevud.network import NetworkWatch
 
-SIOCSIFADDR = 0x8916
+SIOCSIFFLAGS, SIOCSIFADDR = 0x8914, 0x8916
+UP = 1
 
 def give(address):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         name = struct.pack("16sHH4s8x", b"lo", socket.AF_INET, 0, socket.inet_aton(address))
         fcntl.ioctl(control, SIOCSIFADDR, name)
+
+def switch(flags):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", flags))
 
 async def main():
     changes = asyncio.Queue()
@@ -129,6 +169,12 @@ async def main():
         added |= change.added
         removed |= change.removed
     print(sorted(watch._addresses.known))
+    switch(UP)
+    switch(0)
+    switch(UP)
+    while not (change := await asyncio.wait_for(changes.get(), 20)).routes:
+        pass
+    print(change.routes)
     watch.stop()
     watch.stop()
 
@@ -143,4 +189,5 @@ def test_a_real_kernel_is_understood():
         "['192.0.2.7'] []",
         "['192.0.2.8'] ['192.0.2.7']",
         "['192.0.2.99']",
+        "True",
     ], done.stderr
