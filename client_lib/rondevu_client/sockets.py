@@ -13,6 +13,13 @@ _HOW_TO_START = (
     " a socket elsewhere is named by $RONDEVU_SOCKET."
 )
 
+_HOW_TO_BE_LET_IN = (
+    "Its owner and group may: an administrator adds you with `usermod -aG GROUP USER` (the group of a service is rondevud),"
+    " and you log in again."
+)
+
+FORBIDDEN = "you may not open it"
+
 
 def socket_candidates(given: str | os.PathLike[str] | None, environ: Mapping[str, str] | None = None) -> list[Path]:
     """The paths to try, in order: the one given alone, else ``$RONDEVU_SOCKET``, the user's daemon, the system's."""
@@ -29,9 +36,10 @@ def socket_candidates(given: str | os.PathLike[str] | None, environ: Mapping[str
 
 
 def describe_unavailable(tried: Sequence[tuple[Path, str]]) -> str:
-    """The message for `DaemonUnavailable`: every path with what was wrong there, and how to start the daemon."""
+    """The message for `DaemonUnavailable`: every path with what was wrong there, and what can be done."""
     lines = [f"  {path}: {problem}" for path, problem in tried]
-    return "\n".join(["no rondevud answers; tried:", *lines, _HOW_TO_START])
+    what_to_do = _HOW_TO_BE_LET_IN if any(problem == FORBIDDEN for _, problem in tried) else _HOW_TO_START
+    return "\n".join(["no rondevud answers; tried:", *lines, what_to_do])
 
 
 def describe_problem(error: OSError) -> str:
@@ -41,5 +49,5 @@ def describe_problem(error: OSError) -> str:
     if isinstance(error, ConnectionRefusedError):
         return "exists, but nobody listens there"
     if isinstance(error, PermissionError):
-        return "you may not open it"
+        return FORBIDDEN
     return error.strerror or str(error)

@@ -97,7 +97,7 @@ def exit_code(error: Exception) -> int:
 HINTS = {
     "name_taken": "If the name is yours elsewhere: `rondevuctl key export` there, `rondevuctl key import` here.",
     "no_key": "`rondevuctl key list` shows the keys there are; `claim`, `key generate` and `key import` make one.",
-    "key_exists": "`--force` replaces it and keeps the old one in a file beside it.",
+    "key_exists": "`rondevuctl key import --force` replaces it and keeps the old one in a file beside it.",
     "unknown_target": "`rondevuctl connections` and `rondevuctl services` list what there is.",
     "unknown_channel": "`rondevuctl channels TARGET` lists what there is; `send` and `pipe` make one.",
     "unknown_message": "`rondevuctl queue TARGET LABEL --failed` lists what is set aside.",
@@ -106,11 +106,14 @@ HINTS = {
     "timeout": "`rondevuctl why TARGET` says what is in the way.",
     "signalling": "Its URL stands in the configuration ([signalling] url); `rondevuctl status` shows it.",
     "bad_config": "`rondevud check-config FILE` shows every mistake.",
+    "restart_needed": "`systemctl restart rondevud`, where it runs as the machine's service.",
     "not_empty": "`--purge` removes them, too.",
     "blocked": "`rondevuctl unblock TARGET` takes the peer again.",
     "store_full": "`rondevuctl sessions` shows who has how much; [queue] max_store_bytes is the limit.",
     "file_exists": "`--force` writes over it.",
-    "backup_failed": "The daemon writes the file itself: it needs the right to, and room.",
+    "backup_failed": "The daemon writes the file itself: it needs the right to, and room."
+    " That of the machine writes as its own user, below /var/lib/rondevud.",
+    "access_denied": "The rules in the daemon's configuration ([[access.rule]], see rondevud.toml(5)) say who may do what.",
     "in_use": "`rondevuctl clients` lists the programs; `tail` looks on without taking messages.",
 }
 """What can be done about a refusal, by its code."""

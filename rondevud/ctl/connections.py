@@ -29,7 +29,7 @@ def connections(settings: Settings) -> None:
 @click.argument("user", required=False)
 @click.argument("fqn", required=False)
 @click.option("--uuid", metavar="UUID", help="The service by its UUID, instead of USER and FQN.")
-@click.option("--name", metavar="NAME", help="How to call the connection; USER/FQN or uuid/UUID.")
+@click.option("--name", metavar="NAME", help="How to call the connection. [default: USER/FQN, or uuid/UUID]")
 @json_option
 @pass_settings
 def connect(settings: Settings, user: str | None, fqn: str | None, uuid: str | None, name: str | None) -> None:
@@ -46,7 +46,7 @@ def connect(settings: Settings, user: str | None, fqn: str | None, uuid: str | N
 
 @click.command()
 @connection_argument
-@click.option("--drain", type=click.FloatRange(0), metavar="S", help="Seconds for what is queued; 10.")
+@click.option("--drain", type=click.FloatRange(0), metavar="S", help="Seconds for what is queued. [default: 10]")
 @json_option
 @pass_settings
 def close(settings: Settings, target: str, drain: float | None) -> None:
@@ -72,7 +72,9 @@ def reconnect(settings: Settings, target: str) -> None:
 @click.command(short_help="Wait until a connection is connected or drained.")
 @connection_argument
 @click.argument("what", type=click.Choice(["connected", "drained"]))
-@click.option("--timeout", type=click.FloatRange(0), metavar="S", help="Seconds to wait at most; without end.")
+@click.option(
+    "--timeout", type=click.FloatRange(0), metavar="S", help="Seconds to wait at most. [default: without end]"
+)
 @json_option
 @pass_settings
 def wait(settings: Settings, target: str, what: str, timeout: float | None) -> None:

@@ -121,6 +121,19 @@ def one_line(key: str, value: Any) -> str:
     return printable(str(value)).replace("\n", "\\n").replace("\t", "\\t")
 
 
+def span(seconds: float) -> str:
+    """A length of time, to three digits or so."""
+    if seconds < 1:
+        return f"{seconds * 1000:.3g} ms"
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    minutes = seconds / 60
+    if minutes < 120:
+        return f"{minutes:.3g} min"
+    hours = minutes / 60
+    return f"{hours:.3g} h" if hours < 48 else f"{hours / 24:,.1f} d"
+
+
 def _compact(value: Any) -> str:
     """Something nested: labels or names where it consists of those, else JSON."""
     if isinstance(value, list) and all(isinstance(item, str) for item in value):

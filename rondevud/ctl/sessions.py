@@ -54,7 +54,9 @@ def forget(settings: Settings, target: str, purge: bool) -> None:
 
 @click.command(short_help="End a session's link; its peer may come back later.")
 @session_argument
-@click.option("--for", "pause", type=click.FloatRange(0), metavar="S", help="Seconds it has to stay away; 10.")
+@click.option(
+    "--for", "pause", type=click.FloatRange(0), metavar="S", help="Seconds it has to stay away. [default: 10]"
+)
 @json_option
 @pass_settings
 def kick(settings: Settings, target: str, pause: float | None) -> None:

@@ -29,6 +29,7 @@ import asyncio
 import functools
 import logging
 import math
+import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -191,7 +192,7 @@ async def start(listen_host: str, port: int, storage: Storage, settings: Setting
         await web.TCPSite(runner, listen_host, port).start()
     except (OSError, OverflowError) as error:
         await runner.cleanup()
-        raise ListenError(f"signalling server: cannot listen on {listen_host}:{port}: {error}") from error
+        raise ListenError(f"signalling server: cannot listen on {listen_host}:{port}: {_reason(error)}") from error
     cleanup = asyncio.create_task(_cleanup_loop(storage, settings), name="rendezvous-cleanup")
     server = RunningServer(runner, listen_host, int(runner.addresses[0][1]), cleanup)
     logger.info("signalling server listens on %s", server.url)
@@ -206,6 +207,12 @@ class _ServerLogger(logging.LoggerAdapter[logging.Logger]):
             self.debug("signalling server: a request that is no HTTP: %r", exc_info.message)
         else:
             super().exception(msg, *args, exc_info=exc_info, **more)
+
+
+def _reason(error: OSError | OverflowError) -> str:
+    """Without the address, which asyncio says twice."""
+    number = getattr(error, "errno", None)
+    return os.strerror(number) if number is not None and number > 0 else str(error)
 
 
 def _url_host(host: str) -> str:

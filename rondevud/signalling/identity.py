@@ -192,7 +192,7 @@ class Identities:
 
 def _read_credential(path: Path, username: str) -> Identity:
     if not _USERNAME.fullmatch(username):
-        raise ConfigError(f"{username!r} is no user name")
+        raise ConfigError(f"its name has to be USER.key, and {username!r} is no user name")
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -198,7 +198,7 @@ async def test_a_port_that_is_taken_is_one_line_and_exit_code_1(tmp_path):
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
         done = await run(tmp_path, "rendezvous", "--listen", listen, "--store", "memory")
     assert (done.code, done.out) == (1, "")
-    assert done.err.startswith(f"rondevud: signalling server: cannot listen on {listen}: ")
+    assert done.err.startswith(f"rondevud: signalling server: cannot listen on {listen}: Address already in use")
     assert done.err.count("\n") == 1
 
 

@@ -396,7 +396,17 @@ async def test_without_a_file_there_is_nothing_to_reload(world):
     place = await world.daemon("one")
     with pytest.raises(RequestRefused, match="without a configuration file") as refused:
         await (await place.client()).call("reload")
-    assert refused.value.code == "bad_config"
+    assert refused.value.code == "restart_needed"
+
+
+async def test_services_need_a_restart_where_there_was_no_signalling_server(world):
+    filed = Filed(world, world.place("filed"))
+    filed.path.write_text("")
+    await filed.start()
+    with pytest.raises(RequestRefused, match="was started without one") as refused:
+        await filed.reload(service())
+    assert refused.value.code == "restart_needed"
+    assert await filed.program.services() == []
 
 
 async def test_a_reload_ends_though_the_program_that_asked_for_it_leaves(world):

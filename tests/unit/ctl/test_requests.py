@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import signal
 import pytest
 
 from rondevud.ctl import queue
+from rondevud.errors import RequestError
 from tests.unit.ctl.conftest import run
 
 
@@ -222,4 +224,46 @@ async def test_help_of_a_command_describes_its_json(command):
 async def test_a_reload_says_what_it_changed(ctl):
     done = await ctl("reload")
     assert done.out.splitlines()[0].split() == ["added", "alice/a.b@1.0.0"]
+    assert [line.split()[0] for line in done.out.splitlines()] == ["added", "restart_needed"]  # and not what is empty
+    assert "`systemctl restart rondevud`" in done.err
     assert json.loads((await ctl("reload", "--json")).out)["restart_needed"] == ["daemon.socket"]
+
+
+async def test_a_reload_of_the_same_file_says_that_nothing_has_changed(ctl, house):
+    async def reload():
+        return {"added": [], "changed": [], "removed": [], "restart_needed": [], "detached": 0}
+
+    house.reload = reload
+    assert (await ctl("reload"))[:] == (0, "", "rondevuctl: nothing has changed\n")
+
+
+@pytest.mark.parametrize(
+    ("code", "hint"),
+    [
+        ("bad_config", "check-config"),
+        ("restart_needed", "systemctl restart rondevud"),
+        ("access_denied", "[[access.rule]]"),
+        ("backup_failed", "/var/lib/rondevud"),
+    ],
+)
+async def test_what_can_be_done_about_a_refusal_is_said(ctl, house, code, hint):
+    async def refuse():
+        raise RequestError(code, "no")
+
+    house.reload = refuse
+    done = await ctl("reload")
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith(f"rondevuctl: no ({code})\n")
+    assert hint in done.err
+
+
+async def test_the_time_since_the_start_is_told_as_people_do(ctl, house):
+    house.status = functools.partial(asyncio.sleep, 0, {"uptime": 7_200.0})
+    assert (await ctl("status")).out.split() == ["uptime", "2", "h"]
+    assert json.loads((await ctl("status", "--json")).out) == {"uptime": 7_200.0}
+
+
+async def test_no_line_of_help_is_cut(ctl):
+    for done in [await run(None, "--help"), await run(None, "key", "--help")]:
+        commands = done.out.split("\nCommands:\n")[1].split("\n\n")[0]
+        assert not [line for line in commands.splitlines() if line.endswith("...")]

@@ -196,7 +196,7 @@ class TestCredentials:
             ("alice.key", "c2VjcmV0", "has 6 bytes instead of 32"),
             ("alice.key", '{"secret": 1}', "damaged"),
             ("alice.key", "s" * 5000, "too long"),
-            ("A B.key", ALICE_SEED, "'A B' is no user name"),
+            ("A B.key", ALICE_SEED, "its name has to be USER.key, and 'A B' is no user name"),
         ],
     )
     def test_what_is_no_key_is_refused_without_being_quoted(self, tmp_path, credentials, name, content, problem):
