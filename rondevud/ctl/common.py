@@ -25,6 +25,10 @@ NO_DAEMON = 3
 TIMED_OUT = 4
 INTERRUPTED = 130
 
+DAEMON_TIMEOUT = 15.0
+NOTICE = 2.0
+"""Seconds of waiting for the daemon after which whoever looks on is told."""
+
 EXIT_CODES = """\b
 Exit codes:
   0    done
@@ -41,6 +45,8 @@ class Settings:
 
     socket: str | None = None
     json: bool = False
+    daemon_timeout: float = DAEMON_TIMEOUT
+    """Seconds that a daemon has to answer, also one that is just being started."""
 
 
 pass_settings = click.make_pass_decorator(Settings)
@@ -143,10 +149,27 @@ def run(settings: Settings, work: Callable[[Daemon], Awaitable[Result]], *, reco
     from rondevu_client.client import Daemon  # noqa: PLC0415
 
     async def use() -> Result:
-        async with Daemon(settings.socket, reconnect, client=f"rondevuctl (pid {os.getpid()})") as daemon:
+        daemon = Daemon(
+            settings.socket,
+            reconnect,
+            client=f"rondevuctl (pid {os.getpid()})",
+            hello_timeout=settings.daemon_timeout,
+        )
+        notice = asyncio.get_running_loop().call_later(NOTICE, _say_what_is_waited_for)
+        try:
+            await daemon.open()
+            notice.cancel()
             return await work(daemon)
+        finally:
+            notice.cancel()
+            await daemon.close()
 
     return asyncio.run(use())
+
+
+def _say_what_is_waited_for() -> None:
+    if sys.stderr.isatty():
+        say("waiting for the daemon …")
 
 
 def ask(settings: Settings, method: str, **params: Any) -> Any:

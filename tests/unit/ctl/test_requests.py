@@ -6,13 +6,17 @@ import asyncio
 import functools
 import json
 import os
+import pty
 import re
 import signal
+import socket
+import sys
 
 import pytest
 
 from rondevud.ctl import queue
 from rondevud.errors import RequestError
+from rondevud.ipc.server import Server
 from tests.unit.ctl.conftest import run
 
 
@@ -219,6 +223,44 @@ async def test_help_of_a_command_describes_its_json(command):
     done = await run(None, command, "--help")
     assert done.code == 0
     assert "JSON" in done.out
+
+
+@pytest.fixture
+def held(path):
+    """The socket as systemd holds it: who connects waits for a daemon."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as held:
+        held.bind(str(path))
+        held.listen()
+        yield held
+
+
+@pytest.mark.parametrize("command", ["status", "tail conn-a main", "top"])
+async def test_where_a_socket_is_held_and_no_daemon_answers_the_wait_ends_and_says_so(path, held, command):
+    done = await run(path, "--daemon-timeout", "0.2", *command.split())
+    assert (done.code, done.out) == (3, "")
+    assert f"{path}: is held open, but no daemon answers there\n" in done.err
+    assert "`systemctl status rondevud`" in done.err
+    assert "`journalctl -u rondevud`" in done.err
+    assert "waiting" not in done.err  # nobody looks on
+
+
+async def test_who_waits_for_a_daemon_that_is_being_started_is_told_and_answered(path, held, house):
+    ours, theirs = pty.openpty()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "rondevud.ctl.main", "--socket", str(path), "--daemon-timeout", "inf", "connections",
+        stdout=asyncio.subprocess.PIPE, stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    said = b""
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        while "waiting for the daemon …\r\n".encode() not in said:
+            said += await asyncio.to_thread(terminal.read, 1000)
+        server = Server(house, descriptor=held.detach())
+        await server.start()
+        out, _ = await process.communicate()
+        await server.stop()
+    assert process.returncode == 0
+    assert b"alice-chat" in out
 
 
 async def test_a_reload_says_what_it_changed(ctl):
