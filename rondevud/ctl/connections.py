@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from rondevud.ctl.common import Settings, ask, connection_argument, json_option, pass_settings, run
-from rondevud.ctl.output import show_record, show_rows
+from rondevud.ctl.output import show_record, show_rows, with_service
 
 COLUMNS = (
     "connection_id", "name", "service", "state", "peer_name", "kind", "channels", "queue_size", "waiting", "error",
@@ -22,7 +22,8 @@ def connections(settings: Settings) -> None:
     round_trip, suspect, ephemeral, attempt, error}. On the connecting side name and target are set, on the other one
     service. queue_size is what the peer has not acknowledged, waiting what no program here has taken.
     """
-    show_rows(ask(settings, "connections"), COLUMNS, as_json=settings.json, none="no connections")
+    rows = ask(settings, "connections")
+    show_rows(rows if settings.json else with_service(rows), COLUMNS, as_json=settings.json, none="no connections")
 
 
 @click.command()

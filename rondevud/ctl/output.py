@@ -84,6 +84,11 @@ def show_rows(rows: Sequence[Row], columns: Iterable[str], *, as_json: bool, non
         click.echo(_aligned(row, widths))
 
 
+def with_service(rows: Iterable[Row]) -> list[Row]:
+    """For people: the service of a connection, whichever side it is on (the connecting one calls it its target)."""
+    return [{**row, "service": row["service"] or row["target"]} if "target" in row else row for row in rows]
+
+
 def _aligned(cells: list[str], widths: list[int]) -> str:
     return "  ".join(f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip()
 

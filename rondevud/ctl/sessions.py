@@ -13,7 +13,7 @@ from rondevud.ctl.common import (
     session_argument,
 )
 from rondevud.ctl.completing import complete_target
-from rondevud.ctl.output import show_record, show_rows
+from rondevud.ctl.output import show_record, show_rows, with_service
 
 COLUMNS = (
     "connection_id", "role", "name", "service", "state", "blocked", "peer_name", "kind", "absent", "expires_in",
@@ -34,7 +34,8 @@ def sessions(settings: Settings, target: str | None) -> None:
     forgotten_in, channels, queue_size, queue_bytes, waiting, waiting_bytes, ephemeral}; absent, expires_in and
     forgotten_in are seconds in which this daemon runs, and null where nothing expires.
     """
-    show_rows(ask(settings, "sessions", target=target), COLUMNS, as_json=settings.json, none="no sessions")
+    rows = ask(settings, "sessions", target=target)
+    show_rows(rows if settings.json else with_service(rows), COLUMNS, as_json=settings.json, none="no sessions")
 
 
 @click.command(short_help="Delete a session that a service took.")

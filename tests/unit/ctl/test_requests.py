@@ -29,6 +29,13 @@ async def test_rows_are_columns_with_a_heading_when_nobody_looks(ctl):
     assert done.err == ""
 
 
+async def test_the_service_of_a_connection_is_shown_on_either_side(ctl, house):
+    rows = [{"service": None, "target": "bobby/a.b@1.0.0"}, {"service": "alice/a.b@1.0.0", "target": None}]
+    house.connections = lambda: rows
+    assert (await ctl("connections")).out.split() == ["SERVICE", "bobby/a.b@1.0.0", "alice/a.b@1.0.0"]
+    assert json.loads((await ctl("connections", "--json")).out) == rows
+
+
 async def test_columns_stand_under_their_headings(ctl, house):
     house.add_connection("conn-b", "b")
     lines = (await ctl("connections")).out.splitlines()

@@ -206,6 +206,16 @@ class TestCredentials:
         assert f"credential {name}: " in str(refused.value)
         assert "secret" not in str(refused.value)
 
+    def test_a_file_of_the_directory_that_is_not_called_a_key_is_told(self, tmp_path, credentials, caplog):
+        (credentials / "keys_alice").write_text(ALICE_SEED)
+        (credentials / "keys").write_text("none")
+        identities = Identities(tmp_path / "keys")
+        identities.take_credentials(credentials)
+        assert identities.names() == []
+        assert [record.getMessage() for record in caplog.records] == [
+            "credential keys_alice is not taken: its name does not end in .key"
+        ]
+
     def test_a_directory_that_is_not_there_is_named(self, tmp_path):
         with pytest.raises(ConfigError, match="nowhere: cannot be listed"):
             Identities(tmp_path / "keys").take_credentials(tmp_path / "nowhere")
