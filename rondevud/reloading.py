@@ -51,10 +51,12 @@ class Changes:
 
 def described(changes: Mapping[str, Any]) -> str:
     """What a reload did, in a line."""
-    words = [f"{word} {', '.join(names)}" for word, names in changes.items() if word != "detached" and names]
+    words = [f"{word} {', '.join(changes[word])}" for word in ("added", "changed", "removed") if changes[word]]
+    if changes["restart_needed"]:
+        words.append(f"needs a restart: {', '.join(changes['restart_needed'])}")
     if changes["detached"]:
         words.append(f"{changes['detached']} attachments ended by new rules")
-    return "; ".join(words).replace("_", " ") or "nothing has changed"
+    return "; ".join(words) or "nothing has changed"
 
 
 class Reloading:

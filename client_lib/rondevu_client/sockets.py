@@ -15,7 +15,7 @@ _HOW_TO_START = (
 
 _HOW_TO_BE_LET_IN = (
     "Its owner and group may: an administrator adds you with `usermod -aG GROUP USER` (the group of a service is rondevud),"
-    " and you log in again."
+    " and you log in again; what you may do then, the daemon's rules ([[access.rule]]) say."
 )
 
 _HOW_TO_LOOK = (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -58,6 +60,15 @@ def test_the_changelog_speaks_of_this_version_or_of_what_is_unreleased():
     )
     assert headings
     assert headings[0] in {"Unreleased", rondevud.__version__}
+
+
+def test_the_commands_are_where_the_readme_and_the_demo_say():
+    environ = {"PATH": os.environ["PATH"], "LC_ALL": "C"}
+    command = ["make", "-C", str(ROOT), "--dry-run", "demo"]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=50, check=True, env=environ).stdout
+    assert ".venv/bin/rondevud demo" in said
+    assert re.search(r"^echo .* \. \.venv/bin/activate\"$", said, flags=re.MULTILINE)
+    assert "\n. .venv/bin/activate " in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_example_configuration_changes_nothing():
