@@ -140,7 +140,7 @@ class Daemon(Emitter, Requests):
         self._reconnect = reconnect
         self._client = client or f"{Path(sys.argv[0] or 'python').name}, rondevu_client {__version__}"
         self.request_timeout = request_timeout
-        self.hello_timeout = request_timeout if hello_timeout is None else hello_timeout
+        self._hello_timeout = request_timeout if hello_timeout is None else hello_timeout
         self.version = ""
         self.instance = ""
         """Changes with each start of the daemon."""
@@ -405,7 +405,7 @@ class Daemon(Emitter, Requests):
         wire = await open_wire(path, self._lose)
         try:
             hello = {"protocol": [PROTOCOL_VERSION], "client": self._client}
-            answer = await wire.request("hello", hello, timeout=self.hello_timeout)
+            answer = await wire.request("hello", hello, timeout=self._hello_timeout)
         except BaseException:
             wire.close()
             raise

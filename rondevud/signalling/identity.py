@@ -196,7 +196,7 @@ class Identities:
 
 def _read_credential(path: Path, username: str) -> Identity:
     if not _USERNAME.fullmatch(username):
-        raise ConfigError(f"its name has to be USER.key, and {username!r} is no user name")
+        raise ConfigError(f"its name has to be USER.key, and {username!r} is no user name (a-z, 0-9 and dashes)")
     try:
         content = path.read_bytes()
     except OSError as error:
