@@ -26,6 +26,7 @@ help: ## list the targets
 
 demo: $(VENV)/.installed ## two daemons and a signalling server on this machine, talking
 	$(VENV)/bin/rondevud demo
+	@echo "Both commands, rondevud and rondevuctl, are there in this shell after:  . $(VENV)/bin/activate"
 
 venv: $(VENV)/.installed-dev ## the virtual environment, with all that development needs
 

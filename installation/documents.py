@@ -114,6 +114,15 @@ def manual(program: str) -> str:
     return re.sub(r"^(\.S[HS] .*)\n\.PP$", r"\1", "\n".join(lines), flags=re.MULTILINE)
 
 
+def verbs_of_access() -> Iterator[str]:
+    """The table of the README, as paragraphs with a tag."""
+    part = (
+        (ROOT / "README.md").read_text(encoding="utf-8").split("### Access for other users\n", 1)[1].split("\n#", 1)[0]
+    )
+    for verb, meaning in re.findall(r"^\| `(\w+)` \| (.*) \|$", part, flags=re.MULTILINE):
+        yield f".TP\n.B {roff(verb)}\n{roff(meaning.replace('`', ''))}"
+
+
 def manual_of_configuration() -> str:
     example = (ROOT / "config.example.toml").read_text(encoding="utf-8")
     return "\n".join(
@@ -124,6 +133,18 @@ def manual_of_configuration() -> str:
             ".SH DESCRIPTION\nEvery key there is, with its default or an example, as TOML:",
             ".PP\n.nf",
             roff(example),
+            ".fi",
+            ".SH ACCESS",
+            "The daemon's own user and root may do everything, others what a rule",
+            ".RI ( [[access.rule]] )",
+            "allows them with one of these verbs:",
+            *verbs_of_access(),
+            ".PP",
+            "Who is refused is told",
+            ".BR access_denied ,",
+            "and the log says so. To open the socket at all, one has to be of its group:",
+            ".nf",
+            "usermod \\-aG rondevud USER",
             ".fi",
             FILES,
         ]

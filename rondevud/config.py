@@ -384,6 +384,10 @@ def _syntax_error(message: str, text: str) -> tuple[str, int]:
     place = re.search(r" \(at line (\d+), column (\d+)\)", message)
     if place is None:
         return message, text.count("\n") + 1
+    twice = re.match(r"Cannot declare \((.*?),?\) twice", message)
+    if twice is not None:
+        table = ".".join(re.findall("'([^']*)'", twice[1]))
+        return f"the table [{table}] stands in the file twice", int(place[1])
     return message.replace(place[0], f" (column {place[2]})"), int(place[1])
 
 

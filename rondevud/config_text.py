@@ -34,6 +34,8 @@ _KINDS = {
     "too_short": "at least {min_length}",
 }
 
+NO_LIST = "expected a list, found a table"
+
 
 class Problem(NamedTuple):
     """One mistake: where, and what about it in words for people."""
@@ -94,12 +96,19 @@ def render(problems: Iterable[Problem], source: str, toml: str = "") -> str:
     """All problems, one per line, in the order of the file: ``FILE:LINE: KEY: TEXT`` (no line without `toml`)."""
     lines = find_lines(toml)
     placed = sorted(((_line_of(problem.location, lines), problem) for problem in problems), key=lambda item: item[0])
-    texts = []
+    texts, written = [], toml.splitlines()
     for line, problem in placed:
         place = f"{source}:{line}" if line else source
         key = dotted(problem.location)
-        texts.append(": ".join(part for part in (place, key, problem.text) if part))
+        text = problem.text + (_missing_brackets(written[line - 1]) if line and problem.text == NO_LIST else "")
+        texts.append(": ".join(part for part in (place, key, text) if part))
     return "\n".join(texts)
+
+
+def _missing_brackets(line: str) -> str:
+    """What to say behind `NO_LIST`: how each table of a list is headed, where `line` heads a single one."""
+    header = _HEADER.match(line)
+    return f": there can be several, write [[{header[2]}]]" if header and header[1] == "[" else ""
 
 
 def find_lines(toml: str) -> dict[Location, int]:

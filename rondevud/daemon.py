@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import grp
 import logging
 import os
 import signal
@@ -22,7 +21,7 @@ from rondevud.house import House
 from rondevud.ipc.server import Server
 from rondevud.metrics import Metrics
 from rondevud.network import NetworkWatch
-from rondevud.policies import policy_of
+from rondevud.policies import find_group, policy_of
 from rondevud.records import ForgetProducers
 from rondevud.signalling.base import Signalling
 from rondevud.signalling.identity import Identities
@@ -35,9 +34,6 @@ from rondevud.transport.base import IceServer
 from rondevud.transport.self_test import check_webrtc
 
 logger = logging.getLogger(__name__)
-
-NO_GROUP = 2**32 - 1
-"""Not a gid: chown(2) takes it for "leave it as it is"."""
 
 STOP_TIMEOUT = 15.0
 """Seconds that an orderly stop may take; what is left then is ended with the process."""
@@ -219,18 +215,6 @@ async def start(
     return house
 
 
-def find_group(group: str | None) -> int | None:
-    """The gid for `group`, its name or its number (which need not be in the group database). Raises `ConfigError`."""
-    if group is None:
-        return None
-    try:
-        return grp.getgrnam(group).gr_gid
-    except (KeyError, ValueError):  # ValueError: a name with a null byte
-        if group.isascii() and group.isdecimal() and int(group) < NO_GROUP:
-            return int(group)
-        raise ConfigError(f"[daemon] socket_group: there is no group {group!r}") from None
-
-
 def find_descriptor() -> int | None:
     """The listening socket that systemd handed over, None where it did not. Raises `ConfigError` for several."""
     descriptors = systemd.take_listen_fds()
@@ -338,11 +322,8 @@ async def _watchdog(disk: SqliteStore) -> None:
 
 async def _tell_status(house: House) -> None:
     """Keep the line of ``systemctl status`` true."""
-    told = ""
     while os.environ.get("NOTIFY_SOCKET"):
-        if (text := summary(await house.status())) != told:
-            systemd.status(text)
-            told = text
+        systemd.status(summary(await house.status()))  # also when it is the same: a reload writes a line of its own
         await asyncio.sleep(STATUS_INTERVAL)
 
 

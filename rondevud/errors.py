@@ -19,6 +19,7 @@ RondevuError
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 
@@ -31,7 +32,17 @@ class ConfigError(RondevuError):
 
 
 class StateDirectoryError(RondevuError):
-    """The state directory cannot be used, or another daemon holds it."""
+    """The state directory cannot be used, or another daemon holds it.
+
+    Attributes:
+        path: the directory, where it belongs to another user.
+        owner: that user's name.
+    """
+
+    def __init__(self, message: str, path: Path | None = None, owner: str | None = None) -> None:
+        super().__init__(message)
+        self.path = path
+        self.owner = owner
 
 
 class ListenError(RondevuError):

@@ -6,16 +6,17 @@ import asyncio
 import faulthandler
 import json
 import os
+import shlex
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from rondevud import __version__
-from rondevud.errors import RondevuError, StateDirectoryError, StoreError, StoreFailed
+from rondevud.errors import ConfigError, RondevuError, StateDirectoryError, StoreError, StoreFailed
 
 if TYPE_CHECKING:
     from rondevud.config import Config
@@ -43,17 +44,34 @@ Environment:
 PATH = click.Path(path_type=Path)
 
 
+ARGUMENTS = "rondevud.arguments"
+
+
 class Cli(click.Group):
     """The group of all commands; turns what they raise into a message on stderr and an exit code."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[ARGUMENTS] = tuple(args)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except RondevuError as error:
-            click.echo("\n".join(f"rondevud: {line}" for line in str(error).splitlines()), err=True)
+            lines = [*str(error).splitlines(), *_as_its_owner(error, ctx.meta[ARGUMENTS])]
+            click.echo("\n".join(f"rondevud: {line}" for line in lines), err=True)
             ctx.exit(NO_STATE_DIRECTORY if isinstance(error, StateDirectoryError) else FAILED)
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
+
+
+def _as_its_owner(error: RondevuError, arguments: Sequence[str]) -> Iterator[str]:
+    """For root, who can be the owner of that state directory: how it is typed."""
+    if isinstance(error, StateDirectoryError) and error.owner is not None and os.geteuid() == 0:
+        command = ["runuser", "-u", error.owner, "--", "rondevud", *arguments]
+        # The owner's own default is another directory.
+        where = [] if "--state-dir" in command else ["--state-dir", str(error.path)]
+        yield f"what is made in it has to be its owner's: {shlex.join([*command, *where])}"
 
 
 @click.group(cls=Cli, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
@@ -62,7 +80,7 @@ def main() -> None:
     """Durable WebRTC data channels for every program of a machine. `rondevuctl` talks to a running daemon."""
 
 
-@main.command()
+@main.command(short_help="Run the daemon.")
 @click.option("--config", "config_path", type=PATH, metavar="FILE", help="Instead of the default; see check-config.")
 @click.option("--socket", type=PATH, metavar="PATH", help="Where programs find the daemon.")
 @click.option("--state-dir", type=PATH, metavar="DIR", help="Where it keeps keys, queues and sessions.")
@@ -96,7 +114,7 @@ def run(
     context.exit(_run_loop(work))
 
 
-@main.command("self-test")
+@main.command("self-test", short_help="See whether WebRTC works in this environment.")
 def self_test() -> None:
     """See whether WebRTC works in this environment: two connections in this process, a message there and back.
 
@@ -110,7 +128,7 @@ def self_test() -> None:
     click.echo("WebRTC works here")
 
 
-@main.command("check-config")
+@main.command("check-config", short_help="Check a configuration file, and say what it means.")
 @click.argument("file", type=PATH, required=False)
 @click.option("--state-dir", type=PATH, metavar="DIR", help="As of `rondevud run`; is only looked into.")
 def check_config(file: Path | None, state_dir: Path | None) -> None:
@@ -119,10 +137,14 @@ def check_config(file: Path | None, state_dir: Path | None) -> None:
     Says what is wrong on stderr, with file, line and key (exit code 1), or what the daemon would do. Warns on stderr of
     messages that wait to be sent for what does not stand in the file any more.
     """
-    from rondevud.policies import policy_of  # noqa: PLC0415
+    from rondevud.policies import find_group, policy_of  # noqa: PLC0415
 
     path, config = _load(file)
-    policy_of(config.access)
+    try:
+        policy_of(config.access)
+        find_group(config.daemon.socket_group)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     socket, found_state = _places(config)
     state_dir = state_dir or found_state
     click.echo(f"{path}: correct" if path else "no configuration file, which is fine: these are the defaults")
@@ -203,7 +225,7 @@ def _lines(report: Report) -> Iterator[str]:
         yield "nothing is wrong"
 
 
-@main.command()
+@main.command(short_help="Run a signalling server.")
 @click.option("--listen", default="127.0.0.1:3000", show_default=True, metavar="HOST:PORT", help="Port 0: any.")
 @click.option(
     "--store",
@@ -240,8 +262,15 @@ def rendezvous(listen: str, store: str, state_dir: Path | None) -> None:
             directory.close()
 
 
-@main.command()
-@click.option("--messages", type=click.IntRange(100, 100_000), default=400, show_default=True, metavar="N")
+@main.command(short_help="Watch messages survive, in half a minute.")
+@click.option(
+    "--messages",
+    type=click.IntRange(100, 100_000),
+    default=400,
+    show_default=True,
+    metavar="N",
+    help="How many go each way.",
+)
 @click.option("--plain", is_flag=True, help="Lines instead of a live display, on a terminal too.")
 @click.pass_context
 def demo(context: click.Context, messages: int, plain: bool) -> None:

@@ -11,6 +11,9 @@ from rondevud.access import Caps, Patterns, Policy, Rule, Verb
 from rondevud.config import AccessConfig, AccessRule, limit
 from rondevud.errors import ConfigError
 
+NO_GROUP = 2**32 - 1
+"""Not a gid: chown(2) takes it for "leave it as it is"."""
+
 
 def policy_of(config: AccessConfig) -> Policy:
     """Raises `ConfigError` when there is no user or group of a name.
@@ -20,6 +23,18 @@ def policy_of(config: AccessConfig) -> Policy:
     caps = Caps(limit(config.max_clients), limit(config.max_parked_bytes), limit(config.max_queue_bytes))
     rules = tuple(_rule(index, rule) for index, rule in enumerate(config.rule))
     return Policy(frozenset({0, os.getuid()}), rules, caps)
+
+
+def find_group(group: str | None) -> int | None:
+    """The gid for `group`, its name or its number (which need not be in the group database). Raises `ConfigError`."""
+    if group is None:
+        return None
+    try:
+        return grp.getgrnam(group).gr_gid
+    except (KeyError, ValueError):  # ValueError: a name with a null byte
+        if group.isascii() and group.isdecimal() and int(group) < NO_GROUP:
+            return int(group)
+        raise ConfigError(f"[daemon] socket_group: there is no group {group!r}") from None
 
 
 def _rule(index: int, rule: AccessRule) -> Rule:

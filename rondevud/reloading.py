@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,16 @@ class Changes:
         return {**lists, "detached": self.detached}
 
 
+def described(changes: Mapping[str, Any]) -> str:
+    """What a reload did, in a line."""
+    words = [f"{word} {', '.join(changes[word])}" for word in ("added", "changed", "removed") if changes[word]]
+    if changes["restart_needed"]:
+        words.append(f"needs a restart: {', '.join(changes['restart_needed'])}")
+    if changes["detached"]:
+        words.append(f"{changes['detached']} attachments ended by new rules")
+    return "; ".join(words) or "nothing has changed"
+
+
 class Reloading:
     """Reloads the file at `path`, one time after another; each ends, whoever asked for it leaves."""
 
@@ -68,8 +78,9 @@ class Reloading:
     async def reload(self) -> dict[str, Any]:
         """``{added, changed, removed, restart_needed, detached}``.
 
-        Raises ``bad_config`` when the file changes nothing because of a mistake in it, ``store_failed`` when a part could
-        not be carried out; the next reload tries that again.
+        Raises ``bad_config`` when the file changes nothing because of a mistake in it, ``restart_needed`` when it changes
+        nothing because only a restart can use it, ``store_failed`` when a part could not be carried out; the next reload
+        tries that again.
         """
         task = asyncio.get_running_loop().create_task(self._reload(), name="reload")
         self._tasks.add(task)
@@ -107,7 +118,7 @@ class Reloading:
         logger.info(
             "reloaded %s: %s",
             self._path,
-            "; ".join(f"{word} {names}" for word, names in changes.items()),
+            described(changes),
             extra=fields("reloaded"),
         )
         self._holdings.events.publish("reloaded", changes)
@@ -116,7 +127,7 @@ class Reloading:
     def _failed(self, error: Exception) -> RequestError:
         """Tell it, and answer what whoever asked is told."""
         if isinstance(error, RequestError):
-            said = "Nothing is reloaded: %s" if error.code == "bad_config" else "Reloading: %s"
+            said = "Nothing is reloaded: %s" if error.code in {"bad_config", "restart_needed"} else "Reloading: %s"
             logger.warning(said, error, extra=fields("reload_failed"))
             refusal = error
         else:
@@ -128,7 +139,7 @@ class Reloading:
     def _load(self) -> tuple[Config, Policy]:
         if self._path is None:
             raise RequestError(
-                "bad_config", "this daemon was started without a configuration file: restart it with one"
+                "restart_needed", "this daemon was started without a configuration file: restart it with one"
             )
         try:
             new = configuration.load(self._path)
@@ -139,7 +150,11 @@ class Reloading:
         except ConfigError as error:
             raise RequestError("bad_config", f"{self._path}: {error}") from error
         if (new.services or new.connections) and not self._holdings.can_reach_out:
-            raise RequestError("bad_config", f"{self._path}: signalling.url: the daemon runs without one: restart it")
+            raise RequestError(
+                "restart_needed",
+                f"{self._path}: services and connections need a signalling server, and this daemon was started without one:"
+                " what the file says of it ([signalling] url, [rendezvous]) holds from the next start on",
+            )
         return new, policy
 
     async def _move_metrics(self, new: Config) -> None:

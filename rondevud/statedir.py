@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import pwd
 import stat
 from pathlib import Path
 from types import TracebackType
@@ -59,7 +60,9 @@ def _prepare(path: Path) -> None:
         raise StateDirectoryError(f"state directory {path}: is not a directory")
     if found.st_uid != os.geteuid():
         raise StateDirectoryError(
-            f"state directory {path}: belongs to uid {found.st_uid}, and this daemon runs as uid {os.geteuid()}"
+            f"state directory {path}: belongs to uid {found.st_uid}, and this runs as uid {os.geteuid()}",
+            path,
+            _name_of(found.st_uid),
         )
     if mode := stat.S_IMODE(found.st_mode) & 0o077:
         raise StateDirectoryError(
@@ -68,6 +71,13 @@ def _prepare(path: Path) -> None:
         )
     if made:
         _sync_directory(path.parent)
+
+
+def _name_of(uid: int) -> str | None:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return None
 
 
 def _make(path: Path) -> bool:

@@ -128,13 +128,19 @@ class Daemon(Emitter, Requests):
         *,
         client: str | None = None,
         request_timeout: float = REQUEST_TIMEOUT,
+        hello_timeout: float | None = None,
     ) -> None:
-        """`client` is the name the daemon shows for this program; `request_timeout` is in seconds."""
+        """`client` is the name the daemon shows for this program; `request_timeout` is in seconds.
+
+        So is `hello_timeout`, within which a daemon has to answer the first request at its socket, also one that is just
+        being started; None: `request_timeout`.
+        """
         super().__init__(self._spawn)
         self._given = socket
         self._reconnect = reconnect
         self._client = client or f"{Path(sys.argv[0] or 'python').name}, rondevu_client {__version__}"
         self.request_timeout = request_timeout
+        self._hello_timeout = request_timeout if hello_timeout is None else hello_timeout
         self.version = ""
         self.instance = ""
         """Changes with each start of the daemon."""
@@ -174,9 +180,7 @@ class Daemon(Emitter, Requests):
         for path in socket_candidates(self._given):
             try:
                 self._wire = await self._greet(path)
-            except TimeoutError:
-                tried.append((path, "does not answer"))
-            except OSError as error:
+            except OSError as error:  # a time-out is one, too
                 tried.append((path, describe_problem(error)))
             except ConnectionLost as error:
                 tried.append((path, str(error)))
@@ -401,7 +405,7 @@ class Daemon(Emitter, Requests):
         wire = await open_wire(path, self._lose)
         try:
             hello = {"protocol": [PROTOCOL_VERSION], "client": self._client}
-            answer = await wire.request("hello", hello, timeout=self.request_timeout)
+            answer = await wire.request("hello", hello, timeout=self._hello_timeout)
         except BaseException:
             wire.close()
             raise

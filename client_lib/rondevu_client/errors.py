@@ -60,6 +60,7 @@ CODES = {
     "file_exists": "there is a file of that name already",
     "backup_failed": "the copy of the store cannot be written",
     "bad_config": "the configuration file cannot be used; nothing has been changed",
+    "restart_needed": "only a restart of the daemon can use the configuration file; nothing has been changed",
     "timeout": "it did not come about in time",
     # of rejected messages
     "window": "more than send_window messages or bytes were unconfirmed",

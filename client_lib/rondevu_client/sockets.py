@@ -13,6 +13,19 @@ _HOW_TO_START = (
     " a socket elsewhere is named by $RONDEVU_SOCKET."
 )
 
+_HOW_TO_BE_LET_IN = (
+    "Its owner and group may: an administrator adds you with `usermod -aG GROUP USER` (the group of a service is rondevud),"
+    " and you log in again; what you may do then, the daemon's rules ([[access.rule]]) say."
+)
+
+_HOW_TO_LOOK = (
+    "systemd holds a socket open also while the daemon starts, or fails to: `systemctl status rondevud` and"
+    " `journalctl -u rondevud` say more (a daemon of your own: `systemctl --user`, `journalctl --user`)."
+)
+
+FORBIDDEN = "you may not open it"
+SILENT = "is held open, but no daemon answers there"
+
 
 def socket_candidates(given: str | os.PathLike[str] | None, environ: Mapping[str, str] | None = None) -> list[Path]:
     """The paths to try, in order: the one given alone, else ``$RONDEVU_SOCKET``, the user's daemon, the system's."""
@@ -29,17 +42,25 @@ def socket_candidates(given: str | os.PathLike[str] | None, environ: Mapping[str
 
 
 def describe_unavailable(tried: Sequence[tuple[Path, str]]) -> str:
-    """The message for `DaemonUnavailable`: every path with what was wrong there, and how to start the daemon."""
+    """The message for `DaemonUnavailable`: every path with what was wrong there, and what can be done."""
     lines = [f"  {path}: {problem}" for path, problem in tried]
-    return "\n".join(["no rondevud answers; tried:", *lines, _HOW_TO_START])
+    problems = [problem for _, problem in tried]
+    what_to_do = _HOW_TO_START
+    if any(problem.startswith(SILENT) for problem in problems):
+        what_to_do = _HOW_TO_LOOK
+    elif FORBIDDEN in problems:
+        what_to_do = _HOW_TO_BE_LET_IN
+    return "\n".join(["no rondevud answers; tried:", *lines, what_to_do])
 
 
 def describe_problem(error: OSError) -> str:
     """What an `OSError` of a connect means here."""
+    if isinstance(error, TimeoutError | BlockingIOError):  # the latter: others wait there already, as many as fit
+        return SILENT
     if isinstance(error, FileNotFoundError):
         return "does not exist"
     if isinstance(error, ConnectionRefusedError):
         return "exists, but nobody listens there"
     if isinstance(error, PermissionError):
-        return "you may not open it"
+        return FORBIDDEN
     return error.strerror or str(error)

@@ -10,7 +10,7 @@ from rondevud.ctl.output import show_rows
 COLUMNS = ("client", "pid", "uid", "connected_since", "handles", "subscriptions", "unread_bytes")
 
 
-@click.command()
+@click.command(short_help="List the programs on the daemon's socket.")
 @json_option
 @pass_settings
 def clients(settings: Settings) -> None:

@@ -25,6 +25,10 @@ NO_DAEMON = 3
 TIMED_OUT = 4
 INTERRUPTED = 130
 
+DAEMON_TIMEOUT = 15.0
+NOTICE = 2.0
+"""Seconds of waiting for the daemon after which whoever looks on is told."""
+
 EXIT_CODES = """\b
 Exit codes:
   0    done
@@ -41,6 +45,8 @@ class Settings:
 
     socket: str | None = None
     json: bool = False
+    daemon_timeout: float = DAEMON_TIMEOUT
+    """Seconds that a daemon has to answer, also one that is just being started."""
 
 
 pass_settings = click.make_pass_decorator(Settings)
@@ -97,7 +103,7 @@ def exit_code(error: Exception) -> int:
 HINTS = {
     "name_taken": "If the name is yours elsewhere: `rondevuctl key export` there, `rondevuctl key import` here.",
     "no_key": "`rondevuctl key list` shows the keys there are; `claim`, `key generate` and `key import` make one.",
-    "key_exists": "`--force` replaces it and keeps the old one in a file beside it.",
+    "key_exists": "`rondevuctl key import --force` replaces it and keeps the old one in a file beside it.",
     "unknown_target": "`rondevuctl connections` and `rondevuctl services` list what there is.",
     "unknown_channel": "`rondevuctl channels TARGET` lists what there is; `send` and `pipe` make one.",
     "unknown_message": "`rondevuctl queue TARGET LABEL --failed` lists what is set aside.",
@@ -106,11 +112,14 @@ HINTS = {
     "timeout": "`rondevuctl why TARGET` says what is in the way.",
     "signalling": "Its URL stands in the configuration ([signalling] url); `rondevuctl status` shows it.",
     "bad_config": "`rondevud check-config FILE` shows every mistake.",
+    "restart_needed": "`systemctl restart rondevud`, where it runs as the machine's service.",
     "not_empty": "`--purge` removes them, too.",
     "blocked": "`rondevuctl unblock TARGET` takes the peer again.",
     "store_full": "`rondevuctl sessions` shows who has how much; [queue] max_store_bytes is the limit.",
     "file_exists": "`--force` writes over it.",
-    "backup_failed": "The daemon writes the file itself: it needs the right to, and room.",
+    "backup_failed": "The daemon writes the file itself: it needs the right to, and room."
+    " That of the machine writes as its own user, below /var/lib/rondevud.",
+    "access_denied": "The rules in the daemon's configuration ([[access.rule]], see rondevud.toml(5)) say who may do what.",
     "in_use": "`rondevuctl clients` lists the programs; `tail` looks on without taking messages.",
 }
 """What can be done about a refusal, by its code."""
@@ -140,10 +149,27 @@ def run(settings: Settings, work: Callable[[Daemon], Awaitable[Result]], *, reco
     from rondevu_client.client import Daemon  # noqa: PLC0415
 
     async def use() -> Result:
-        async with Daemon(settings.socket, reconnect, client=f"rondevuctl (pid {os.getpid()})") as daemon:
+        daemon = Daemon(
+            settings.socket,
+            reconnect,
+            client=f"rondevuctl (pid {os.getpid()})",
+            hello_timeout=settings.daemon_timeout,
+        )
+        notice = asyncio.get_running_loop().call_later(NOTICE, _say_what_is_waited_for)
+        try:
+            await daemon.open()
+            notice.cancel()
             return await work(daemon)
+        finally:
+            notice.cancel()
+            await daemon.close()
 
     return asyncio.run(use())
+
+
+def _say_what_is_waited_for() -> None:
+    if sys.stderr.isatty():
+        say("waiting for the daemon …")
 
 
 def ask(settings: Settings, method: str, **params: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from rondevud.ctl.common import Settings, ask, connection_argument, json_option, pass_settings, run
-from rondevud.ctl.output import show_record, show_rows
+from rondevud.ctl.output import show_record, show_rows, with_service
 
 COLUMNS = (
     "connection_id", "name", "service", "state", "peer_name", "kind", "channels", "queue_size", "waiting", "error",
@@ -22,14 +22,15 @@ def connections(settings: Settings) -> None:
     round_trip, suspect, ephemeral, attempt, error}. On the connecting side name and target are set, on the other one
     service. queue_size is what the peer has not acknowledged, waiting what no program here has taken.
     """
-    show_rows(ask(settings, "connections"), COLUMNS, as_json=settings.json, none="no connections")
+    rows = ask(settings, "connections")
+    show_rows(rows if settings.json else with_service(rows), COLUMNS, as_json=settings.json, none="no connections")
 
 
 @click.command()
 @click.argument("user", required=False)
 @click.argument("fqn", required=False)
 @click.option("--uuid", metavar="UUID", help="The service by its UUID, instead of USER and FQN.")
-@click.option("--name", metavar="NAME", help="How to call the connection; USER/FQN or uuid/UUID.")
+@click.option("--name", metavar="NAME", help="How to call the connection. [default: USER/FQN, or uuid/UUID]")
 @json_option
 @pass_settings
 def connect(settings: Settings, user: str | None, fqn: str | None, uuid: str | None, name: str | None) -> None:
@@ -46,7 +47,7 @@ def connect(settings: Settings, user: str | None, fqn: str | None, uuid: str | N
 
 @click.command()
 @connection_argument
-@click.option("--drain", type=click.FloatRange(0), metavar="S", help="Seconds for what is queued; 10.")
+@click.option("--drain", type=click.FloatRange(0), metavar="S", help="Seconds for what is queued. [default: 10]")
 @json_option
 @pass_settings
 def close(settings: Settings, target: str, drain: float | None) -> None:
@@ -72,7 +73,9 @@ def reconnect(settings: Settings, target: str) -> None:
 @click.command(short_help="Wait until a connection is connected or drained.")
 @connection_argument
 @click.argument("what", type=click.Choice(["connected", "drained"]))
-@click.option("--timeout", type=click.FloatRange(0), metavar="S", help="Seconds to wait at most; without end.")
+@click.option(
+    "--timeout", type=click.FloatRange(0), metavar="S", help="Seconds to wait at most. [default: without end]"
+)
 @json_option
 @pass_settings
 def wait(settings: Settings, target: str, what: str, timeout: float | None) -> None:

@@ -16,7 +16,7 @@ MAX_KEY = 1_000
 user_argument = click.argument("user")
 
 
-@click.group()
+@click.group(short_help="The keys of user names.")
 def key() -> None:
     """The keys of user names, kept in the daemon's state directory.
 
@@ -37,7 +37,7 @@ def list_(settings: Settings) -> None:
     show_rows(rows, ("username", "public_key", "file"), as_json=settings.json, none="no keys")
 
 
-@key.command()
+@key.command(short_help="Show the public key of USER.")
 @user_argument
 @json_option
 @pass_settings
@@ -49,7 +49,7 @@ def show(settings: Settings, user: str) -> None:
     show_record(ask(settings, "key_show", username=user), as_json=settings.json)
 
 
-@key.command()
+@key.command(short_help="Make a key for USER.")
 @user_argument
 @json_option
 @pass_settings
@@ -61,7 +61,7 @@ def generate(settings: Settings, user: str) -> None:
     show_record(ask(settings, "key_generate", username=user), as_json=settings.json)
 
 
-@key.command()
+@key.command(short_help="Print the private key of USER.")
 @user_argument
 @json_option
 @pass_settings
@@ -77,7 +77,7 @@ def export(settings: Settings, user: str) -> None:
         click.echo(answer["private_key"])
 
 
-@key.command("import")
+@key.command("import", short_help="Take the private key of USER from a file.")
 @user_argument
 @click.argument("file", type=click.File("r"), default="-")
 @click.option("--force", is_flag=True, help="Replace another key; that one is kept in a file beside it.")

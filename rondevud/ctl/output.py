@@ -84,6 +84,11 @@ def show_rows(rows: Sequence[Row], columns: Iterable[str], *, as_json: bool, non
         click.echo(_aligned(row, widths))
 
 
+def with_service(rows: Iterable[Row]) -> list[Row]:
+    """For people: the service of a connection, whichever side it is on (the connecting one calls it its target)."""
+    return [{**row, "service": row["service"] or row["target"]} if "target" in row else row for row in rows]
+
+
 def _aligned(cells: list[str], widths: list[int]) -> str:
     return "  ".join(f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip()
 
@@ -119,6 +124,19 @@ def one_line(key: str, value: Any) -> str:
     if isinstance(value, Mapping | list | tuple):
         return printable(_compact(value))
     return printable(str(value)).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def span(seconds: float) -> str:
+    """A length of time, to three digits or so."""
+    if seconds < 1:
+        return f"{seconds * 1000:.3g} ms"
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    minutes = seconds / 60
+    if minutes < 120:
+        return f"{minutes:.3g} min"
+    hours = minutes / 60
+    return f"{hours:.3g} h" if hours < 48 else f"{hours / 24:,.1f} d"
 
 
 def _compact(value: Any) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     type=click.FloatRange(0),
     default=0.0,
     metavar="S",
-    help="After the end of the input go on receiving for so many seconds, or inf; 0.",
+    help="After the end of the input go on receiving for so many seconds, or inf. [default: 0]",
 )
 @json_option
 @pass_settings

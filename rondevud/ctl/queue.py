@@ -30,7 +30,7 @@ IN = ("taken", "purged_in", "overflow_in", "damaged_in")
 @click.option(
     "--direction",
     type=click.Choice(["out", "in", "both"]),
-    help="What to remove: for the peer (out), for programs here (in), or both; both.",
+    help="What to remove: for the peer (out), for programs here (in), or both. [default: both]",
 )
 @json_option
 @pass_settings

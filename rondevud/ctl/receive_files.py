@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 @click.option("--label", default=LABEL, show_default=True, shell_complete=complete_label, help="The channel to use.")
 @click.option("--count", type=click.IntRange(1), metavar="N", help="End after N files.")
 @click.option("--for-ever", is_flag=True, help="Go on until interrupted, as without --count.")
-@click.option("--max-size", type=click.IntRange(0), metavar="BYTES", help="Refuse longer files; without limit.")
+@click.option(
+    "--max-size", type=click.IntRange(0), metavar="BYTES", help="Refuse longer files. [default: without limit]"
+)
 @json_option
 @click.pass_context
 @pass_settings

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     " has stored it (acknowledged).",
 )
 @click.option(
-    "--timeout", type=click.FloatRange(0, min_open=True), metavar="S", help="Seconds to wait at most; without end."
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    metavar="S",
+    help="Seconds to wait at most. [default: without end]",
 )
 @json_option
 @pass_settings

@@ -39,8 +39,10 @@ def _read_json(_context: click.Context, _parameter: click.Parameter, value: str 
 @click.argument("user")
 @click.argument("fqn")
 @click.option("--public", is_flag=True, help="List it under the user name.")
-@click.option("--pool-size", type=click.IntRange(1, 100), metavar="N", help="Offers kept open; 1.")
-@click.option("--ttl", type=click.FloatRange(0, min_open=True), metavar="S", help="Seconds a publication holds; 300.")
+@click.option("--pool-size", type=click.IntRange(1, 100), metavar="N", help="Offers kept open. [default: 1]")
+@click.option(
+    "--ttl", type=click.FloatRange(0, min_open=True), metavar="S", help="Seconds a publication holds. [default: 300]"
+)
 @click.option("--metadata", callback=_read_json, metavar="JSON", help="What to publish about it.")
 @json_option
 @pass_settings
@@ -64,7 +66,7 @@ def expose(
 @click.command()
 @click.argument("user")
 @click.argument("fqn")
-@click.option("--drain", type=click.FloatRange(0), metavar="S", help="Seconds for what is queued; 10.")
+@click.option("--drain", type=click.FloatRange(0), metavar="S", help="Seconds for what is queued. [default: 10]")
 @click.option("--keep-connections", is_flag=True, help="Leave its connections until they end.")
 @json_option
 @pass_settings

@@ -13,7 +13,7 @@ from rondevud.ctl.common import (
     session_argument,
 )
 from rondevud.ctl.completing import complete_target
-from rondevud.ctl.output import show_record, show_rows
+from rondevud.ctl.output import show_record, show_rows, with_service
 
 COLUMNS = (
     "connection_id", "role", "name", "service", "state", "blocked", "peer_name", "kind", "absent", "expires_in",
@@ -34,7 +34,8 @@ def sessions(settings: Settings, target: str | None) -> None:
     forgotten_in, channels, queue_size, queue_bytes, waiting, waiting_bytes, ephemeral}; absent, expires_in and
     forgotten_in are seconds in which this daemon runs, and null where nothing expires.
     """
-    show_rows(ask(settings, "sessions", target=target), COLUMNS, as_json=settings.json, none="no sessions")
+    rows = ask(settings, "sessions", target=target)
+    show_rows(rows if settings.json else with_service(rows), COLUMNS, as_json=settings.json, none="no sessions")
 
 
 @click.command(short_help="Delete a session that a service took.")
@@ -54,7 +55,9 @@ def forget(settings: Settings, target: str, purge: bool) -> None:
 
 @click.command(short_help="End a session's link; its peer may come back later.")
 @session_argument
-@click.option("--for", "pause", type=click.FloatRange(0), metavar="S", help="Seconds it has to stay away; 10.")
+@click.option(
+    "--for", "pause", type=click.FloatRange(0), metavar="S", help="Seconds it has to stay away. [default: 10]"
+)
 @json_option
 @pass_settings
 def kick(settings: Settings, target: str, pause: float | None) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from rondevud.ctl.common import Settings, ask, json_option, pass_settings
-from rondevud.ctl.output import show_record
+from rondevud.ctl.common import Settings, ask, json_option, pass_settings, say
+from rondevud.ctl.output import show_record, span
 
 
 @click.command()
@@ -17,7 +17,10 @@ def status(settings: Settings) -> None:
     JSON: {version, instance, pid, uptime, signalling, engine, services, connections, connected, clients, tasks,
     store, store_bytes, max_store_bytes, counters, engine_counters, signalling_counters}.
     """
-    show_record(ask(settings, "status"), as_json=settings.json)
+    answer = ask(settings, "status")
+    if not settings.json:
+        answer |= {"uptime": span(answer["uptime"])}
+    show_record(answer, as_json=settings.json)
 
 
 @click.command(short_help="Take over changes of the configuration file.")
@@ -31,7 +34,16 @@ def reload(settings: Settings) -> None:
     JSON: {added, changed, removed, restart_needed}, lists of names and of keys of the configuration, and detached, how many
     attachments ended because of new rules of access.
     """
-    show_record(ask(settings, "reload"), as_json=settings.json)
+    answer = ask(settings, "reload")
+    if not settings.json:
+        answer = {key: value for key, value in answer.items() if value}
+        if not answer:
+            say("nothing has changed")
+        if answer.get("restart_needed"):
+            say(
+                "what needs a restart is used from the next start on: `systemctl restart rondevud` (or its user's: --user)"
+            )
+    show_record(answer, as_json=settings.json)
 
 
 COMMANDS = (status, reload)

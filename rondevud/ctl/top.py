@@ -30,9 +30,11 @@ Row = dict[str, Any]
     type=click.FloatRange(0, min_open=True),
     default=1.0,
     metavar="S",
-    help="Seconds between two looks; 1.",
+    help="Seconds between two looks. [default: 1]",
 )
-@click.option("--count", type=click.IntRange(1), metavar="N", help="End after so many looks; without end.")
+@click.option(
+    "--count", type=click.IntRange(1), metavar="N", help="End after so many looks at most. [default: without end]"
+)
 @json_option
 @pass_settings
 def top(settings: Settings, interval: float, count: int | None) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from rondevud.ctl.common import Settings, ask, json_option, pass_settings, target_argument
-from rondevud.ctl.output import one_line, printable, show_json, terminal_width
+from rondevud.ctl.output import one_line, printable, show_json, span, terminal_width
 
 Data = dict[str, Any]
 Line = tuple[str, str]
@@ -98,7 +98,7 @@ def _connection(answer: Data) -> Iterator[Line]:
         offer = answer["offer"]
         yield (
             "offer used",
-            f"{_short(offer['offer_id'])} of service {offer['uuid']}, dialled {_span(answer['dialled_ago'])} ago",
+            f"{_short(offer['offer_id'])} of service {offer['uuid']}, dialled {span(answer['dialled_ago'])} ago",
         )
     if answer["link"]:
         yield from _link(answer["link"])
@@ -110,9 +110,9 @@ def _link(link: Data) -> Iterator[Line]:
     yield "our candidates", ", ".join(link["local_candidates"]) or "none"
     yield "theirs", ", ".join(link["remote_candidates"]) or "none: found by its checks"
     if link["round_trip"] is not None:
-        yield "round trip", _span(link["round_trip"])
+        yield "round trip", span(link["round_trip"])
     if link["silence"] is not None:
-        yield "last heard", f"{_span(link['silence'])} ago"
+        yield "last heard", f"{span(link['silence'])} ago"
 
 
 def _service(answer: Data) -> Iterator[Line]:
@@ -125,18 +125,14 @@ def _service(answer: Data) -> Iterator[Line]:
     yield "offers", f"{answer['offers']} usable, {answer['pool_size']} wanted"
     for offer in answer["open_offers"]:
         old = "" if offer["usable"] else ", replaced"
-        yield "", f"{_short(offer['offer_id'])}: {_span(offer['age'])} old, ends in {_span(offer['expires_in'])}{old}"
+        yield "", f"{_short(offer['offer_id'])}: {span(offer['age'])} old, ends in {span(offer['expires_in'])}{old}"
 
 
 def _next(answer: Data) -> str:
-    span = answer["next_in"]
-    in_ = (
-        ""
-        if span is None
-        else f", held for {_span(span)}"
-        if answer["next"] == "wait_for_peer"
-        else f" in {_span(span)}"
-    )
+    time = answer["next_in"]
+    in_ = ""
+    if time is not None:
+        in_ = f", held for {span(time)}" if answer["next"] == "wait_for_peer" else f" in {span(time)}"
     text = NEXT[answer["next"]].format(in_=in_)
     if answer["next"] in {"dial", "dialling"} and answer["attempt"]:
         text += f" ({answer['attempt']} of {answer['max_attempts'] or 'endless'} attempts have failed)"
@@ -151,10 +147,10 @@ def _signalling(answer: Data) -> Iterator[Line]:
         yield "signalling", "none is configured ([signalling] url)"
         return
     word = {True: "answers", False: "is not reachable", None: "was not asked yet"}[state["reachable"]]
-    ago = "" if state["answered_ago"] is None else f"; last answer {_span(state['answered_ago'])} ago"
+    ago = "" if state["answered_ago"] is None else f"; last answer {span(state['answered_ago'])} ago"
     yield "signalling", f"{state['url']} {word}{ago}"
     if state["error"]:
-        yield "", f"failed {_span(state['failed_ago'])} ago: {state['error']}"
+        yield "", f"failed {span(state['failed_ago'])} ago: {state['error']}"
 
 
 def _channel(channel: Data) -> str:
@@ -164,23 +160,13 @@ def _channel(channel: Data) -> str:
             count = "" if verdict["kind"] != "gap" else f" of {verdict['messages'] or '?'} messages"
             words.append(f"{direction}: {verdict['kind']}{count}")
     if channel["acknowledged_ago"] is not None:
-        words.append(f"acknowledged {_span(channel['acknowledged_ago'])} ago")
+        words.append(f"acknowledged {span(channel['acknowledged_ago'])} ago")
     return ", ".join(words)
 
 
 def _short(offer_id: str) -> str:
     """Enough to tell it from others."""
     return offer_id if len(offer_id) <= 14 else f"{offer_id[:12]}…"
-
-
-def _span(seconds: float) -> str:
-    """A length of time, to three digits or so."""
-    if seconds < 1:
-        return f"{seconds * 1000:.3g} ms"
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    minutes = seconds / 60
-    return f"{minutes:.3g} min" if minutes < 120 else f"{minutes / 60:.3g} h"
 
 
 HEADINGS = 15

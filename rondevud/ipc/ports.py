@@ -286,7 +286,8 @@ class House(Protocol):
     async def reload(self) -> Data:
         """Take the configuration file over: ``{added, changed, removed, restart_needed}``, names and keys.
 
-        Raises ``bad_config`` when the file cannot be used; nothing is changed then.
+        Raises ``bad_config`` when the file cannot be used, ``restart_needed`` when only a restart can use it; nothing is
+        changed then.
         """
 
     async def withdraw(self, username: str, fqn: str, drain: float | None, keep_connections: bool) -> Data:

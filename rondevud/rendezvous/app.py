@@ -26,9 +26,12 @@ Deleting the offer that came with a publication deletes the service, as there.
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import logging
 import math
+import os
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -48,6 +51,9 @@ from rondevud.rendezvous.rules import Limits, Rules
 logger = logging.getLogger(__name__)
 
 DESCRIPTION = "WebRTC signalling: user names, services, offers and answers"
+IP_FREEBIND = 15
+"""From linux/in.h; Python has no name for it. Holds for IPv6, too."""
+
 SHUTDOWN_TIMEOUT = 2.0
 """Seconds that running requests get at the end."""
 
@@ -188,14 +194,45 @@ async def start(listen_host: str, port: int, storage: Storage, settings: Setting
     )
     await runner.setup()
     try:
-        await web.TCPSite(runner, listen_host, port).start()
+        await _listen(runner, listen_host, port)
     except (OSError, OverflowError) as error:
         await runner.cleanup()
-        raise ListenError(f"signalling server: cannot listen on {listen_host}:{port}: {error}") from error
+        raise ListenError(f"signalling server: cannot listen on {listen_host}:{port}: {_reason(error)}") from error
     cleanup = asyncio.create_task(_cleanup_loop(storage, settings), name="rendezvous-cleanup")
     server = RunningServer(runner, listen_host, int(runner.addresses[0][1]), cleanup)
     logger.info("signalling server listens on %s", server.url)
     return server
+
+
+async def _listen(runner: web.AppRunner, host: str, port: int) -> None:
+    """Raises `OSError` and `OverflowError`.
+
+    An address that this machine does not have (yet: networks come up after services) is listened at all the same, and
+    reached as soon as it is there.
+    """
+    try:
+        await web.TCPSite(runner, host, port).start()
+    except OSError as error:
+        if error.errno != errno.EADDRNOTAVAIL:
+            raise
+        await web.SockSite(runner, _bind_in_advance(host, port)).start()
+        logger.warning("%s is no address of this machine: nobody reaches the signalling server until it is one", host)
+
+
+def _bind_in_advance(host: str, port: int) -> socket.socket:
+    """A socket at an address that need not be there, by ip(7), IP_FREEBIND. Raises `OSError`, also for a host's name."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        bound.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
+        bound.bind((host, port))
+    except BaseException:
+        bound.close()
+        raise
+    return bound
 
 
 class _ServerLogger(logging.LoggerAdapter[logging.Logger]):
@@ -206,6 +243,12 @@ class _ServerLogger(logging.LoggerAdapter[logging.Logger]):
             self.debug("signalling server: a request that is no HTTP: %r", exc_info.message)
         else:
             super().exception(msg, *args, exc_info=exc_info, **more)
+
+
+def _reason(error: OSError | OverflowError) -> str:
+    """Without the address, which asyncio says twice."""
+    number = getattr(error, "errno", None)
+    return os.strerror(number) if number is not None and number > 0 else str(error)
 
 
 def _url_host(host: str) -> str:

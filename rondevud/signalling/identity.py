@@ -121,10 +121,14 @@ class Identities:
         held, that one stays, and a warning says so. Raises `ConfigError` for a file that is no key, without quoting it.
         """
         try:
-            files = sorted(file for file in directory.iterdir() if file.suffix == ".key")
+            found = sorted(directory.iterdir())
         except OSError as error:
             raise ConfigError(f"credentials {directory}: cannot be listed: {error.strerror}") from error
-        for file in files:
+        for file in found:
+            if file.suffix != ".key":
+                if "_" in file.name:  # of a directory of keys: what was meant for one
+                    logger.warning("credential %s is not taken: its name does not end in .key", file.name)
+                continue
             try:
                 offered = _read_credential(file, file.stem.rpartition("_")[2])
             except (ConfigError, StateDirectoryError) as error:
@@ -192,7 +196,7 @@ class Identities:
 
 def _read_credential(path: Path, username: str) -> Identity:
     if not _USERNAME.fullmatch(username):
-        raise ConfigError(f"{username!r} is no user name")
+        raise ConfigError(f"its name has to be USER.key, and {username!r} is no user name (a-z, 0-9 and dashes)")
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -198,8 +198,43 @@ async def test_a_port_that_is_taken_is_one_line_and_exit_code_1(tmp_path):
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
         done = await run(tmp_path, "rendezvous", "--listen", listen, "--store", "memory")
     assert (done.code, done.out) == (1, "")
-    assert done.err.startswith(f"rondevud: signalling server: cannot listen on {listen}: ")
+    assert done.err.startswith(f"rondevud: signalling server: cannot listen on {listen}: Address already in use")
     assert done.err.count("\n") == 1
+
+
+IN_A_NAMESPACE = """
+import json, socket, subprocess, sys, urllib.request
+
+listen, address = sys.argv[1:]
+subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+command = [sys.executable, "-m", "rondevud", "rendezvous", "--store", "memory", "--listen", listen]
+with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+    url = server.stdout.readline().strip()
+    try:
+        urllib.request.urlopen(url + "/", timeout=20)
+    except OSError:
+        print("not yet")
+    subprocess.run(["ip", "address", "add", address, "dev", "lo", *(["nodad"] if ":" in address else [])], check=True)
+    with urllib.request.urlopen(url + "/", timeout=20) as answer:
+        print(answer.status)
+    server.terminate()
+    print(server.stderr.read())
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a network namespace")
+@pytest.mark.parametrize(
+    ("listen", "address"), [("192.0.2.1:0", "192.0.2.1/32"), ("[2001:db8::1]:0", "2001:db8::1/128")]
+)
+async def test_an_address_that_is_not_there_yet_is_listened_at_all_the_same(tmp_path, listen, address):
+    process = await asyncio.create_subprocess_exec(
+        "unshare", "--net", sys.executable, "-c", IN_A_NAMESPACE, listen, address, cwd=tmp_path,
+        env=surroundings(tmp_path), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, err = await process.communicate()
+    assert process.returncode == 0, err.decode()
+    assert out.decode().split("\n")[:2] == ["not yet", "200"]
+    assert f"{address.split('/')[0]} is no address of this machine" in out.decode()
 
 
 async def test_a_second_daemon_on_one_state_directory_ends_with_exit_code_3(tmp_path):

@@ -68,6 +68,15 @@ async def test_a_bad_file_changes_nothing_and_the_log_says_why(stage):
     assert await names(daemon) == ["two"]
 
 
+async def test_soon_after_a_reload_the_status_line_is_the_usual_one(stage):
+    daemon = stage.daemon("alice")
+    await daemon.start()
+    usual = "STATUS=0 of 0 connections up, 0 services, 0 programs, 0 bytes queued"
+    await daemon.until_told(usual)
+    await reload(daemon, "[access]\nmax_clients = 5\n")  # with a line of its own
+    await daemon.until_told(usual)
+
+
 async def test_hangups_in_a_row_end_in_what_the_file_says_last(stage):
     daemon = stage.daemon("alice")
     process = await daemon.start()

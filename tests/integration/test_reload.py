@@ -228,6 +228,19 @@ async def test_channels_that_are_declared_later_are_made(world):
     assert sorted(row["label"] for row in await filed.program.channels("chat")) == ["one", "two"]
 
 
+async def test_the_log_says_what_has_changed_and_nothing_else(world, caplog):
+    caplog.set_level("INFO", "rondevud.reloading")
+    filed = await open_filed(world, "")
+    await filed.reload(connection("chat") + '[daemon]\nlog_level = "debug"\n')
+    await filed.reload(connection("chat") + '[daemon]\nlog_level = "debug"\n')
+    await filed.reload(connection("chat"))
+    assert [record.getMessage() for record in caplog.records if record.name == "rondevud.reloading"] == [
+        f"reloaded {filed.path}: added chat; needs a restart: daemon.log_level",
+        f"reloaded {filed.path}: needs a restart: daemon.log_level",
+        f"reloaded {filed.path}: nothing has changed",
+    ]
+
+
 async def test_what_needs_a_restart_is_named_by_its_keys(world):
     filed = await open_filed(world, "")
     changes = await filed.reload('[daemon]\nlog_level = "debug"\n[transport]\nice_servers = ["stun:127.0.0.1:1"]\n')
@@ -396,7 +409,17 @@ async def test_without_a_file_there_is_nothing_to_reload(world):
     place = await world.daemon("one")
     with pytest.raises(RequestRefused, match="without a configuration file") as refused:
         await (await place.client()).call("reload")
-    assert refused.value.code == "bad_config"
+    assert refused.value.code == "restart_needed"
+
+
+async def test_services_need_a_restart_where_there_was_no_signalling_server(world):
+    filed = Filed(world, world.place("filed"))
+    filed.path.write_text("")
+    await filed.start()
+    with pytest.raises(RequestRefused, match="was started without one") as refused:
+        await filed.reload(service())
+    assert refused.value.code == "restart_needed"
+    assert await filed.program.services() == []
 
 
 async def test_a_reload_ends_though_the_program_that_asked_for_it_leaves(world):

@@ -401,7 +401,7 @@ uuid = 5
         assert line.startswith("c.toml:1: xyz: unknown key; known here: access, connection, daemon, ")
 
     def test_a_near_miss_is_sought_among_the_keys_of_that_table(self):
-        assert refusal("[connection]\n")[0] == "c.toml:1: connection: expected a list, found a table"
+        assert refusal("[connection]\n")[0].startswith("c.toml:1: connection: expected a list, found a table")
         (line,) = refusal(SERVER + CONNECTION + 'channels = [{label = "a", durabilty = "disk"}]')
         assert line == 'c.toml:6: connection[0].channels[0].durabilty: unknown key; did you mean "durability"?'
         (line,) = refusal(SERVER + SERVICE + "[service.queue]\noverflw = 1")
@@ -412,7 +412,8 @@ uuid = 5
         [
             ("a = ", "c.toml:1: not valid TOML: Invalid value (at end of document)"),
             ("a = 1\nb == 2\n", "c.toml:2: not valid TOML: Invalid value (column 4)"),
-            ("[a]\n[a]\n", "c.toml:2: not valid TOML: Cannot declare ('a',) twice (column 3)"),
+            ("[a]\n[a]\n", "c.toml:2: not valid TOML: the table [a] stands in the file twice"),
+            ('[a."b c"]\n[a."b c"]\n', "c.toml:2: not valid TOML: the table [a.b c] stands in the file twice"),
         ],
     )
     def test_broken_toml_is_told_with_its_line(self, text, expected):
@@ -444,6 +445,22 @@ uuid = 5
     def test_a_file_is_read(self, tmp_path):
         (tmp_path / "c.toml").write_text('[daemon]\nlog_level = "debug"\n')
         assert config.load(tmp_path / "c.toml").daemon.log_level == "debug"
+
+    @pytest.mark.parametrize(
+        ("text", "header"),
+        [
+            ("[service]\n", "[[service]]"),
+            ("[queue]\n[ connection ]\n", "[[connection]]"),
+            ("[access.rule]\n", "[[access.rule]]"),
+            ("[[connection]]\n[connection.channels]\n", "[[connection.channels]]"),
+        ],
+    )
+    def test_a_table_of_which_there_can_be_several_is_told_its_brackets(self, text, header):
+        [told] = [line for line in refusal(text) if "expected a list" in line]
+        assert told.endswith(f": expected a list, found a table: there can be several, write {header}")
+
+    def test_a_table_that_is_no_list_of_tables_is_told_no_brackets(self):
+        assert refusal("[daemon]\nsocket = 1\n[access]\nrule = {}\n")[-1].endswith("expected a list, found a table")
 
     def test_options_of_the_socket_are_told_without_file_and_line(self):
         with pytest.raises(ConfigError) as refused:

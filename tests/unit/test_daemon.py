@@ -9,10 +9,13 @@ import os
 import stat
 
 import pytest
+from click.testing import CliRunner
 
 from rondevud import daemon, systemd
 from rondevud.config import parse
 from rondevud.errors import ConfigError
+from rondevud.main import main
+from rondevud.policies import find_group
 from rondevud.signalling.identity import Identities
 
 
@@ -42,16 +45,23 @@ async def test_an_unknown_group_stops_the_start_before_anything_is_made(tmp_path
 
 def test_a_group_is_found_by_name_or_number():
     known = grp.getgrgid(os.getegid())
-    assert daemon.find_group(known.gr_name) == known.gr_gid
-    assert daemon.find_group(str(known.gr_gid)) == known.gr_gid
-    assert daemon.find_group("4294967294") == 4294967294
-    assert daemon.find_group(None) is None
+    assert find_group(known.gr_name) == known.gr_gid
+    assert find_group(str(known.gr_gid)) == known.gr_gid
+    assert find_group("4294967294") == 4294967294
+    assert find_group(None) is None
+
+
+def test_an_unknown_group_in_the_file_is_told_without_a_start(tmp_path):
+    (tmp_path / "c.toml").write_text('[daemon]\nsocket_group = "no-such-group"\n')
+    done = CliRunner().invoke(main, ["check-config", str(tmp_path / "c.toml")])
+    assert done.exit_code == 1
+    assert f"rondevud: {tmp_path}/c.toml: [daemon] socket_group: there is no group 'no-such-group'" in done.output
 
 
 @pytest.mark.parametrize("name", ["", "4294967295", "99999999999", "-1", "1.5", "٣", "a\0b"])
 def test_what_is_no_group_is_refused_by_name(name):
     with pytest.raises(ConfigError, match="socket_group: there is no group"):
-        daemon.find_group(name)
+        find_group(name)
 
 
 async def test_keys_among_the_credentials_are_taken(tmp_path, monkeypatch):

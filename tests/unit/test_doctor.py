@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
 import sqlite3
 from contextlib import closing
 
@@ -44,6 +46,19 @@ def test_a_directory_in_order_ends_with_0(directory):
     assert json.loads(doctor(directory, "--json").output) == {
         "clean": True, "findings": [], "copy": None, "mended": [], "remaining": None,
     }  # fmt: skip
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_root_is_told_how_to_be_the_owner_of_the_directory(directory, monkeypatch):
+    owner = pwd.getpwnam("daemon")
+    os.chown(directory, owner.pw_uid, -1)
+    done = doctor(directory, "--json")
+    assert done.exit_code == 3
+    command = f"runuser -u daemon -- rondevud doctor --state-dir {directory} --json"
+    assert done.output.splitlines()[-1] == f"rondevud: what is made in it has to be its owner's: {command}"
+    monkeypatch.setenv("STATE_DIRECTORY", str(directory))
+    done = CliRunner().invoke(main, ["doctor"])
+    assert done.output.splitlines()[-1].endswith(f" runuser -u daemon -- rondevud doctor --state-dir {directory}")
 
 
 def test_a_directory_without_a_store_is_in_order(directory):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -58,6 +60,36 @@ def test_the_changelog_speaks_of_this_version_or_of_what_is_unreleased():
     )
     assert headings
     assert headings[0] in {"Unreleased", rondevud.__version__}
+
+
+def test_the_commands_are_where_the_readme_and_the_demo_say():
+    environ = {"PATH": os.environ["PATH"], "LC_ALL": "C"}
+    command = ["make", "-C", str(ROOT), "--dry-run", "demo"]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=50, check=True, env=environ).stdout
+    assert ".venv/bin/rondevud demo" in said
+    assert re.search(r"^echo .* \. \.venv/bin/activate\"$", said, flags=re.MULTILINE)
+    assert "\n. .venv/bin/activate " in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({"DEBFULLNAME": "Ann B", "DEBEMAIL": "ann@example.org"}, r"Ann B <ann@example\.org>"),
+        ({"DEBFULLNAME": "Ann B", "DEBEMAIL": "Eve C <eve@example.org>"}, r"Eve C <eve@example\.org>"),
+        ({"GIT_CONFIG_GLOBAL": "gitconfig"}, r"Git D <git@example\.org>"),
+        ({"GIT_CONFIG_GLOBAL": "gitconfig", "DEBEMAIL": "ann@example.org"}, r"Git D <ann@example\.org>"),
+        ({"GIT_CONFIG_GLOBAL": "/dev/null"}, r"(\S+) <\1@\S+\.invalid>"),
+    ],
+)
+def test_the_maintainer_of_a_package_is_who_makes_it(tmp_path, environ, said):
+    (tmp_path / "gitconfig").write_text("[user]\nname = Git D\nemail = git@example.org\n")
+    surroundings = {"PATH": os.environ["PATH"], "GIT_CONFIG_NOSYSTEM": "1", "HOME": str(tmp_path), **environ}
+    command = ["bash", str(ROOT / "installation/maintainer")]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=surroundings, capture_output=True, text=True, timeout=50, check=True
+    )
+    assert re.fullmatch(said + r"\n", done.stdout)
+    assert "maintainer=$(bash installation/maintainer)" in (ROOT / "installation/deb").read_text()
 
 
 def test_the_example_configuration_changes_nothing():

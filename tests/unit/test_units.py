@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from rondevud.signalling.identity import Identities
+
 pytestmark = pytest.mark.once
 
 UNITS = Path(__file__).parents[2] / "systemd"
@@ -66,6 +68,20 @@ def test_restrictions_under_which_the_daemon_does_not_work_are_left_out(unit, op
 def test_the_socket_is_for_the_group_alone():
     text = (UNITS / "rondevud.socket").read_text()
     assert {"SocketGroup=rondevud", "SocketMode=0660", "ListenStream=/run/rondevud/rondevud.sock"} <= set(text.split())
+
+
+def test_a_missing_directory_of_keys_does_not_keep_the_service_from_starting(tmp_path):
+    """A credential that is set, too, may be missing (systemd.exec(5)); what stands in is no key."""
+    text = (UNITS / "rondevud.service").read_text()
+    loaded = dict(re.findall(r"^LoadCredential=(\w+):(.*)$", text, flags=re.MULTILINE))
+    placeholders = dict(re.findall(r"^SetCredential=(\w+):(.+)$", text, flags=re.MULTILINE))
+    assert loaded.keys() == placeholders.keys() == {"keys"}
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    (credentials / "keys").write_text(placeholders["keys"])
+    identities = Identities(tmp_path / "keys")
+    identities.take_credentials(credentials)
+    assert identities.names() == []
 
 
 def create(program: str, name: str, root: Path) -> None:

@@ -44,13 +44,21 @@ class Daemon(EmitterFacade, Requests):
         *,
         client: str | None = None,
         request_timeout: float = aio.REQUEST_TIMEOUT,
+        hello_timeout: float | None = None,
         handler_threads: int = HANDLER_THREADS,
     ) -> None:
-        """`client` is the name the daemon shows for this program, `request_timeout` is in seconds.
+        """`client` is the name the daemon shows for this program, `request_timeout` and `hello_timeout` are in seconds.
 
         `handler_threads` is how many handlers run at once; the channels of others wait until one has returned.
         """
-        self._make = partial(aio.Daemon, socket, reconnect, client=client, request_timeout=request_timeout)
+        self._make = partial(
+            aio.Daemon,
+            socket,
+            reconnect,
+            client=client,
+            request_timeout=request_timeout,
+            hello_timeout=hello_timeout,
+        )
         self._handler_threads = handler_threads
         self._inner = self._emitter = self._make()
         self._listener_thread = ListenerThread()

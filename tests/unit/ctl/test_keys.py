@@ -56,7 +56,9 @@ async def test_another_key_is_replaced_with_force_only_and_kept(ctl, tmp_path):
     before = (await ctl("key", "export", "alice")).out
     done = await ctl("key", "import", "alice", stdin=SEED.encode())
     assert (done.code, done.out) == (1, "")
-    assert "(key_exists)\n`--force` replaces it" in done.err
+    assert "(key_exists)\n`rondevuctl key import --force` replaces it" in done.err
+    done = await ctl("key", "generate", "alice")  # which has no such option
+    assert "rondevuctl key import --force" in done.err
     assert (await ctl("key", "export", "alice")).out == before
     done = await ctl("--json", "key", "import", "alice", "--force", stdin=SEED.encode())
     kept = tmp_path / "keys" / "alice.key.old-1"

@@ -10,12 +10,21 @@ import time
 
 import pytest
 
-from rondevud.ctl.output import one_line, printable
+from rondevud.ctl.output import one_line, printable, span
 
 SHOW = """
 from rondevud.ctl.output import show_rows
 show_rows([{"name": "[bold]x", "state": "a\\x1b[1mb"}], ["name", "state", "other"], as_json=False, none="none")
 """
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.25, "250 ms"), (3.21, "3.21 s"), (119, "119 s"), (600, "10 min"), (9_000, "2.5 h"), (90 * 86_400, "90.0 d"),
+     (5_000 * 86_400, "5,000.0 d")],
+)  # fmt: skip
+def test_a_length_of_time_is_told_as_people_do(seconds, text):
+    assert span(seconds) == text
 
 
 @pytest.mark.parametrize(

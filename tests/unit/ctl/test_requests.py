@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
+import pty
 import re
 import signal
+import socket
+import sys
 
 import pytest
 
 from rondevud.ctl import queue
+from rondevud.errors import RequestError
+from rondevud.ipc.server import Server
 from tests.unit.ctl.conftest import run
 
 
@@ -21,6 +27,13 @@ async def test_rows_are_columns_with_a_heading_when_nobody_looks(ctl):
     assert heading.split() == ["CONNECTION_ID", "NAME", "STATE", "PEER_NAME", "KIND", "CHANNELS"]
     assert row.split() == ["conn-a", "alice-chat", "connected", "-", "link", "-"]
     assert done.err == ""
+
+
+async def test_the_service_of_a_connection_is_shown_on_either_side(ctl, house):
+    rows = [{"service": None, "target": "bobby/a.b@1.0.0"}, {"service": "alice/a.b@1.0.0", "target": None}]
+    house.connections = lambda: rows
+    assert (await ctl("connections")).out.split() == ["SERVICE", "bobby/a.b@1.0.0", "alice/a.b@1.0.0"]
+    assert json.loads((await ctl("connections", "--json")).out) == rows
 
 
 async def test_columns_stand_under_their_headings(ctl, house):
@@ -219,7 +232,87 @@ async def test_help_of_a_command_describes_its_json(command):
     assert "JSON" in done.out
 
 
+@pytest.fixture
+def held(path):
+    """The socket as systemd holds it: who connects waits for a daemon."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as held:
+        held.bind(str(path))
+        held.listen()
+        yield held
+
+
+@pytest.mark.parametrize("command", ["status", "tail conn-a main", "top"])
+async def test_where_a_socket_is_held_and_no_daemon_answers_the_wait_ends_and_says_so(path, held, command):
+    done = await run(path, "--daemon-timeout", "0.2", *command.split())
+    assert (done.code, done.out) == (3, "")
+    assert f"{path}: is held open, but no daemon answers there\n" in done.err
+    assert "`systemctl status rondevud`" in done.err
+    assert "`journalctl -u rondevud`" in done.err
+    assert "waiting" not in done.err  # nobody looks on
+
+
+async def test_who_waits_for_a_daemon_that_is_being_started_is_told_and_answered(path, held, house):
+    ours, theirs = pty.openpty()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "rondevud.ctl.main", "--socket", str(path), "--daemon-timeout", "inf", "connections",
+        stdout=asyncio.subprocess.PIPE, stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    said = b""
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        while "waiting for the daemon …\r\n".encode() not in said:
+            said += await asyncio.to_thread(terminal.read, 1000)
+        server = Server(house, descriptor=held.detach())
+        await server.start()
+        out, _ = await process.communicate()
+        await server.stop()
+    assert process.returncode == 0
+    assert b"alice-chat" in out
+
+
 async def test_a_reload_says_what_it_changed(ctl):
     done = await ctl("reload")
     assert done.out.splitlines()[0].split() == ["added", "alice/a.b@1.0.0"]
+    assert [line.split()[0] for line in done.out.splitlines()] == ["added", "restart_needed"]  # and not what is empty
+    assert "`systemctl restart rondevud`" in done.err
     assert json.loads((await ctl("reload", "--json")).out)["restart_needed"] == ["daemon.socket"]
+
+
+async def test_a_reload_of_the_same_file_says_that_nothing_has_changed(ctl, house):
+    async def reload():
+        return {"added": [], "changed": [], "removed": [], "restart_needed": [], "detached": 0}
+
+    house.reload = reload
+    assert (await ctl("reload"))[:] == (0, "", "rondevuctl: nothing has changed\n")
+
+
+@pytest.mark.parametrize(
+    ("code", "hint"),
+    [
+        ("bad_config", "check-config"),
+        ("restart_needed", "systemctl restart rondevud"),
+        ("access_denied", "[[access.rule]]"),
+        ("backup_failed", "/var/lib/rondevud"),
+    ],
+)
+async def test_what_can_be_done_about_a_refusal_is_said(ctl, house, code, hint):
+    async def refuse():
+        raise RequestError(code, "no")
+
+    house.reload = refuse
+    done = await ctl("reload")
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith(f"rondevuctl: no ({code})\n")
+    assert hint in done.err
+
+
+async def test_the_time_since_the_start_is_told_as_people_do(ctl, house):
+    house.status = functools.partial(asyncio.sleep, 0, {"uptime": 7_200.0})
+    assert (await ctl("status")).out.split() == ["uptime", "2", "h"]
+    assert json.loads((await ctl("status", "--json")).out) == {"uptime": 7_200.0}
+
+
+async def test_no_line_of_help_is_cut(ctl):
+    for done in [await run(None, "--help"), await run(None, "key", "--help")]:
+        commands = done.out.split("\nCommands:\n")[1].split("\n\n")[0]
+        assert not [line for line in commands.splitlines() if line.endswith("...")]

@@ -196,7 +196,7 @@ class TestCredentials:
             ("alice.key", "c2VjcmV0", "has 6 bytes instead of 32"),
             ("alice.key", '{"secret": 1}', "damaged"),
             ("alice.key", "s" * 5000, "too long"),
-            ("A B.key", ALICE_SEED, "'A B' is no user name"),
+            ("A B.key", ALICE_SEED, "its name has to be USER.key, and 'A B' is no user name"),
         ],
     )
     def test_what_is_no_key_is_refused_without_being_quoted(self, tmp_path, credentials, name, content, problem):
@@ -205,6 +205,16 @@ class TestCredentials:
             Identities(tmp_path / "keys").take_credentials(credentials)
         assert f"credential {name}: " in str(refused.value)
         assert "secret" not in str(refused.value)
+
+    def test_a_file_of_the_directory_that_is_not_called_a_key_is_told(self, tmp_path, credentials, caplog):
+        (credentials / "keys_alice").write_text(ALICE_SEED)
+        (credentials / "keys").write_text("none")
+        identities = Identities(tmp_path / "keys")
+        identities.take_credentials(credentials)
+        assert identities.names() == []
+        assert [record.getMessage() for record in caplog.records] == [
+            "credential keys_alice is not taken: its name does not end in .key"
+        ]
 
     def test_a_directory_that_is_not_there_is_named(self, tmp_path):
         with pytest.raises(ConfigError, match="nowhere: cannot be listed"):
