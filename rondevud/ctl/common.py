@@ -101,7 +101,7 @@ def exit_code(error: Exception) -> int:
 
 
 HINTS = {
-    "name_taken": "If the name is yours elsewhere: `rondevuctl key export` there, `rondevuctl key import` here.",
+    "name_taken": "If the name is yours elsewhere: `rondevuctl key export` there, `rondevuctl key import --force` here.",
     "no_key": "`rondevuctl key list` shows the keys there are; `claim`, `key generate` and `key import` make one.",
     "key_exists": "`rondevuctl key import --force` replaces it and keeps the old one in a file beside it.",
     "unknown_target": "`rondevuctl connections` and `rondevuctl services` list what there is.",

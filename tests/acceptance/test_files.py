@@ -136,7 +136,7 @@ async def test_a_gibibyte_arrives_while_daemons_are_killed_ten_times_and_memory_
     file, folder = tmp_path / "huge.bin", tmp_path / "in"
     folder.mkdir()
     digest = make_file(file, size)
-    async with Stage(tmp_path, within=3_500 * SCALE) as stage:
+    async with Stage(tmp_path, within=3_500 * SCALE, fresh=True) as stage:
         service, connection = await stage.pair()
         programs = Programs(stage, service, connection, file, folder)
         await programs.start("receiver")
