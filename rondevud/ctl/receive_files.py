@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.command("receive-files", short_help="Receive what `send-file` sends, into a directory.")
 @target_argument
-@click.argument("directory", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("directory", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--label", default=LABEL, show_default=True, shell_complete=complete_label, help="The channel to use.")
 @click.option("--count", type=click.IntRange(1), metavar="N", help="End after N files.")
 @click.option("--for-ever", is_flag=True, help="Go on until interrupted, as without --count.")
@@ -37,7 +37,7 @@ def receive_files(
     for_ever: bool,
     max_size: int | None,
 ) -> None:
-    """Take files into DIR, which must exist. TARGET may be service:USER/FQN: from all its connections.
+    """Take files into DIR, which is made if its parent is there. TARGET may be service:USER/FQN: from all its connections.
 
     A file appears in DIR when all of it is there and its SHA-256 is right, under the name it was sent with, made safe; no
     file is ever overwritten: the next one of the same name is `name (2).txt`. Until then it lies in a hidden directory
@@ -56,6 +56,7 @@ def receive_files(
     from rondevud.ctl.following import follow  # noqa: PLC0415
 
     try:
+        directory.mkdir(exist_ok=True)
         folder = Folder(directory)
     except OSError as error:
         say(f"{error.filename or directory}: {error.strerror}")

@@ -316,3 +316,11 @@ async def test_no_line_of_help_is_cut(ctl):
     for done in [await run(None, "--help"), await run(None, "key", "--help")]:
         commands = done.out.split("\nCommands:\n")[1].split("\n\n")[0]
         assert not [line for line in commands.splitlines() if line.endswith("...")]
+
+
+async def test_the_directory_for_files_is_made_if_its_parent_is_there(ctl, tmp_path):
+    refused = await ctl("receive-files", "nobody", tmp_path / "in")
+    assert (refused.code, (tmp_path / "in").is_dir()) == (1, True)
+    assert "nobody" in refused.err
+    refused = await ctl("receive-files", "nobody", tmp_path / "a/in")
+    assert (refused.code, refused.err) == (1, f"rondevuctl: {tmp_path}/a/in: No such file or directory\n")
