@@ -35,7 +35,7 @@ test: $(VENV)/.installed-dev ## all tests but the long ones
 test-system: MARKS = system and not soak
 test-system: TESTS = tests/system
 test-system: $(VENV)/.installed-dev ## as root: the Debian package on machines of its own, in containers; MARKS=system: all
-	@exec bash tests/system/run $(VENV)/bin/python -q -n 0 -x --durations=10 -m '$(MARKS)' $(TESTS)
+	@exec bash tests/system/run $(VENV)/bin/python -q -n 0 --durations=10 -m '$(MARKS)' $(TESTS)
 
 lint: $(VENV)/.installed-dev ## style and types
 	$(VENV)/bin/ruff check .

@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -69,7 +70,7 @@ class Machine:
         self._leader = 0
         (self.root / "etc/machine-id").write_text("")
         (self.root / "etc/hostname").write_text(f"{name}\n")
-        (self.root / "etc/systemd/network/host0.network").write_text(NETWORK.format(address))
+        (self.root / "etc/systemd/network/10-host0.network").write_text(NETWORK.format(address))
         system = self.root / "etc/systemd/system"
         # Nobody logs in at a console, and there is no network to look for updates in.
         for unit in ("getty.target", "apt-daily.timer", "apt-daily-upgrade.timer"):
@@ -120,6 +121,10 @@ class Machine:
             self._nspawn.kill()
             self._nspawn.wait(PATIENCE)
             self._nspawn = None
+            # Else the link to the bridge stands until the kernel has ended the last process and the network of the machine.
+            link = f"vb-{self.name}"
+            subprocess.run(["ip", "link", "delete", link], check=False, capture_output=True, timeout=60)
+            wait_until(lambda: link not in {name for _, name in socket.if_nameindex()}, f"{link} is gone")
 
     def reboot(self, meanwhile: Callable[[], object] = lambda: None) -> None:
         """As its administrator would; `meanwhile` is called while it is down."""
@@ -143,7 +148,9 @@ class Machine:
             check=False,
             stdin=subprocess.DEVNULL,
         )
-        assert not check or done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
+        if check and done.returncode != 0:
+            journal = self.journal("--lines=30")
+            raise AssertionError(f"{self.name}: {command}: {done.returncode}\n{done.stdout}{done.stderr}\n{journal}")
         return done
 
     def inside(self, *command: str) -> list[str]:
@@ -156,7 +163,7 @@ class Machine:
         return self.run("systemctl", "show", "--value", f"--property={name}", unit).stdout.strip()
 
     def journal(self, *match: str) -> str:
-        return self.run("journalctl", "--no-pager", "--quiet", "-o", "cat", *match).stdout
+        return self.run("journalctl", "--no-pager", "--quiet", "-o", "cat", *match, check=False).stdout
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from rondevu_client import Daemon
 
 
 async def main() -> None:
-    async with Daemon(client="receiver") as daemon:
+    async with Daemon(client="receiver", request_timeout=300) as daemon:
 
         async def take(channel, connection_id):
             async for message in channel:
