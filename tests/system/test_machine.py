@@ -26,9 +26,9 @@ CONFIG = """
 [reconnect]
 backoff_max = 2
 [[connection]]
-name = "to-alice"
+name = "alice-chat"
 username = "alice"
-fqn = "com.example.test@1.0.0"
+fqn = "com.example.chat@1.0.0"
 channels = ["main"]
 """
 MACHINES_CONFIG = CONFIG + "[rendezvous]\nenabled = true\n"
@@ -80,7 +80,7 @@ def test_what_is_installed_can_be_taken_away_again(lintian):
     root = overlay(ROOT / "build/deb/root", given("SPACE") / "installed")
     environ = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PREFIX": "/usr", "DESTDIR": str(root)}
     subprocess.run(["bash", ROOT / "installation/install", "uninstall"], env=environ, check=True, timeout=120)
-    assert not [path for path in root.rglob("*") if not path.is_dir()]
+    assert not list(root.iterdir())
 
 
 def test_the_package_installs_and_the_service_starts(machine, package):
@@ -112,7 +112,7 @@ def test_keys_and_configuration_of_the_administrator_are_taken(machine):
     machine.run("systemctl", "daemon-reload")
     machine.run("systemctl", "restart", "rondevud")
     assert "carol" in machine.run("rondevuctl", "key", "list").stdout
-    assert "to-alice" in machine.run("rondevuctl", "connections").stdout
+    assert "alice-chat" in machine.run("rondevuctl", "connections").stdout
 
 
 def test_who_comes_while_the_daemon_is_stopped_starts_it(machine):
@@ -147,7 +147,7 @@ def test_nothing_is_lost_under_load(machine, load, do):
 
 
 def test_the_journal_has_fields_to_look_for(machine):
-    lines = machine.run("journalctl", "-o", "json", "RONDEVU_CONNECTION=to-alice", "RONDEVU_EVENT=connected").stdout
+    lines = machine.run("journalctl", "-o", "json", "RONDEVU_CONNECTION=alice-chat", "RONDEVU_EVENT=connected").stdout
     found = [json.loads(line) for line in lines.splitlines()]
     assert found
     assert {(line["SYSLOG_IDENTIFIER"], line["PRIORITY"]) for line in found} == {("rondevud", "6")}
@@ -194,9 +194,9 @@ mkdir -p ~/.config/rondevud
 cat >~/.config/rondevud/config.toml <<'END'
 {USERS_CONFIG}END
 systemctl --user enable --now rondevud
-rondevuctl expose alice com.example.test@1.0.0
-rondevuctl wait to-alice connected --timeout 100
-rondevuctl send to-alice main hello --wait acknowledged
+rondevuctl expose alice com.example.chat@1.0.0
+rondevuctl wait alice-chat connected --timeout 100
+rondevuctl send alice-chat main hello --wait acknowledged
 exec 3< <(exec timeout 100 {PYTHON} /srv/programs/receiver.py)
 receiver=$!
 read -r line <&3

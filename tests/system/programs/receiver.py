@@ -12,7 +12,7 @@ async def main() -> None:
             async for message in channel:
                 print("got", message.data, message.id, flush=True)
 
-        service = await daemon.expose_service("alice", "com.example.test@1.0.0", handler=take)
+        service = await daemon.expose_service("alice", "com.example.chat@1.0.0", handler=take)
         await service.wait_closed()
 
 
