@@ -47,7 +47,7 @@ format: $(VENV)/.installed-dev ## put the source into shape
 	$(VENV)/bin/ruff format .
 
 soak: $(VENV)/.installed-dev ## the long tests: days; TESTS=… names some of them
-	RONDEVUD_LINK_EXAMPLES=$${RONDEVUD_LINK_EXAMPLES:-50000} $(VENV)/bin/python -m pytest -m soak $(TESTS)
+	RONDEVUD_LINK_EXAMPLES=$${RONDEVUD_LINK_EXAMPLES:-50000} $(VENV)/bin/python -m pytest -m 'soak and not system' $(TESTS)
 
 install: ## a service of this machine: programs, units, manual pages
 	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' SYSCONFDIR='$(SYSCONFDIR)' PYTHON='$(PYTHON)' bash installation/install
