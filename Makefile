@@ -33,9 +33,10 @@ venv: $(VENV)/.installed-dev ## the virtual environment, with all that developme
 test: $(VENV)/.installed-dev ## all tests but the long ones
 	$(VENV)/bin/python -m pytest -q -n $(JOBS) --dist load --maxschedchunk 1 -m '$(MARKS)' $(TESTS)
 
-test-system: $(VENV)/.installed-dev ## as root: the Debian package on a machine of its own, in a container
-	@bash installation/test-needs
-	$(VENV)/bin/python -m pytest -q -n 0 -x -m system tests/system
+test-system: MARKS = system and not soak
+test-system: TESTS = tests/system
+test-system: $(VENV)/.installed-dev ## as root: the Debian package on machines of its own, in containers; MARKS=system: all
+	@exec bash tests/system/run $(VENV)/bin/python -q -n 0 --durations=10 -m '$(MARKS)' $(TESTS)
 
 lint: $(VENV)/.installed-dev ## style and types
 	$(VENV)/bin/ruff check .
@@ -47,7 +48,7 @@ format: $(VENV)/.installed-dev ## put the source into shape
 	$(VENV)/bin/ruff format .
 
 soak: $(VENV)/.installed-dev ## the long tests: days; TESTS=… names some of them
-	RONDEVUD_LINK_EXAMPLES=$${RONDEVUD_LINK_EXAMPLES:-50000} $(VENV)/bin/python -m pytest -m soak $(TESTS)
+	RONDEVUD_LINK_EXAMPLES=$${RONDEVUD_LINK_EXAMPLES:-50000} $(VENV)/bin/python -m pytest -m 'soak and not system' $(TESTS)
 
 install: ## a service of this machine: programs, units, manual pages
 	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' SYSCONFDIR='$(SYSCONFDIR)' PYTHON='$(PYTHON)' bash installation/install

@@ -26,6 +26,7 @@ def dump(path: Path) -> dict[str, dict[str, Any]]:
     """
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
         connection.row_factory = sqlite3.Row
+        connection.execute("BEGIN")  # one view of it all: the daemon may be writing
         channels = connection.execute("SELECT * FROM channels ORDER BY id").fetchall()
         return {row["label"]: _channel(connection, row) for row in channels}
 

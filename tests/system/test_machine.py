@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import json
 import os
 import re
 import shutil
+import sqlite3
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -13,44 +16,35 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.machine import ROOT, Machine, boot, wait_until
+from tests.system.load import PYTHON, Load
+from tests.system.machine import ROOT, Machine, given, overlay, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
-PROGRAMS = Path(__file__).parent / "programs"
-PYTHON = "/usr/lib/rondevud/bin/python"
 NEXT_VERSION = "99.0.0"
 CONFIG = """
-[rendezvous]
-enabled = true
 [reconnect]
 backoff_max = 2
 [[connection]]
-name = "to-alice"
+name = "alice-chat"
 username = "alice"
-fqn = "com.example.test@1.0.0"
+fqn = "com.example.chat@1.0.0"
 channels = ["main"]
 """
+MACHINES_CONFIG = CONFIG + "[rendezvous]\nenabled = true\n"
+OLD_STORE = ROOT / "tests/data/store-version-1.sqlite3.gz"
+USERS_CONFIG = CONFIG + '[rendezvous]\nenabled = true\nlisten = "127.0.0.1:3100"\n'
+NO_INTERNET = "[Service]\nRestrictAddressFamilies=\nRestrictAddressFamilies=AF_UNIX AF_NETLINK\n"
+NEVER_READY = "[Service]\nExecStartPre=sleep 900\n"
+DROP_INS = "etc/systemd/system/rondevud.service.d"
 WATCHDOG = "[Service]\nWatchdogSec=3\n"
 EXPOSURE = "15"
 """Tenths."""
 
 
 @pytest.fixture(scope="module")
-def package():
-    environ = {**os.environ, "COMPRESSOR": "gzip"}
-    done = subprocess.run(
-        ["bash", "installation/deb"], cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True, check=True, timeout=590
-    )
-    return ROOT / done.stdout.strip().splitlines()[-1]
-
-
-@pytest.fixture(scope="module")
-def machine(package, tmp_path_factory) -> Iterator[Machine]:
-    with boot(tmp_path_factory.mktemp("machine")) as machine:
-        shutil.copy(package, machine.root / "srv/rondevud.deb")
-        shutil.copytree(PROGRAMS, machine.root / "srv/programs")
-        yield machine
+def machine(alice):
+    return alice
 
 
 def main_pid(machine: Machine) -> str:
@@ -59,51 +53,17 @@ def main_pid(machine: Machine) -> str:
     return pid
 
 
-class Load:
-    """A program that sends without a pause, and one that takes, both at the daemon of the machine."""
-
-    def __init__(self, machine: Machine, directory: Path) -> None:
-        self.machine = machine
-        self._stop = machine.root / "srv/stop"
-        self._stop.unlink(missing_ok=True)
-        self._logs = {name: directory / name for name in ("receiver", "sender")}
-        self._programs = {
-            name: self._start(name, *arguments) for name, arguments in (("receiver", []), ("sender", ["/srv/stop"]))
-        }
-
-    def _start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
-        command = self.machine.inside(PYTHON, f"/srv/programs/{name}.py", *arguments)
-        with self._logs[name].open("wb") as log:
-            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
-
-    def received(self) -> list[int]:
-        """Each message once: what came again has the id it had."""
-        ids = {}
-        for line in self._logs["receiver"].read_text().splitlines():
-            match line.split():
-                case ["got", number, name]:
-                    ids.setdefault(name, int(number))
-        return list(ids.values())
-
-    def until_more_comes(self) -> None:
-        before = len(self.received())
-        wait_until(lambda: len(self.received()) >= before + 50, f"more than {before} messages come; {self.tell()}")
-
-    def tell(self) -> str:
-        return "".join(f"\n{name}: {log.read_text()[-1500:]}" for name, log in self._logs.items())
-
-    def settle(self) -> None:
-        """Send no more; everything that was accepted has come once and in order."""
-        self._stop.touch()
-        assert self._programs["sender"].wait(120) == 0, self.tell()
-        sent = int(self._logs["sender"].read_text().split()[-1])
-        wait_until(lambda: len(self.received()) >= sent, f"all {sent} messages come")
-        assert self.received() == list(range(sent))
-
-    def close(self) -> None:
-        for program in self._programs.values():
-            program.kill()
-            program.wait(30)
+@contextlib.contextmanager
+def drop_in(machine: Machine, name: str, text: str) -> Iterator[None]:
+    """What an administrator adds to the unit, until the end of the block."""
+    path = machine.root / DROP_INS / f"{name}.conf"
+    path.write_text(text)
+    machine.run("systemctl", "daemon-reload")
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        machine.run("systemctl", "daemon-reload")
 
 
 @pytest.fixture
@@ -116,15 +76,15 @@ def load(machine, tmp_path):
         load.close()
 
 
-def test_what_is_installed_can_be_taken_away_again(package, tmp_path):
-    subprocess.run(["cp", "-a", ROOT / "build/deb/root", tmp_path / "root"], check=True, timeout=120)
-    environ = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PREFIX": "/usr", "DESTDIR": str(tmp_path / "root")}
+def test_what_is_installed_can_be_taken_away_again(lintian):
+    root = overlay(ROOT / "build/deb/root", given("SPACE") / "installed")
+    environ = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PREFIX": "/usr", "DESTDIR": str(root)}
     subprocess.run(["bash", ROOT / "installation/install", "uninstall"], env=environ, check=True, timeout=120)
-    assert not [path for path in (tmp_path / "root").rglob("*") if not path.is_dir()]
+    assert not list(root.iterdir())
 
 
-def test_the_package_installs_and_the_service_starts(machine):
-    machine.run("dpkg", "--install", "/srv/rondevud.deb")
+def test_the_package_installs_and_the_service_starts(machine, package):
+    machine.run("dpkg", "--install", f"/srv/{package.name}")
     for unit in ("rondevud.socket", "rondevud.service"):
         assert machine.run("systemctl", "is-active", unit).stdout.strip() == "active"
         assert machine.run("systemctl", "is-enabled", unit).stdout.strip() == "enabled"
@@ -145,14 +105,14 @@ def test_the_running_service_is_exposed_as_little_as_promised(machine):
 
 
 def test_keys_and_configuration_of_the_administrator_are_taken(machine):
-    (machine.root / "etc/rondevud/config.toml").write_text(CONFIG)
+    (machine.root / "etc/rondevud/config.toml").write_text(MACHINES_CONFIG)
     (machine.root / "etc/rondevud/keys/carol.key").write_text("AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=\n")
-    (machine.root / "etc/systemd/system/rondevud.service.d").mkdir()
-    (machine.root / "etc/systemd/system/rondevud.service.d/watchdog.conf").write_text(WATCHDOG)
+    (machine.root / DROP_INS).mkdir()
+    (machine.root / DROP_INS / "watchdog.conf").write_text(WATCHDOG)
     machine.run("systemctl", "daemon-reload")
     machine.run("systemctl", "restart", "rondevud")
     assert "carol" in machine.run("rondevuctl", "key", "list").stdout
-    assert "to-alice" in machine.run("rondevuctl", "connections").stdout
+    assert "alice-chat" in machine.run("rondevuctl", "connections").stdout
 
 
 def test_who_comes_while_the_daemon_is_stopped_starts_it(machine):
@@ -187,7 +147,7 @@ def test_nothing_is_lost_under_load(machine, load, do):
 
 
 def test_the_journal_has_fields_to_look_for(machine):
-    lines = machine.run("journalctl", "-o", "json", "RONDEVU_CONNECTION=to-alice", "RONDEVU_EVENT=connected").stdout
+    lines = machine.run("journalctl", "-o", "json", "RONDEVU_CONNECTION=alice-chat", "RONDEVU_EVENT=connected").stdout
     found = [json.loads(line) for line in lines.splitlines()]
     assert found
     assert {(line["SYSLOG_IDENTIFIER"], line["PRIORITY"]) for line in found} == {("rondevud", "6")}
@@ -200,7 +160,7 @@ def test_the_status_line_says_what_there_is(machine):
 
 def test_a_reload_takes_over_what_changed_and_fails_for_a_bad_file(machine):
     path, before = machine.root / "etc/rondevud/config.toml", main_pid(machine)
-    path.write_text(CONFIG + '[[service]]\nusername = "carol"\nfqn = "com.example.new@1.0.0"\n')
+    path.write_text(MACHINES_CONFIG + '[[service]]\nusername = "carol"\nfqn = "com.example.new@1.0.0"\n')
     machine.run("systemctl", "reload", "rondevud")
     assert "com.example.new@1.0.0" in machine.run("rondevuctl", "services").stdout
     path.write_text("nonsense = 1\n")
@@ -208,7 +168,7 @@ def test_a_reload_takes_over_what_changed_and_fails_for_a_bad_file(machine):
     assert "unknown key" in machine.journal("RONDEVU_EVENT=reload_failed")
     assert machine.property("ActiveState") == "active"
     assert main_pid(machine) == before
-    path.write_text(CONFIG)
+    path.write_text(MACHINES_CONFIG)
 
 
 def test_it_stops_in_order_and_within_its_time(machine):
@@ -216,6 +176,50 @@ def test_it_stops_in_order_and_within_its_time(machine):
     assert (machine.property("Result"), machine.property("ExecMainStatus")) == ("success", "0")
     assert machine.run("systemctl", "is-active", "rondevud.socket").stdout.strip() == "active"
     machine.run("systemctl", "start", "rondevud.service")
+
+
+def test_a_drop_in_that_forbids_what_it_needs_is_named(machine):
+    with drop_in(machine, "families", NO_INTERNET):
+        assert machine.run("systemctl", "restart", "rondevud", check=False).returncode != 0
+    said = machine.journal("--unit=rondevud.service")
+    assert "the self-test failed" in said
+    assert "sockets of the family AF_INET are denied" in said
+    assert "RestrictAddressFamilies= must have it" in said
+    machine.run("systemctl", "restart", "rondevud")
+
+
+MESSAGE_OF_A_USER = f"""
+set -e
+mkdir -p ~/.config/rondevud
+cat >~/.config/rondevud/config.toml <<'END'
+{USERS_CONFIG}END
+systemctl --user enable --now rondevud
+rondevuctl expose alice com.example.chat@1.0.0
+rondevuctl wait alice-chat connected --timeout 100
+rondevuctl send alice-chat main hello --wait acknowledged
+exec 3< <(exec timeout 100 {PYTHON} /srv/programs/receiver.py)
+receiver=$!
+read -r line <&3
+kill $receiver
+echo "$line"
+systemctl --user is-active rondevud.socket rondevud.service
+stat -c "%U %a %n" "$XDG_RUNTIME_DIR/rondevud.sock" ~/.local/state/rondevud/rondevud.sqlite3
+systemctl --user disable --now rondevud.socket rondevud.service
+"""
+
+
+def test_a_user_has_a_daemon_of_their_own(machine):
+    machine.run("useradd", "--create-home", "--shell=/bin/bash", "eve")
+    uid = machine.run("id", "-u", "eve").stdout.strip()
+    machine.run("loginctl", "enable-linger", "eve")
+    wait_until(lambda: machine.property("ActiveState", f"user@{uid}.service") == "active", "eve's manager runs")
+    login = ["systemd-run", "--quiet", "--pipe", "--wait", "--uid=eve", "--property=PAMName=login"]
+    said = machine.run(*login, "bash", "-lc", MESSAGE_OF_A_USER, timeout=300).stdout
+    assert "got hello " in said
+    assert "active\nactive\n" in said
+    assert f"eve 600 /run/user/{uid}/rondevud.sock" in said
+    assert "eve 600 /home/eve/.local/state/rondevud/rondevud.sqlite3" in said
+    machine.run("loginctl", "disable-linger", "eve")
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +248,38 @@ def test_an_upgrade_under_load_loses_nothing(machine, next_package, load):
     assert json.loads(machine.run("rondevuctl", "--json", "status").stdout)["version"] == NEXT_VERSION
     load.until_more_comes()
     load.settle()
-    assert (machine.root / "etc/rondevud/config.toml").read_text() == CONFIG
+    assert (machine.root / "etc/rondevud/config.toml").read_text() == MACHINES_CONFIG
+
+
+def dump(path: Path) -> list[str]:
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True)) as store:
+        return list(store.iterdump())
+
+
+def test_an_upgrade_under_load_takes_over_an_old_store(machine, next_package, tmp_path):
+    """Programs wait at the socket already while the package is unpacked and its daemon changes the store."""
+    machine.run("systemctl", "stop", "rondevud.service", "rondevud.socket")
+    state = machine.root / "var/lib/rondevud"
+    owner = state.stat()
+    old = tmp_path / "old.sqlite3"
+    old.write_bytes(gzip.decompress(OLD_STORE.read_bytes()))
+    for path in state.iterdir():
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+    store = state / "rondevud.sqlite3"
+    shutil.copy(old, store)
+    os.chown(store, owner.st_uid, owner.st_gid)
+    with drop_in(machine, "wait", NEVER_READY):
+        machine.run("systemctl", "start", "rondevud.socket")
+        load = Load(machine, tmp_path)
+        try:
+            wait_until(lambda: machine.property("ActiveState") == "activating", "a program has woken the service")
+            (machine.root / DROP_INS / "wait.conf").unlink()
+            machine.run("dpkg", "--install", next_package)
+            load.until_more_comes()
+            load.settle()
+        finally:
+            load.close()
+    assert dump(state / "rondevud.sqlite3.version-1") == dump(old)
 
 
 def test_removing_keeps_the_state_and_purging_leaves_nothing(machine):
@@ -257,9 +292,3 @@ def test_removing_keeps_the_state_and_purging_leaves_nothing(machine):
     assert not (machine.root / "var/lib/rondevud").exists()
     assert [path.name for path in (machine.root / "etc/rondevud").rglob("*")] == ["keys", "carol.key"]
     assert machine.run("systemctl", "list-unit-files", "rondevud*", "--no-legend", check=False).stdout == ""
-
-
-def test_lintian_finds_no_errors(package):
-    command = ["lintian", "--allow-root", "--fail-on=error", str(package)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr

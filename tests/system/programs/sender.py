@@ -9,8 +9,8 @@ from rondevu_client import Daemon
 
 async def main(stop: Path) -> None:
     number = 0
-    async with Daemon(client="sender") as daemon:
-        channel = await daemon.attach("to-alice", "main")
+    async with Daemon(client="sender", request_timeout=300) as daemon:
+        channel = await daemon.attach("alice-chat", "main")
         while not stop.exists():
             await channel.send(str(number))
             number += 1
