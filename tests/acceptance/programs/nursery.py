@@ -7,6 +7,7 @@ process has ended, ``dead PID CODE`` (a negative number is a signal). When the o
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib
 import json
@@ -32,12 +33,16 @@ LOADED = (
     "rondevud.rendezvous.app",
     "rondevud.rendezvous.storage",
 )
+PR_SET_PDEATHSIG = 1
+"""prctl(2): the signal for a process whose parent has died, also for a stopped one."""
+
 LARGEST = 262_144
 """Bytes of a request: an environment is some 4 KiB."""
 
 
 def become(arguments: list[str], env: dict[str, str], descriptors: list[int]) -> NoReturn:
     """What a fresh interpreter with these arguments would be, from here on."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
     os.closerange(3, 256)
