@@ -396,10 +396,10 @@ class Exchange:
             group.create_task(send_stream(self.far, "back", self.count))
 
 
-async def take(channel: Any, count: int) -> list[Any]:
+async def take(channel: Any, count: int, within: float = PATIENCE) -> list[Any]:
     """The next messages, acknowledged."""
     messages: list[Any] = []
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(within):
         while len(messages) < count:
             messages.append(await anext(channel))
     await messages[-1].ack()
