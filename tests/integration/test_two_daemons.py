@@ -114,7 +114,9 @@ async def test_the_largest_message_passes_and_one_byte_more_is_refused(pair):
         await pair.near.send(largest + b"x")
     assert rejected.value.code == "too_large"
     sending = asyncio.ensure_future(pair.near.send(largest))
-    (message,) = await take(pair.far, 1, within=6 * PATIENCE)  # eight seconds of work, where there is nothing else to do
+    (message,) = await take(
+        pair.far, 1, within=6 * PATIENCE
+    )  # eight seconds of work, where there is nothing else to do
     assert message.data == largest
     await sending
 
