@@ -21,7 +21,7 @@ from rondevud.durable.closing import Drain, store_end
 from rondevud.durable.dialling import DialError, Dialler, dial_error
 from rondevud.durable.effects import LinkDown, LinkUp, Recovered, SessionFailed, Suspect
 from rondevud.durable.frames import GoodbyeCode
-from rondevud.durable.link import LinkSettings
+from rondevud.durable.link import GOODBYES_OVER, LinkSettings
 from rondevud.durable.ports import Configure
 from rondevud.durable.session import DurableSession, Environment
 from rondevud.durable.settings import ConnectionSettings, PeerChoice
@@ -237,7 +237,7 @@ class DurableConnection:
 
     async def _let_go(self) -> None:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(2.0):
+            async with asyncio.timeout(GOODBYES_OVER):
                 await self.session.goodbyes_said()
         self.session.stop()
         await self._discards.finished(5.0)

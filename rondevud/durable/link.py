@@ -70,7 +70,15 @@ PINGS_UNANSWERED = 4
 timer ends. Silences over 4 s on an idle link with 5 % loss fell from one an hour to none in 20 hours (simulated)."""
 
 GOODBYE_TIMEOUT = 1.0
-"""Seconds to wait for the answer to a goodbye: aiortc never transmits what was sent right before ``close()``."""
+"""Seconds of silence for which the answer to a goodbye is waited for: aiortc never transmits what was sent right before
+``close()``."""
+
+GOODBYE_MOST = 5.0
+"""Seconds that it is waited for at most. While the peer is heard, the goodbye is on its way behind what was sent before it:
+256 KiB take more than two seconds at 100 KB/s."""
+
+GOODBYES_OVER = GOODBYE_MOST + 1.0
+"""Seconds after which no goodbye is under way any more."""
 
 LATE = 1.0
 """Seconds by which a timer may fire late before that time counts as one in which this process did not run."""
@@ -117,6 +125,8 @@ class _Link:
     peer_heartbeat: float = 1.0
     """Seconds after which the peer says something."""
     deadline: float | None = None
+    parted: float = 0.0
+    """When goodbye was said."""
     heard: float = 0.0
     said: float = 0.0
     silent: bool = False
@@ -294,13 +304,16 @@ class Session:
     def _supersede(self, link: _Link) -> None:
         self._effects.append(LinkDown(link.key, False, GoodbyeCode.SUPERSEDED, "a newer link took over"))
         link.enter(LinkState.OLD)
-        self._transmit(link, frames.encode(frames.Goodbye(GoodbyeCode.SUPERSEDED, "a newer link took over")))
-        link.deadline = self._now + GOODBYE_TIMEOUT
+        self._part(link, GoodbyeCode.SUPERSEDED, "a newer link took over")
 
     def _goodbye(self, link: _Link, code: GoodbyeCode, reason: str) -> None:
-        self._transmit(link, frames.encode(frames.Goodbye(code, reason[:500])))
+        self._part(link, code, reason[:500])
         self._end(link, code, reason)
         link.enter(LinkState.CLOSING)
+
+    def _part(self, link: _Link, code: GoodbyeCode, reason: str) -> None:
+        self._transmit(link, frames.encode(frames.Goodbye(code, reason)))
+        link.parted = self._now
         link.deadline = self._now + GOODBYE_TIMEOUT
 
     def _end(self, link: _Link, code: str, reason: str) -> None:
@@ -513,12 +526,17 @@ class Session:
         self._wake, self._woke = None, self._now
         for link in self._links.values():
             link.heard = min(self._now, link.heard + seconds)
+            link.parted += seconds
             if link.deadline is not None:
                 link.deadline += seconds
 
     def _overdue(self, link: _Link) -> None:
         if link.state is LinkState.GREETING:
             self._goodbye(link, GoodbyeCode.TIMEOUT, "no welcome in time")
+            return
+        patience = min(link.heard + GOODBYE_TIMEOUT, link.parted + GOODBYE_MOST)
+        if self._now < patience:
+            link.deadline = patience
         else:
             self._close(link)
 

@@ -20,7 +20,7 @@ from rondevud.backoff import Trouble, delays
 from rondevud.durable.closing import Drain, store_end
 from rondevud.durable.effects import LinkDown, LinkUp, Recovered, SessionFailed, Suspect
 from rondevud.durable.frames import GoodbyeCode, Refuse, RefuseCode
-from rondevud.durable.link import GOODBYE_TIMEOUT, LinkSettings
+from rondevud.durable.link import GOODBYES_OVER, LinkSettings
 from rondevud.durable.ports import Configure
 from rondevud.durable.session import DurableSession, Environment
 from rondevud.durable.settings import PeerChoice, ServiceSettings
@@ -297,7 +297,7 @@ class Visits(Mapping[str, Visit]):
         """Wait until the goodbyes are said, then stop the sessions; what waits in them can still be read."""
         sessions = [visit.session for visit in self._visits.values()]
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(2 * GOODBYE_TIMEOUT):
+            async with asyncio.timeout(GOODBYES_OVER):
                 await asyncio.gather(*(session.goodbyes_said() for session in sessions))
         for session in sessions:
             session.stop()
@@ -362,7 +362,7 @@ class Visits(Mapping[str, Visit]):
 
     async def _goodbyes_said(self, session: DurableSession) -> None:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(2 * GOODBYE_TIMEOUT):
+            async with asyncio.timeout(GOODBYES_OVER):
                 await session.goodbyes_said()
 
     # --- absence ---------------------------------------------------------------------------------------------------

@@ -363,6 +363,30 @@ class TestGoodbye:
         pass_time(world, 0.5, "c")
         assert events(world, "c", CloseLink) == [CloseLink(1)]
 
+    def test_the_answer_to_a_goodbye_is_waited_for_while_the_peer_is_heard_but_not_for_ever(self):
+        world = joined()
+        session = world.nodes["c"].session()
+        session.say_goodbye(GoodbyeCode.RESTARTING, "", world.now)
+        world.nodes["c"].carry_out(session)
+        for _ in range(6):
+            pass_time(world, 0.75, "c", step=0.25)
+            assert not events(world, "c", CloseLink)
+            session.receive(1, frames.encode(Pong(1)), world.now)
+        pass_time(world, 0.5, "c")
+        assert events(world, "c", CloseLink) == [CloseLink(1)]
+
+    def test_of_a_peer_that_falls_silent_after_a_goodbye_a_second_is_waited_for_more(self):
+        world = joined()
+        session = world.nodes["c"].session()
+        session.say_goodbye(GoodbyeCode.RESTARTING, "", world.now)
+        world.nodes["c"].carry_out(session)
+        pass_time(world, 0.75, "c", step=0.25)
+        session.receive(1, frames.encode(Pong(1)), world.now)
+        pass_time(world, 0.75, "c", step=0.25)
+        assert not events(world, "c", CloseLink)
+        pass_time(world, 0.25, "c", step=0.25)
+        assert events(world, "c", CloseLink) == [CloseLink(1)]
+
     def test_broken_frame_ends_the_link_and_not_the_session(self):
         world = joined()
         session = world.nodes["s"].session()

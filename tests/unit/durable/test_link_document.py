@@ -192,6 +192,7 @@ def test_limits_are_those_of_the_code():
         "hello": link.HELLO_TIMEOUT,
         "connecting": greeting.CONNECTING,
         "goodbye": link.GOODBYE_TIMEOUT,
+        "goodbye at most": link.GOODBYE_MOST,
         "suspect": link.SUSPECT_AFTER,
         "dead": link.DEAD_AFTER,
         "slowest heartbeat": link.HEARTBEAT_MOST,
