@@ -15,7 +15,7 @@ from rondevud.errors import ConfigError, SignallingUnreachable, StoreFailed, Tra
 from rondevud.records import CreateChannel, ForgetProducers, LoadSessions, SaveDeclaration, SaveSession
 from tests.integration.daemons import FQN, PATIENCE, SCALE, SERVICE, Pair, exchange_few, take, watch
 
-pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(120 * SCALE)]
+pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(120 * SCALE), pytest.mark.once]
 
 
 # --- declarations ----------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ from tests.integration.mixed import (
     visit,
 )
 
-pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(120 * SCALE)]
+pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(120 * SCALE), pytest.mark.once]
 
 
 @pytest.fixture
