@@ -43,6 +43,7 @@ from rondevud.durable.link import (
     NOTHING_HEARD,
     PINGS_UNANSWERED,
     LinkSettings,
+    Session,
 )
 from rondevud.durable.outgoing import LOADED_BYTES, LOADED_MESSAGES, Direction, VerdictKind
 from rondevud.errors import StoreConflict
@@ -341,6 +342,15 @@ class TestSeveralLinks:
         assert not events(world, "c", SessionFailed)
 
 
+def parting() -> tuple[World, Session]:
+    """The connecting side has said goodbye, and has no answer yet."""
+    world = joined()
+    session = world.nodes["c"].session()
+    session.say_goodbye(GoodbyeCode.RESTARTING, "", world.now)
+    world.nodes["c"].carry_out(session)
+    return world, session
+
+
 class TestGoodbye:
     def test_goodbye_is_answered_and_then_both_close(self):
         world = joined()
@@ -354,20 +364,14 @@ class TestGoodbye:
         assert events(world, "c", CloseLink) == [CloseLink(1)]
 
     def test_goodbye_without_answer_closes_after_a_second(self):
-        world = joined()
-        session = world.nodes["c"].session()
-        session.say_goodbye(GoodbyeCode.RESTARTING, "", world.now)
-        world.nodes["c"].carry_out(session)
+        world, _ = parting()
         pass_time(world, 0.5, "c")
         assert not events(world, "c", CloseLink)
         pass_time(world, 0.5, "c")
         assert events(world, "c", CloseLink) == [CloseLink(1)]
 
     def test_the_answer_to_a_goodbye_is_waited_for_while_the_peer_is_heard_but_not_for_ever(self):
-        world = joined()
-        session = world.nodes["c"].session()
-        session.say_goodbye(GoodbyeCode.RESTARTING, "", world.now)
-        world.nodes["c"].carry_out(session)
+        world, session = parting()
         for _ in range(6):
             pass_time(world, 0.75, "c", step=0.25)
             assert not events(world, "c", CloseLink)
@@ -376,10 +380,7 @@ class TestGoodbye:
         assert events(world, "c", CloseLink) == [CloseLink(1)]
 
     def test_of_a_peer_that_falls_silent_after_a_goodbye_a_second_is_waited_for_more(self):
-        world = joined()
-        session = world.nodes["c"].session()
-        session.say_goodbye(GoodbyeCode.RESTARTING, "", world.now)
-        world.nodes["c"].carry_out(session)
+        world, session = parting()
         pass_time(world, 0.75, "c", step=0.25)
         session.receive(1, frames.encode(Pong(1)), world.now)
         pass_time(world, 0.75, "c", step=0.25)
