@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rondevud.errors import TransportError
 from rondevud.transport import ice
-from rondevud.transport.aiortc_channel import AiortcDataChannel, Utf8Label, check_channel, nothing
+from rondevud.transport.aiortc_channel import AiortcDataChannel, Utf8Label
 from rondevud.transport.base import (
     RELIABLE,
     CandidatePair,
@@ -21,6 +21,7 @@ from rondevud.transport.base import (
     IceCandidates,
     IceServers,
 )
+from rondevud.transport.channels import check_channel, nothing
 from rondevud.transport.sdp import MAX_CANDIDATES, Candidate, Kind, check_description, parse_candidate
 
 if TYPE_CHECKING:

@@ -6,10 +6,11 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rondevud.errors import TransportError
-from rondevud.transport.base import MAX_LABEL, MAX_RELIABILITY, ChannelOptions, ChannelState, Message
+from rondevud.transport.base import ChannelOptions, ChannelState, Message
+from rondevud.transport.channels import nothing
 
 if TYPE_CHECKING:
     from aiortc import RTCDataChannel
@@ -32,10 +33,6 @@ class Utf8Label(str):
 
     def __len__(self) -> int:
         return len(self.encode())
-
-
-def nothing(*_: Any) -> None:
-    """Stand in for a handler that nobody has set."""
 
 
 class AiortcDataChannel:
@@ -165,19 +162,3 @@ class AiortcDataChannel:
     def _closed_by_engine(self) -> None:
         self._connection.check_association()  # when that has ended, the connection has, and this channel with it
         self.report_close()
-
-
-def check_channel(label: str, protocol: str, options: ChannelOptions) -> None:
-    """Raise `TransportError` for what cannot be opened."""
-    for what, text in (("label", label), ("protocol", protocol)):
-        try:
-            size = len(text.encode())
-        except UnicodeEncodeError as error:
-            raise TransportError(f"the {what} of a channel is not valid Unicode: {error.reason}") from error
-        if size > MAX_LABEL:
-            raise TransportError(f"the {what} of a channel has {size} bytes, at most {MAX_LABEL} are possible")
-    limits = [each for each in (options.max_retransmits, options.max_packet_life_time) if each is not None]
-    if len(limits) > 1:
-        raise TransportError("max_retransmits and max_packet_life_time cannot both be given")
-    if any(not 0 <= each <= MAX_RELIABILITY for each in limits):
-        raise TransportError(f"max_retransmits and max_packet_life_time must be from 0 to {MAX_RELIABILITY}")
