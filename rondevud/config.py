@@ -118,7 +118,8 @@ class IceServerConfig(Section):
 class TransportConfig(Section):
     """``[transport]``. No STUN server is asked unless `ice_servers` names one."""
 
-    engine: Annotated[Literal["auto", "aiortc"], BeforeValidator(values.without("libdatachannel"))] = "auto"
+    engine: Annotated[Literal["auto", "aiortc", "libdatachannel"], AfterValidator(values.installed)] = "auto"
+    """"auto": libdatachannel where it can be loaded, else aiortc."""
     ice_servers: tuple[Annotated[IceServerConfig, BeforeValidator(values.table_of("urls"))], ...] = ()
     port_range: Annotated[None, BeforeValidator(values.not_yet("a range of ports"))] = None
 

@@ -6,6 +6,7 @@ called (`rondevud.config_text.problem_of`).
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import re
@@ -57,6 +58,15 @@ def without(*values: str) -> Callable[[Any], Any]:
         return value
 
     return check
+
+
+def installed(engine: str) -> str:
+    """An engine whose library is there; aiortc always is."""
+    if engine == "libdatachannel" and importlib.util.find_spec(engine) is None:
+        raise ValueError(
+            '"libdatachannel" is not installed: it is the package libdatachannel-py, for Python 3.12 and later on Linux'
+        )
+    return engine
 
 
 def matching(pattern: str, expectation: str) -> Callable[[str], str]:

@@ -15,7 +15,7 @@ from rondevud import __version__, clock, logs, open_files, systemd
 from rondevud.care import Care
 from rondevud.config import Config
 from rondevud.durable.session import Environment
-from rondevud.errors import ConfigError, RequestError
+from rondevud.errors import ConfigError, RequestError, TransportError
 from rondevud.events import EventBus
 from rondevud.house import House
 from rondevud.ipc.server import Server
@@ -29,8 +29,8 @@ from rondevud.signalling.opening import open_signalling
 from rondevud.statedir import DATABASE, StateDirectory
 from rondevud.store.memory import MemoryStore
 from rondevud.store.sqlite import SqliteStore
-from rondevud.transport.aiortc import AiortcEngine
-from rondevud.transport.base import IceServer
+from rondevud.transport.base import Engine, IceServer
+from rondevud.transport.choice import make_engine
 from rondevud.transport.self_test import check_webrtc
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ async def run(
         stopping.set()
 
     if self_test:
-        await test_webrtc()
+        await test_webrtc(config.transport.engine)
     async with contextlib.AsyncExitStack() as stack:
         house = await start(stack, config, state_dir, socket, config_path, broken=give_up)
         reloads = asyncio.get_running_loop().create_task(_reload_loop(house, reload_wanted), name="reloads")
@@ -98,10 +98,10 @@ async def run(
         return code or int(broken.is_set())
 
 
-async def test_webrtc() -> None:
-    """Whether WebRTC works in this environment, without asking any server. Raises `SelfTestFailed`."""
+async def test_webrtc(name: str) -> None:
+    """Whether WebRTC works in this environment with that engine, without asking any server. Raises `SelfTestFailed`."""
     loop = asyncio.get_running_loop()
-    engine = AiortcEngine()
+    engine = make_engine(name)
     before = loop.get_exception_handler()
     _absorb_library_errors(loop, engine)
     try:
@@ -257,14 +257,20 @@ async def _open_signalling(
     return signalling
 
 
-def _make_engine(config: Config) -> AiortcEngine:
+def _make_engine(config: Config) -> Engine:
+    """Raises `ConfigError`."""
     servers = [
         IceServer(tuple(server.urls), server.username, server.credential) for server in config.transport.ice_servers
     ]
-    return AiortcEngine(servers)
+    try:
+        engine = make_engine(config.transport.engine, servers)
+    except TransportError as error:
+        raise ConfigError(f"transport: {error}") from error
+    logger.info("the WebRTC engine is %s", engine.name)
+    return engine
 
 
-def _absorb_library_errors(loop: asyncio.AbstractEventLoop, engine: AiortcEngine) -> None:
+def _absorb_library_errors(loop: asyncio.AbstractEventLoop, engine: Engine) -> None:
     """Exceptions of the WebRTC library's own background tasks are counted by the engine, not reported as ours."""
     ours = loop.get_exception_handler()
 

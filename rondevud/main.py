@@ -115,7 +115,8 @@ def run(
 
 
 @main.command("self-test", short_help="See whether WebRTC works in this environment.")
-def self_test() -> None:
+@click.option("--engine", type=click.Choice(["auto", "aiortc", "libdatachannel"]), default="auto", show_default=True)
+def self_test(engine: str) -> None:
     """See whether WebRTC works in this environment: two connections in this process, a message there and back.
 
     No server is asked and nothing is stored. Where a unit or container denies what is needed, stderr says what
@@ -124,7 +125,7 @@ def self_test() -> None:
     from rondevud import daemon, logs  # noqa: PLC0415
 
     logs.set_up("info")
-    _run_loop(daemon.test_webrtc())
+    _run_loop(daemon.test_webrtc(engine))
     click.echo("WebRTC works here")
 
 

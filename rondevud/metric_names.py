@@ -70,7 +70,10 @@ ENGINE_COUNTERS = {
         "early_messages_dropped",
         "forced_closes",
         "handler_errors",
+        "malformed_channels",
+        "malformed_messages",
         "messages_after_close",
+        "slow_closes",
         "tasks_left",
     )
 }

@@ -23,3 +23,12 @@ if HAS_WHEELS:
     ENGINES["libdatachannel"] = LibdatachannelEngine
 
 WANTED = os.environ.get("RONDEVUD_TEST_ENGINE", "auto")
+
+TRANSPORT = f'[transport]\nengine = "{WANTED}"\n'
+"""What the configuration of a daemon under test says of it."""
+
+
+def with_engine(config: str, name: str) -> str:
+    """A configuration that holds `TRANSPORT`, with that engine."""
+    assert TRANSPORT in config
+    return config.replace(TRANSPORT, f'[transport]\nengine = "{name}"\n')

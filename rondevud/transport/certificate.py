@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 from typing import NamedTuple
 
 from cryptography import x509
@@ -10,10 +10,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-VALID = datetime.timedelta(days=30)
+VALID = dt.timedelta(days=30)
 """As browsers do. The other side looks at the fingerprint only."""
 
-CLOCK_SKEW = datetime.timedelta(days=1)
+CLOCK_SKEW = dt.timedelta(days=1)
 
 
 class Certificate(NamedTuple):
@@ -27,7 +27,7 @@ def make_certificate() -> Certificate:
     """A certificate for ECDSA with P-256 and SHA-256; takes about a millisecond."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "WebRTC")])
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)

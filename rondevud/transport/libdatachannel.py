@@ -107,11 +107,14 @@ class Inbox:
 class LibdatachannelPeerConnection:
     """A `PeerConnection`. `_on_native_…` are called in threads of the library, everything else in the loop."""
 
-    def __init__(self, engine: LibdatachannelEngine, native: libdatachannel.PeerConnection, number: int) -> None:
+    def __init__(
+        self, engine: LibdatachannelEngine, native: libdatachannel.PeerConnection, inbox: Inbox, number: int
+    ) -> None:
         self.on_state: Callable[[ConnectionState], None] = nothing
         self.on_data_channel: Callable[[DataChannel], None] = nothing
         self._engine = engine
         self._native = native
+        self._inbox = inbox
         self._number = number
         self._state = ConnectionState.NEW
         self._channels: dict[LibdatachannelDataChannel, None] = {}
@@ -177,12 +180,12 @@ class LibdatachannelPeerConnection:
 
     def post(self, handler: Callable[..., None], *arguments: Any) -> None:
         """Have `handler` called in the loop. To be called in any thread."""
-        self._engine.inbox.put(handler, *arguments)
+        self._inbox.put(handler, *arguments)
 
     def count(self, what: str) -> None:
         self._engine.counters[what] += 1
 
-    def add(self, what: str, many: int) -> None:
+    def count_more(self, what: str, many: int) -> None:
         if many:
             self._engine.counters[what] += many
 
@@ -301,7 +304,7 @@ class LibdatachannelPeerConnection:
         import libdatachannel  # noqa: PLC0415
 
         description = check_description(text, kind)
-        self.add("candidates_ignored", description.ignored)
+        self.count_more("candidates_ignored", description.ignored)
         try:
             self._native.set_remote_description(libdatachannel.Description(description.text, kind))
         except Exception as error:
@@ -381,7 +384,7 @@ class LibdatachannelPeerConnection:
         try:
             close_native(self._native, self._native_channels)
         except Exception:
-            self.post(self.count, "close_errors")
+            self.post(lambda: self.count("close_errors"))
             logger.exception("%r: closing failed", self)
         finally:
             self._native_channels.clear()
@@ -412,25 +415,19 @@ class LibdatachannelEngine:
         self._inbox: Inbox | None = None
         self._threads: ThreadPoolExecutor | None = None
 
-    @property
-    def inbox(self) -> Inbox:
-        assert self._inbox is not None
-        return self._inbox
-
     def create_peer_connection(self) -> LibdatachannelPeerConnection:
         if self._closed:
             raise TransportError("the WebRTC engine is closed")
-        try:
-            import libdatachannel  # noqa: PLC0415
-        except ImportError as error:
-            raise TransportError(f"the WebRTC engine libdatachannel cannot be loaded: {error}") from error
+        require()
+        import libdatachannel  # noqa: PLC0415
+
         if self._inbox is None:
             self._inbox = Inbox(asyncio.get_running_loop())
         try:
             native = libdatachannel.PeerConnection(self._configure())
         except Exception as error:
             raise TransportError(f"the WebRTC engine libdatachannel made no connection: {error}") from error
-        connection = LibdatachannelPeerConnection(self, native, next(self._numbers))
+        connection = LibdatachannelPeerConnection(self, native, self._inbox, next(self._numbers))
         self._connections.add(connection)
         _open_natives.add(native)
         return connection
@@ -526,11 +523,22 @@ def _end() -> None:
 atexit.register(_end)
 
 
+def require() -> None:
+    """Raise `TransportError` where the library cannot be loaded."""
+    try:
+        import libdatachannel  # noqa: F401, PLC0415
+    except ImportError as error:
+        raise TransportError(
+            f"the WebRTC engine libdatachannel cannot be loaded ({error}): it needs the package libdatachannel-py, which "
+            "there is for Python 3.12 and later"
+        ) from error
+
+
 def is_available() -> bool:
     """Whether the library can be loaded here."""
     try:
-        import libdatachannel  # noqa: F401, PLC0415
-    except ImportError:
+        require()
+    except TransportError:
         return False
     return True
 

@@ -7,7 +7,7 @@ waiting, so nothing is lost to a slow loop, and memory is bounded. Nobody is tol
 from __future__ import annotations
 
 import asyncio
-import datetime
+import datetime as dt
 import logging
 from collections import deque
 from collections.abc import Callable
@@ -30,8 +30,8 @@ BATCH_BYTES = 512 * 1024
 
 WATCH_SHORT = 0.002
 WATCH_LONG = 0.02
-"""Seconds between two looks at a buffer that is to fall. Below it the library holds up to 1 MiB more, so that the network has
-work meanwhile."""
+"""Seconds between two looks at a buffer that is to fall. Below it the library holds up to 1 MiB more: the network has work
+meanwhile."""
 
 
 class LibdatachannelDataChannel:
@@ -138,7 +138,7 @@ class LibdatachannelDataChannel:
     def mute(self) -> None:
         """Deliver nothing from now on. What came is thrown away, else the library's threads would wait for a reader."""
         self._muted = self._ended = True
-        self._connection.add("messages_after_close", len(self._kept) + discard(self._native))
+        self._connection.count_more("messages_after_close", len(self._kept) + discard(self._native))
         self._kept.clear()
 
     def report_close(self) -> None:
@@ -213,7 +213,7 @@ class LibdatachannelDataChannel:
             try:
                 return self._native.receive()
             except UnicodeDecodeError:
-                self._connection.add("malformed_messages", 1)
+                self._connection.count_more("malformed_messages", 1)
 
     def _look_at_buffer(self) -> None:
         if self.buffered_amount > self._threshold:
@@ -256,5 +256,5 @@ def options_of(reliability: libdatachannel.Reliability) -> ChannelOptions:
     return ChannelOptions(
         not reliability.unordered,
         reliability.max_retransmits,
-        None if life_time is None else round(life_time / datetime.timedelta(milliseconds=1)),
+        None if life_time is None else round(life_time / dt.timedelta(milliseconds=1)),
     )

@@ -39,7 +39,7 @@ async def check_webrtc(engine: Engine, timeout: float = TIMEOUT) -> None:
     except (TransportError, TimeoutError, OSError, MemoryError) as error:
         what = f"nothing came through in {timeout:.0f} s" if isinstance(error, TimeoutError) else repr(error)
         raise SelfTestFailed(
-            "\n".join([f"the self-test failed: WebRTC does not work here: {what}", *advice()])
+            "\n".join([f"the self-test failed: WebRTC does not work here: {what}", *advice(engine.name)])
         ) from error
     finally:
         for connection in (near, far):
@@ -68,9 +68,11 @@ async def _pass_message(near: PeerConnection, far: PeerConnection) -> None:
     await back
 
 
-def advice() -> list[str]:
+def advice(engine: str) -> list[str]:
     """What is denied to this process of the things WebRTC needs, a line each; the usual suspects where nothing is found."""
-    found = [said for probe in (_memory, _sockets, _datagrams) for said in probe()]
+    # libdatachannel writes no machine code.
+    probes = (_memory, _sockets, _datagrams) if engine == "aiortc" else (_sockets, _datagrams)
+    found = [said for probe in probes for said in probe()]
     return found or [f"nothing that it needs is denied as such; look at the unit's {SUSPECTS}"]
 
 

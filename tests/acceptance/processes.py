@@ -23,6 +23,7 @@ import pytest
 from rondevu_client import Daemon as Client
 from tests.acceptance.nursery import PROGRAMS, QUICK, ROOT, Child, can_be_born, nursery
 from tests.acceptance.programs.content import digest, payload
+from tests.engines import TRANSPORT
 
 SCALE = float(os.environ.get("RONDEVUD_TIME_SCALE", "1"))
 """All waits of these tests grow by it on a slow machine."""
@@ -44,7 +45,9 @@ CONNECTION = "to-alice"
 SHOWN = 6_000
 """Bytes of each log that a failed test shows."""
 
-CONFIG = """
+CONFIG = (
+    TRANSPORT
+    + """
 [daemon]
 log_level = "info"
 [signalling]
@@ -52,6 +55,7 @@ url = "{url}"
 [reconnect]
 heartbeat = 0.25
 """
+)
 
 
 class Process:

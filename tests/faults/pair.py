@@ -11,11 +11,14 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from tests.acceptance.processes import CONNECTION, PATIENCE, Daemon, Stage
+from tests.engines import TRANSPORT
 from tests.faults.relay import Relay, SignallingProxy
 
 FQN = "com.example.test@1.0.0"
 
-CONFIG = """
+CONFIG = (
+    TRANSPORT
+    + """
 [daemon]
 log_level = "info"
 [signalling]
@@ -23,6 +26,7 @@ url = "{url}"
 [queue]
 inbox_size = 1_000_000
 """
+)
 """Heartbeat, polling and everything that has to do with time are the defaults: they are what is judged."""
 
 HEARD = 2.0

@@ -172,13 +172,16 @@ class Door:
         opened.close()
 
     def _read(self, opened: socket.socket) -> None:
-        """Only what comes from the one address that was announced: a peer with several would confuse its own checks."""
+        """Only what comes from the one port that was announced: a peer with several would confuse its own checks.
+
+        A socket that is bound to no address sends from that of the loopback, whatever was announced.
+        """
         for _ in range(64):
             try:
                 data, source = opened.recvfrom(65_536)
             except OSError:  # nothing more, or an ICMP error of what was sent
                 return
-            if source == self.peer:
+            if self.peer is not None and source[1] == self.peer[1]:
                 self._heard(data)
 
 

@@ -24,6 +24,7 @@ from rondevud.house import House
 from rondevud.rendezvous import app as rendezvous
 from rondevud.rendezvous.rules import Limits
 from rondevud.rendezvous.storage import open_storage
+from tests.engines import TRANSPORT, WANTED, with_engine
 
 SCALE = float(os.environ.get("RONDEVUD_TIME_SCALE", "1"))
 """All waits of these tests grow by it on a slow machine."""
@@ -35,7 +36,9 @@ FQN = "com.example.chat@1.0.0"
 SERVICE = {"polling_interval": 0.1}
 """Options of the services here: whoever dials is answered soon."""
 
-CONFIG = """
+CONFIG = (
+    TRANSPORT
+    + """
 [signalling]
 url = "{url}"
 request_timeout = 5
@@ -43,6 +46,7 @@ request_timeout = 5
 backoff_base = 0.05
 backoff_max = 0.2
 """
+)
 
 
 class Place:
@@ -107,6 +111,8 @@ class World:
     def __init__(self, directory: Path, limits: Limits) -> None:
         self.directory = directory
         self.places: dict[str, Place] = {}
+        self.engine = WANTED
+        """Of the daemons that are made from now on."""
         self._storage = open_storage("memory", directory)
         self._settings = rendezvous.Settings(limits=limits)
         self._server: rendezvous.RunningServer | None = None
@@ -133,7 +139,8 @@ class World:
 
     def place(self, name: str, more: str = "") -> Place:
         """A daemon that is not started yet; `more` is TOML behind `CONFIG`."""
-        self.places[name] = Place(self.directory / "daemons", name, CONFIG.format(url=self.url) + more)
+        config = with_engine(CONFIG.format(url=self.url), self.engine)
+        self.places[name] = Place(self.directory / "daemons", name, config + more)
         return self.places[name]
 
     async def daemon(self, name: str, more: str = "") -> Place:

@@ -10,6 +10,7 @@ from rondevu_client import MessageRejected, RequestRefused
 from rondevud import config as configuration
 from rondevud.durable.session import DurableSession
 from rondevud.errors import RequestError
+from tests.engines import TRANSPORT
 from tests.integration.daemons import (
     CONFIG,
     FQN,
@@ -48,7 +49,8 @@ class Filed:
         place.config_path = self.path
 
     def write(self, text: str) -> None:
-        self.path.write_text(CONFIG.format(url=self.world.url) + text)
+        config = CONFIG.format(url=self.world.url)
+        self.path.write_text((config.replace(TRANSPORT, "") if "[transport]" in text else config) + text)
 
     async def start(self) -> None:
         self.place.config = configuration.load(self.path)
@@ -243,7 +245,7 @@ async def test_the_log_says_what_has_changed_and_nothing_else(world, caplog):
 
 async def test_what_needs_a_restart_is_named_by_its_keys(world):
     filed = await open_filed(world, "")
-    changes = await filed.reload('[daemon]\nlog_level = "debug"\n[transport]\nice_servers = ["stun:127.0.0.1:1"]\n')
+    changes = await filed.reload(f'[daemon]\nlog_level = "debug"\n{TRANSPORT}ice_servers = ["stun:127.0.0.1:1"]\n')
     assert changes == {**NOTHING, "restart_needed": ["daemon.log_level", "transport.ice_servers"]}
 
 

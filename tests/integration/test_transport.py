@@ -46,7 +46,9 @@ async def running(*names: str) -> AsyncIterator[list[Engine]]:
     engines = [ENGINES[name]() for name in names]
     stray: list[dict[str, Any]] = []
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(lambda _, context: any(engine.absorb(context) for engine in engines) or stray.append(context))
+    loop.set_exception_handler(
+        lambda _, context: any(engine.absorb(context) for engine in engines) or stray.append(context)
+    )
     try:
         yield engines
     finally:
@@ -538,7 +540,7 @@ class TestClosing:
         answering = asyncio.ensure_future(side.pc.create_answer("rubbish"))
         await asyncio.sleep(0)
         answering.cancel()
-        with pytest.raises(asyncio.CancelledError):
+        with pytest.raises((asyncio.CancelledError, TransportError)):  # an engine may be done before it is cancelled
             await answering
         await soon(side.pc.close())  # the fixture sees what the loop would have reported
 

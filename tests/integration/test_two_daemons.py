@@ -9,7 +9,7 @@ import pytest
 from rondevu_client import MessageRejected
 from rondevud.network import Change
 from rondevud.transport import ice
-from tests.integration.daemons import FQN, PATIENCE, SCALE, Ear, Exchange, Pair, take
+from tests.integration.daemons import FQN, PATIENCE, SCALE, Ear, Exchange, Pair, open_pair, take
 
 pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(240 * SCALE)]
 
@@ -74,7 +74,9 @@ def mute(connection) -> None:
 
 
 @pytest.mark.parametrize("side", ["home", pytest.param("away", marks=pytest.mark.once)])
-async def test_a_link_that_falls_silent_is_replaced_while_it_stands_and_nothing_is_lost(pair, side):
+async def test_a_link_that_falls_silent_is_replaced_while_it_stands_and_nothing_is_lost(world, side):
+    world.engine = "aiortc"  # which can be made to fall silent; of the other, faults/test_path.py shows the same
+    pair = await open_pair(world)
     before = await pair.ids()
     ear = Ear(pair.connection, "suspect", "disconnected", "failed")
     exchange = Exchange(pair.near, pair.far, COUNT)

@@ -267,7 +267,6 @@ class TestNotInThisVersion:
         ("section", "line", "key", "what"),
         [
             ("[signalling]", 'protocol = "rpc"', "signalling.protocol", '"rpc"'),
-            ("[transport]", 'engine = "libdatachannel"', "transport.engine", '"libdatachannel"'),
             ("[transport]", "port_range = [1, 2]", "transport.port_range", "a range of ports"),
             ("[rendezvous]", 'store = "postgresql://h/d"', "rendezvous.store", "a postgresql: store"),
             ("[queue]", "inbox_max_age = 60", "queue.inbox_max_age", "an age limit of the inbox"),

@@ -19,7 +19,12 @@ PLACES = {
     "session": ("durable/link.py",),
     "service": ("durable/service.py", "durable/visits.py", "durable/reception.py"),
     "daemon": ("durable/greeting.py",),
-    "engine": ("transport/aiortc.py", "transport/aiortc_channel.py"),
+    "engine": (
+        "transport/aiortc.py",
+        "transport/aiortc_channel.py",
+        "transport/libdatachannel.py",
+        "transport/libdatachannel_channel.py",
+    ),
     "signalling": ("signalling/http.py", "signalling/peer.py"),
 }
 """Where things are counted, and whose counters those are; `durable/unframed.py` counts for channels and the daemon."""
@@ -31,7 +36,7 @@ def counted_in(path):
         name = None
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name) and node.args:
             called = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
-            if called in {"count", "_count"}:
+            if called in {"count", "_count", "count_more"}:
                 name = node.args[0]
         elif isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Subscript):
             name = node.target.slice if "counters" in ast.unparse(node.target.value) else None
