@@ -287,7 +287,8 @@ class LibdatachannelPeerConnection:
         import libdatachannel  # noqa: PLC0415
 
         try:
-            self._native.set_local_description(libdatachannel.Description.Type[kind])
+            # The library's stub hides the class behind an import of its own.
+            self._native.set_local_description(libdatachannel.Description.Type[kind])  # type: ignore[attr-defined]
         except Exception as error:
             raise TransportError(f"{what} failed: {error}") from error
         with contextlib.suppress(TimeoutError):
@@ -306,7 +307,8 @@ class LibdatachannelPeerConnection:
         description = check_description(text, kind)
         self.count_more("candidates_ignored", description.ignored)
         try:
-            self._native.set_remote_description(libdatachannel.Description(description.text, kind))
+            offered = libdatachannel.Description(description.text, kind)  # type: ignore[attr-defined]
+            self._native.set_remote_description(offered)
         except Exception as error:
             raise TransportError(f"unusable {kind}: {error}") from error
         self._described = True
@@ -562,7 +564,7 @@ def _address(address: str | None, port: int | None) -> str:
     return f"[{address}]:{port}" if ":" in (address or "") else f"{address}:{port}"
 
 
-def _listed(description: libdatachannel.Description | None) -> tuple[str, ...]:
+def _listed(description: object) -> tuple[str, ...]:
     """The candidates of a description, ``address:port type`` each."""
     lines = [] if description is None else str(description).splitlines()
     found = [parse_candidate(line) for line in lines if line.startswith("a=candidate:")]

@@ -1,0 +1,411 @@
+"""What is particular to the engine on libdatachannel; what every engine does is in tests/integration/test_transport.py."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import pytest
+
+from rondevud.errors import ConfigError, TransportError
+from rondevud.transport import choice, libdatachannel
+from rondevud.transport.base import ConnectionState, IceServer
+from rondevud.transport.libdatachannel import Inbox, LibdatachannelEngine
+from tests.engines import HAS_WHEELS
+
+PATIENCE = 60.0
+
+needs_library = pytest.mark.skipif(not HAS_WHEELS, reason="there is no libdatachannel for this Python or machine")
+
+
+@pytest.fixture
+async def engine():
+    made = LibdatachannelEngine()
+    yield made
+    await asyncio.wait_for(made.close(), PATIENCE)
+
+
+def run_python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=PATIENCE, check=False, **options
+    )
+
+
+def test_importing_the_engine_does_not_load_the_library():
+    program = """
+import sys
+import rondevud.transport.libdatachannel
+rondevud.transport.libdatachannel.LibdatachannelEngine()
+print(sorted({"libdatachannel", "aiortc", "aioice"} & set(sys.modules)))
+"""
+    done = run_python("-c", program)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+class TestChoice:
+    @needs_library
+    def test_auto_takes_the_native_engine_and_does_not_load_the_other(self):
+        program = """
+import sys
+from rondevud.transport.choice import make_engine
+print(make_engine("auto").name, "aiortc" in sys.modules, "rondevud.transport.aiortc" in sys.modules)
+"""
+        done = run_python("-c", program)
+        assert done.stdout == "libdatachannel False False\n", done.stderr
+
+    def test_each_engine_can_be_asked_for(self):
+        assert choice.make_engine("aiortc").name == "aiortc"
+        if HAS_WHEELS:
+            assert choice.make_engine("libdatachannel").name == "libdatachannel"
+
+    def test_without_the_library_auto_is_aiortc_and_asking_for_it_says_what_is_missing(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "libdatachannel", None)
+        assert choice.make_engine("auto").name == "aiortc"
+        with pytest.raises(TransportError, match="libdatachannel-py"):
+            choice.make_engine("libdatachannel")
+
+    def test_without_the_library_the_configuration_is_refused(self, monkeypatch):
+        from rondevud.config import parse
+
+        monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+        with pytest.raises(ConfigError, match=r'transport\.engine: "libdatachannel" is not installed'):
+            parse('[transport]\nengine = "libdatachannel"\n', "c.toml")
+
+    @pytest.mark.parametrize("url", ["turns:a.example", "turn:a.example?transport=tcp"])
+    def test_a_server_that_it_cannot_reach_is_refused_and_left_to_aiortc_by_auto(self, url):
+        servers = [IceServer((url,), "user", "secret")]
+        with pytest.raises(TransportError, match="UDP only"):
+            LibdatachannelEngine(servers)
+        assert choice.make_engine("auto", servers).name == "aiortc"
+
+
+class TestInbox:
+    async def test_reports_of_many_threads_are_handled_in_their_order_and_wake_the_loop_once_for_a_batch(
+        self, monkeypatch
+    ):
+        loop = asyncio.get_running_loop()
+        wakes: list[Any] = []
+        wake = loop.call_soon_threadsafe
+        monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *each: wakes.append(each) or wake(*each))
+        inbox, seen, done = Inbox(loop), [], asyncio.Event()
+
+        def report(name: int) -> None:
+            for number in range(500):
+                inbox.put(seen.append, (name, number))
+
+        threads = [threading.Thread(target=report, args=(name,)) for name in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()  # the loop stands meanwhile
+        assert len(wakes) == 1
+        inbox.put(done.set)
+        await asyncio.wait_for(done.wait(), PATIENCE)
+        for name in range(4):
+            assert [number for who, number in seen if who == name] == list(range(500))
+
+    async def test_a_report_that_fails_does_not_stop_those_behind_it(self, caplog):
+        inbox, done = Inbox(asyncio.get_running_loop()), asyncio.Event()
+        inbox.put(lambda: 1 / 0)
+        inbox.put(done.set)
+        with caplog.at_level(logging.ERROR):
+            await asyncio.wait_for(done.wait(), PATIENCE)
+        assert "ZeroDivisionError" in caplog.text
+
+    def test_a_report_for_a_loop_that_has_closed_is_nobodys_surprise(self):
+        loop = asyncio.new_event_loop()
+        inbox = Inbox(loop)
+        loop.close()
+        inbox.put(lambda: None)
+
+
+async def linked(engine: LibdatachannelEngine) -> tuple[Any, Any, Any, Any]:
+    """Two connections, and an open channel between them as each has it; nobody listens to it."""
+    caller, callee = engine.create_peer_connection(), engine.create_peer_connection()
+    opened, shown = asyncio.Event(), asyncio.get_running_loop().create_future()
+    near = caller.create_data_channel("first")
+    near.on_open = opened.set
+    callee.on_data_channel = shown.set_result
+    await caller.accept_answer(await callee.create_answer(await caller.create_offer()))
+    await asyncio.wait_for(opened.wait(), PATIENCE)
+    return caller, callee, near, await asyncio.wait_for(shown, PATIENCE)
+
+
+def numbered(number: int, size: int) -> bytes:
+    return number.to_bytes(4, "big") + bytes(size - 4)
+
+
+async def until_it_stands(channel: Any) -> None:
+    """Wait until nothing leaves the buffer any more."""
+    still, last = 0, -1
+    async with asyncio.timeout(PATIENCE):
+        while still < 20:
+            now = channel.buffered_amount
+            still, last = (still + 1, last) if now == last and now else (0, now)
+            await asyncio.sleep(0.02)
+
+
+@needs_library
+@pytest.mark.webrtc
+@pytest.mark.timeout(150)
+class TestSlowReader:
+    @pytest.mark.parametrize(("count", "size"), [(5_000, 100), (1_300, 16 * 1024)], ids=["many", "24 MiB"])
+    async def test_a_reader_that_comes_late_gets_everything_in_order(self, engine, count, size):
+        _, _, near, far = await linked(engine)
+        for number in range(count):
+            near.send(numbered(number, size))
+        for _ in range(20):  # whole turns of the loop, in which nobody listens
+            await asyncio.sleep(0.02)
+        assert far._native.available_amount() <= 1_025 * size
+        seen: list[int] = []
+        done = asyncio.Event()
+
+        def take(message: bytes) -> None:
+            seen.append(int.from_bytes(message[:4], "big"))
+            if len(seen) == count:
+                done.set()
+
+        far.on_message = take
+        await asyncio.wait_for(done.wait(), PATIENCE)
+        assert seen == list(range(count))
+
+    async def test_a_sender_is_stopped_by_a_reader_that_does_not_read(self, engine):
+        _, _, near, far = await linked(engine)
+        for number in range(20_000):
+            near.send(numbered(number, 1_000))
+        await until_it_stands(near)
+        assert near.buffered_amount > 10_000_000
+        assert far._native.available_amount() <= 1_025_000
+
+    async def test_closing_does_not_wait_for_a_reader_that_does_not_read(self, engine):
+        caller, callee, near, far = await linked(engine)
+        for number in range(10_000):
+            near.send(numbered(number, 1_000))
+        await until_it_stands(near)
+        for each in (callee, caller):
+            await asyncio.wait_for(each.close(), PATIENCE)
+        assert "slow_closes" not in engine.counters
+        assert far._native.available_amount() == 0
+
+    async def test_a_channel_that_is_closed_before_anybody_read_stops_nobody(self, engine):
+        caller, _, near, far = await linked(engine)
+        for number in range(10_000):
+            near.send(numbered(number, 1_000))
+        await until_it_stands(near)
+        far.close()
+        opened = asyncio.Event()
+        caller.create_data_channel("second").on_open = opened.set
+        await asyncio.wait_for(opened.wait(), PATIENCE)
+        assert engine.counters["messages_after_close"]
+
+
+@needs_library
+@pytest.mark.webrtc
+async def test_a_label_that_is_not_utf_8_closes_its_channel_and_nothing_else():
+    from tests.engines import ENGINES
+
+    native, other = LibdatachannelEngine(), ENGINES["aiortc"]()
+    caller, callee = other.create_peer_connection(), native.create_peer_connection()
+    closed, opened = asyncio.Event(), asyncio.Event()
+    shown: list[str] = []
+    callee.on_data_channel = lambda channel: shown.append(channel.label)
+    caller.create_data_channel("first").on_open = opened.set
+    await caller.accept_answer(await callee.create_answer(await caller.create_offer()))
+    await asyncio.wait_for(opened.wait(), PATIENCE)
+
+    class Broken(str):
+        """A label with a byte that no UTF-8 has."""
+
+        __slots__ = ()
+
+        def encode(self, *_: Any) -> bytes:
+            return b"\xff\xfe"
+
+        def __len__(self) -> int:
+            return 2
+
+    bad = caller._pc.createDataChannel(Broken("xx"))
+    bad.on("close", closed.set)
+    await asyncio.wait_for(closed.wait(), PATIENCE)
+    assert (native.counters["malformed_channels"], shown) == (1, ["first"])
+    assert callee.state is ConnectionState.CONNECTED
+    await other.close()
+    await native.close()
+
+
+NAMESPACE = """
+import asyncio
+from rondevud.transport.libdatachannel import LibdatachannelEngine
+
+async def main():
+    engine = LibdatachannelEngine()
+    caller, callee = engine.create_peer_connection(), engine.create_peer_connection()
+    opened = asyncio.Event()
+    caller.create_data_channel("first").on_open = opened.set
+    await caller.accept_answer(await callee.create_answer(await caller.create_offer()))
+    await asyncio.wait_for(opened.wait(), 20)
+    print(caller.selected_pair.local.rpartition(":")[0])
+    await engine.close()
+
+asyncio.run(main())
+"""
+
+
+@needs_library
+@pytest.mark.webrtc
+def test_two_connections_meet_on_a_machine_without_a_network(tmp_path):
+    inside = ["unshare", "--map-root-user", "--net", "sh", "-c"]
+    able = subprocess.run([*inside, "ip link set lo up"], capture_output=True, timeout=PATIENCE, check=False)
+    if able.returncode:
+        pytest.skip(f"no network namespace can be made here: {able.stderr!r}")
+    program = tmp_path / "meet.py"
+    program.write_text(NAMESPACE)
+    command = [*inside, 'ip link set lo up && exec "$0" "$1"', sys.executable, str(program)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.stdout.strip() == "127.0.0.1", done.stderr
+
+
+# --- the end of the process --------------------------------------------------------------------------------------------
+
+ENDING = """
+import asyncio, os, signal, sys
+from rondevud.transport.libdatachannel import LibdatachannelEngine
+
+def link(engine):
+    caller, callee = engine.create_peer_connection(), engine.create_peer_connection()
+    near = caller.create_data_channel("first")
+    return caller, callee, near
+
+async def main(how):
+    engine = LibdatachannelEngine()
+    kept = []
+    for _ in range(3):
+        caller, callee, near = link(engine)
+        opened = asyncio.Event()
+        near.on_open = opened.set
+        callee.on_data_channel = lambda channel: setattr(channel, "on_message", lambda message: None)
+        await caller.accept_answer(await callee.create_answer(await caller.create_offer()))
+        await opened.wait()
+        kept.append((caller, callee, near))
+    half = link(engine)
+    answer = await half[1].create_answer(await half[0].create_offer())  # never taken
+    offered = link(engine)
+    await offered[0].create_offer()
+
+    def flood():
+        for _, _, near in kept:
+            if near.state == "open":
+                for _ in range(50):
+                    near.send(bytes(1000))
+        loop.call_later(0.001, flood)
+
+    loop = asyncio.get_running_loop()
+    flood()
+    stopping = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, stopping.set)
+    loop.call_later(0.05, os.kill, os.getpid(), signal.SIGTERM)
+    await stopping.wait()
+    if how == "closed":
+        await engine.close()
+    elif how == "raised":
+        raise SystemExit(7)
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+@needs_library
+@pytest.mark.webrtc
+@pytest.mark.parametrize(("how", "code"), [("closed", 0), ("forgotten", 0), ("raised", 7)])
+def test_a_process_under_load_ends_with_its_own_code_whether_or_not_the_engine_was_closed(how, code):
+    for _ in range(3):
+        done = run_python("-X", "dev", "-c", ENDING, how)
+        assert done.returncode == code, done.stderr
+        assert "terminate" not in done.stderr
+
+
+CYCLES = """
+import asyncio, sys
+from rondevud.transport.libdatachannel import LibdatachannelEngine
+
+async def cycle(engine, number):
+    caller, callee = engine.create_peer_connection(), engine.create_peer_connection()
+    near = caller.create_data_channel("first")
+    opened, busy = asyncio.Event(), asyncio.Event()
+    near.on_open = opened.set
+    count = 0
+
+    def take(message):
+        nonlocal count
+        count += 1
+        if count == 50:
+            busy.set()
+
+    def show(channel):
+        channel.on_message = take
+        channel.send("hello")
+
+    callee.on_data_channel = show
+    await caller.accept_answer(await callee.create_answer(await caller.create_offer()))
+    if number % 5 == 4:  # half open
+        await asyncio.gather(caller.close(), callee.close())
+        return
+    await opened.wait()
+    for _ in range(2_000):
+        near.send(bytes(500))
+    extra = [caller.create_data_channel(str(each)) for each in range(3)]
+    await busy.wait()
+    extra[0].close()
+    if number % 3 == 0:
+        near.close()
+    first, second = (caller, callee) if number % 2 else (callee, caller)
+    if number % 7 == 0:
+        await asyncio.gather(first.close(), second.close())
+    else:
+        await first.close()
+        await second.close()
+
+async def main(cycles):
+    engine = LibdatachannelEngine()
+    numbers = iter(range(cycles))
+
+    async def worker():
+        for number in numbers:
+            async with asyncio.timeout(60):
+                await cycle(engine, number)
+
+    await asyncio.gather(*(worker() for _ in range(4)))
+    await engine.close()
+    print(dict(engine.counters))
+
+asyncio.run(main(int(sys.argv[1])))
+"""
+
+
+@needs_library
+@pytest.mark.webrtc
+@pytest.mark.parametrize(
+    "cycles",
+    [
+        pytest.param(50, marks=pytest.mark.timeout(120)),
+        pytest.param(1_000, marks=[pytest.mark.soak, pytest.mark.timeout(1_800)]),
+    ],
+)
+@pytest.mark.parametrize("flags", [[], ["-X", "dev"]], ids=["", "dev"])
+def test_connections_that_close_under_load_neither_hang_nor_crash(cycles, flags):
+    command = [sys.executable, *flags, "-c", CYCLES, str(cycles)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100 + cycles, check=False)
+    assert done.returncode == 0, done.stderr[-4_000:]
+    assert "close_errors" not in done.stdout
+    assert "handler_errors" not in done.stdout
+
+
+@needs_library
+async def test_a_connection_that_nobody_uses_is_closed_in_time(engine):
+    connection = engine.create_peer_connection()
+    await asyncio.wait_for(connection.close(), PATIENCE)
+    assert not libdatachannel._open_natives
