@@ -14,6 +14,7 @@ import pytest
 
 from rondevu_client import Daemon as Client
 from tests.acceptance.processes import CONFIG, LIMIT, Daemon, Stage
+from tests.engines import ENGINES
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.once, LIMIT]
 
@@ -110,8 +111,9 @@ def rondevud(*arguments: str | Path, before: list[str] | None = None) -> subproc
     return subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
 
 
-def test_the_self_test_passes_where_nothing_is_denied():
-    done = rondevud("self-test")
+@pytest.mark.parametrize("engine", ["auto", *ENGINES])
+def test_the_self_test_passes_where_nothing_is_denied(engine):
+    done = rondevud("self-test", "--engine", engine)
     assert (done.returncode, done.stdout) == (0, "WebRTC works here\n"), done.stderr
 
 
@@ -119,12 +121,22 @@ def test_the_self_test_passes_where_nothing_is_denied():
 def test_the_self_test_says_that_memory_is_denied_and_the_daemon_does_not_start(tmp_path, command):
     if ctypes.CDLL(None).prctl(PR_SET_MDWE + 1, 0, 0, 0, 0) < 0:
         pytest.skip("this kernel cannot refuse such memory (Linux 6.3)")
-    options = ["--self-test", "--state-dir", tmp_path / "state", "--socket", tmp_path / "s"] if command == "run" else []
+    options: list[str | Path] = ["--engine", "aiortc"]
+    if command == "run":
+        (tmp_path / "c.toml").write_text('[transport]\nengine = "aiortc"\n')
+        options = ["--self-test", "--config", tmp_path / "c.toml"]
+        options += ["--state-dir", tmp_path / "state", "--socket", tmp_path / "s"]
     done = rondevud(command, *options, before=[sys.executable, "-c", RESTRICT])
     assert done.returncode == 1
     assert "the self-test failed: WebRTC does not work here" in done.stderr
     assert "memory that can be written and executed is denied" in done.stderr
     assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.skipif("libdatachannel" not in ENGINES, reason="there is no libdatachannel for this Python or machine")
+def test_the_native_engine_needs_no_memory_that_can_be_written_and_executed():
+    done = rondevud("self-test", "--engine", "libdatachannel", before=[sys.executable, "-c", RESTRICT])
+    assert (done.returncode, done.stdout) == (0, "WebRTC works here\n"), done.stderr
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a network namespace")
