@@ -235,7 +235,7 @@ class Carry:
             self._pass()
             self._send(lane, self._current)
             self._pass()
-            self._current.buffered_amount_low_threshold = self._next_mark(self._current.buffered_amount)
+            self._set_mark()
 
     def _finish(self, lane: Lane) -> None:
         """Let go of what is left in the outbox."""
@@ -286,9 +286,11 @@ class Carry:
         if lane is not None and self._current is not None:
             lane.out.passed(self._current.buffered_amount)
 
-    def _next_mark(self, buffered: int) -> int:
-        """At how many bytes in the buffer to look again."""
-        return BUFFER_LOW if self._paused else buffered // 2
+    def _set_mark(self) -> None:
+        """Say at how many bytes in the buffer to look again."""
+        channel = self._current
+        if channel is not None:  # sending can have failed
+            channel.buffered_amount_low_threshold = BUFFER_LOW if self._paused else channel.buffered_amount // 2
 
 
 class PlainLink:

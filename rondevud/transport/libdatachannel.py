@@ -193,6 +193,12 @@ class LibdatachannelPeerConnection:
         """A channel is open, so the connection is; the library's threads may report that in another order."""
         self._set_state(ConnectionState.CONNECTED)
 
+    def check_end(self) -> bool:
+        """Look whether the library has ended the connection, and report it then. Returns whether it has closed."""
+        if self._state is not ConnectionState.CLOSED and self._native.state().name in _ENDED:
+            self._set_state(ConnectionState.CLOSED)
+        return self._state is ConnectionState.CLOSED
+
     def close_native_channel(self, native: libdatachannel.DataChannel) -> None:
         self._engine.in_thread(native.close)
 
@@ -489,6 +495,8 @@ _STATES = {
     "Failed": ConnectionState.CLOSED,
     "Closed": ConnectionState.CLOSED,
 }
+
+_ENDED = {name for name, state in _STATES.items() if state is ConnectionState.CLOSED}
 
 _open_natives: set[libdatachannel.PeerConnection] = set()
 """Not closed yet. The library ends the process with SIGABRT when it ends with one of them."""

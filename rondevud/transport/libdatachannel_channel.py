@@ -34,6 +34,10 @@ WATCH_LONG = 0.02
 meanwhile."""
 
 
+END_TOGETHER = 0.01
+"""Seconds after the end of a channel within which the library reports that of its connection."""
+
+
 class LibdatachannelDataChannel:
     """A `DataChannel`. `on_native_…` are called in threads of the library, everything else in the loop."""
 
@@ -74,6 +78,9 @@ class LibdatachannelDataChannel:
 
     @property
     def state(self) -> ChannelState:
+        """One that the library has closed takes no message any more, though its end has not been reported yet."""
+        if self._state is ChannelState.OPEN and self._native.is_closed():
+            return ChannelState.CLOSED
         return self._state
 
     @property
@@ -104,8 +111,8 @@ class LibdatachannelDataChannel:
         return 0  # the library does not tell
 
     def send(self, message: Message) -> None:
-        if self._state is not ChannelState.OPEN:
-            raise TransportError(f"channel {self.label[:64]!r} is {self._state}, not open")
+        if (state := self.state) is not ChannelState.OPEN:
+            raise TransportError(f"channel {self.label[:64]!r} is {state}, not open")
         try:
             self._native.send(message)
         except Exception as error:
@@ -181,7 +188,13 @@ class LibdatachannelDataChannel:
             self._connection.call(self.on_open)
 
     def _closed_by_engine(self) -> None:
-        self.report_close()
+        """When the connection ends, its channels do so first in the library; the end of all is then to be reported as one."""
+        if not self._connection.check_end():
+            asyncio.get_running_loop().call_later(END_TOGETHER, self._close_alone)
+
+    def _close_alone(self) -> None:
+        if not self._connection.check_end():
+            self.report_close()
 
     def _read_soon(self) -> None:
         if not self._reading_due:
