@@ -33,6 +33,7 @@ from rondevud.transport.base import (
     RELIABLE,
     CandidatePair,
     ChannelOptions,
+    ChannelState,
     ConnectionState,
     DataChannel,
     IceCandidates,
@@ -63,6 +64,9 @@ EXIT_TIMEOUT = 0.5
 
 MAX_MESSAGE_SIZE = 262_144
 """Bytes of the largest message that we announce, as aiortc and browsers do."""
+
+PROBE_STREAM = 1_023
+"""The highest stream that the library takes; channels get the lowest that are free."""
 
 BATCH = 256
 """Reports of the library's threads that are handled in one turn of the loop."""
@@ -121,6 +125,11 @@ class LibdatachannelPeerConnection:
         self._native_channels: set[libdatachannel.DataChannel] = set()
         """One that nobody refers to is closed by the library, and its stream is used again."""
         self._opened_any = False
+        self._probe: libdatachannel.DataChannel | None = None
+        self._ready = False
+        """Whether channels may be made while the connection stands."""
+        self._deferred: list[LibdatachannelDataChannel] = []
+        """Made before that, and not known to the library yet."""
         self._gathered = asyncio.Event()
         """Also set when the connection has closed."""
         self._closing = False
@@ -202,9 +211,9 @@ class LibdatachannelPeerConnection:
     def close_native_channel(self, native: libdatachannel.DataChannel) -> None:
         self._engine.in_thread(native.close)
 
-    def forget_channel(self, channel: LibdatachannelDataChannel, native: libdatachannel.DataChannel) -> None:
+    def forget_channel(self, channel: LibdatachannelDataChannel, native: libdatachannel.DataChannel | None) -> None:
         self._channels.pop(channel, None)
-        if not self._closing:
+        if not self._closing and native is not None:
             self._native_channels.discard(native)
 
     # --- channels --------------------------------------------------------------------------------------------------
@@ -212,12 +221,23 @@ class LibdatachannelPeerConnection:
     def create_data_channel(
         self, label: str, *, protocol: str = "", options: ChannelOptions = RELIABLE
     ) -> LibdatachannelDataChannel:
-        import libdatachannel  # noqa: PLC0415
-
         self._require_open()
         check_channel(label, protocol, options)
+        self._opened_any = True
+        channel = LibdatachannelDataChannel(self, label, protocol, options)
+        self._channels[channel] = None
+        if self._probe is None or not self._described or self._ready:
+            self._open_channel(channel)
+        else:
+            self._deferred.append(channel)
+        return channel
+
+    def _open_channel(self, channel: LibdatachannelDataChannel) -> None:
+        import libdatachannel  # noqa: PLC0415
+
+        label, options = channel.label, channel.options
         init = libdatachannel.DataChannelInit()
-        init.protocol = protocol
+        init.protocol = channel.protocol
         reliability = libdatachannel.Reliability()
         reliability.unordered = not options.ordered
         reliability.max_retransmits = options.max_retransmits
@@ -227,19 +247,47 @@ class LibdatachannelPeerConnection:
         try:
             native = self._native.create_data_channel(label, init)
         except Exception as error:
+            self._channels.pop(channel, None)
             raise TransportError(f"channel {label[:64]!r} cannot be opened: {error}") from error
-        self._opened_any = True
         self._native_channels.add(native)
-        channel = LibdatachannelDataChannel(self, native)
-        self._channels[channel] = None
+        channel.attach(native)
         channel.catch_up()
-        return channel
+
+    def _make_probe(self) -> None:
+        """Have the library say when it has opened the channels that were made before the connection stood.
+
+        It does so a moment after the connection stands. One that is made in between is opened twice, and the peer then
+        closes it, since its stream is in use (aiortc ends the connection). The peer hears nothing of the probe.
+        """
+        import libdatachannel  # noqa: PLC0415
+
+        if self._probe is None:
+            init = libdatachannel.DataChannelInit()
+            init.negotiated = True
+            init.id = PROBE_STREAM
+            self._probe = self._native.create_data_channel("", init)
+            self._probe.on_open(self._on_native_ready)
+            self._native_channels.add(self._probe)
+
+    def _on_native_ready(self) -> None:
+        self.post(self._open_deferred)
+
+    def _open_deferred(self) -> None:
+        self._ready = True
+        deferred, self._deferred = self._deferred, []
+        for channel in deferred:
+            if channel.state is ChannelState.CONNECTING and self._state is not ConnectionState.CLOSED:
+                try:
+                    self._open_channel(channel)
+                except TransportError as error:
+                    logger.warning("%r: %s", self, error)
+                    channel.report_close()
 
     def _on_native_channel(self, native: libdatachannel.DataChannel) -> None:
         self._native_channels.add(native)
         try:
             # Here, in the thread that brings the messages, callbacks can be set without missing one.
-            channel = LibdatachannelDataChannel(self, native)
+            channel = LibdatachannelDataChannel.of_peer(self, native)
         except UnicodeDecodeError:
             self.post(self._refuse_channel, native)
             return
@@ -292,6 +340,7 @@ class LibdatachannelPeerConnection:
     async def _describe(self, what: str, kind: str) -> str:
         import libdatachannel  # noqa: PLC0415
 
+        self._make_probe()
         try:
             # The library's stub hides the class behind an import of its own.
             self._native.set_local_description(libdatachannel.Description.Type[kind])  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ import datetime as dt
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from rondevud.errors import TransportError
 from rondevud.transport.base import ChannelOptions, ChannelState, Message
@@ -41,17 +41,19 @@ END_TOGETHER = 0.01
 class LibdatachannelDataChannel:
     """A `DataChannel`. `on_native_…` are called in threads of the library, everything else in the loop."""
 
-    def __init__(self, connection: LibdatachannelPeerConnection, native: libdatachannel.DataChannel) -> None:
-        """Raise `UnicodeDecodeError` for a label or protocol of the peer that is not UTF-8."""
-        self.label = native.label()
-        self.protocol = native.protocol()
-        self.options = options_of(native.reliability())
+    def __init__(
+        self, connection: LibdatachannelPeerConnection, label: str, protocol: str, options: ChannelOptions
+    ) -> None:
+        """`attach` gives it the library's channel, now or soon."""
+        self.label = label
+        self.protocol = protocol
+        self.options = options
         self.on_open: Callable[[], None] = nothing
         self.on_close: Callable[[], None] = nothing
         self.on_buffered_amount_low: Callable[[], None] = nothing
         self._on_message: Callable[[Message], None] = nothing
         self._connection = connection
-        self._native = native
+        self._native: libdatachannel.DataChannel | None = None
         self._state = ChannelState.CONNECTING
         self._close_reported = False
         self._muted = False
@@ -68,6 +70,16 @@ class LibdatachannelDataChannel:
         """Whether the buffer has been over the threshold since it was below it last."""
         self._watch: asyncio.Handle | None = None
         self._watch_interval = WATCH_SHORT
+
+    @classmethod
+    def of_peer(cls, connection: LibdatachannelPeerConnection, native: libdatachannel.DataChannel) -> Self:
+        """One that the peer opened. Raises `UnicodeDecodeError` for a label or protocol that is not UTF-8."""
+        made = cls(connection, native.label(), native.protocol(), options_of(native.reliability()))
+        made.attach(native)
+        return made
+
+    def attach(self, native: libdatachannel.DataChannel) -> None:
+        self._native = native
         # Each of these may be late; what has been missed is made up for by `catch_up`.
         native.on_open(self._on_native_open)
         native.on_closed(self._on_native_closed)
@@ -79,7 +91,7 @@ class LibdatachannelDataChannel:
     @property
     def state(self) -> ChannelState:
         """One that the library has closed takes no message any more, though its end has not been reported yet."""
-        if self._state is ChannelState.OPEN and self._native.is_closed():
+        if self._state is ChannelState.OPEN and self._native is not None and self._native.is_closed():
             return ChannelState.CLOSED
         return self._state
 
@@ -95,7 +107,7 @@ class LibdatachannelDataChannel:
     @property
     def buffered_amount(self) -> int:
         """What was handed over in this turn counts in full, as in a browser; the library may have passed it on at once."""
-        return max(self._native.buffered_amount(), self._handed_over)
+        return max(self._native.buffered_amount() if self._native is not None else 0, self._handed_over)
 
     @property
     def buffered_amount_low_threshold(self) -> int:
@@ -111,10 +123,11 @@ class LibdatachannelDataChannel:
         return 0  # the library does not tell
 
     def send(self, message: Message) -> None:
-        if (state := self.state) is not ChannelState.OPEN:
+        state, native = self.state, self._native
+        if state is not ChannelState.OPEN or native is None:
             raise TransportError(f"channel {self.label[:64]!r} is {state}, not open")
         try:
-            self._native.send(message)
+            native.send(message)
         except Exception as error:
             raise TransportError(f"channel {self.label[:64]!r}: {str(error) or type(error).__name__}") from error
         self._handed_over += len(message)
@@ -125,7 +138,10 @@ class LibdatachannelDataChannel:
             return
         self._state = ChannelState.CLOSED
         self.mute()
-        self._connection.close_native_channel(self._native)
+        if self._native is not None:
+            self._connection.close_native_channel(self._native)
+        else:
+            asyncio.get_running_loop().call_soon(self.report_close)
 
     # --- what the connection calls -----------------------------------------------------------------------------------
 
@@ -135,6 +151,8 @@ class LibdatachannelDataChannel:
 
     def catch_up(self) -> None:
         """Find what happened before the library had our callbacks."""
+        if self._native is None:
+            return
         if self._native.is_open():
             self._on_native_open()
         if self._native.available_amount():
@@ -145,7 +163,8 @@ class LibdatachannelDataChannel:
     def mute(self) -> None:
         """Deliver nothing from now on. What came is thrown away, else the library's threads would wait for a reader."""
         self._muted = self._ended = True
-        self._connection.count_more("messages_after_close", len(self._kept) + discard(self._native))
+        many = len(self._kept) + (discard(self._native) if self._native is not None else 0)
+        self._connection.count_more("messages_after_close", many)
         self._kept.clear()
 
     def report_close(self) -> None:
@@ -174,7 +193,8 @@ class LibdatachannelDataChannel:
     def _on_native_available(self) -> None:
         """Called when there is a message and there was none."""
         if self._ended:
-            discard(self._native)
+            if self._native is not None:
+                discard(self._native)
         elif not self._reading_due:
             self._reading_due = True
             self._connection.post(self._read)
@@ -188,7 +208,7 @@ class LibdatachannelDataChannel:
             self._connection.call(self.on_open)
 
     def _closed_by_engine(self) -> None:
-        """When the connection ends, its channels do so first in the library; the end of all is then to be reported as one."""
+        """When the connection ends, its channels do so first in the library; the end of all is to be reported as one."""
         if not self._connection.check_end():
             asyncio.get_running_loop().call_later(END_TOGETHER, self._close_alone)
 
@@ -222,11 +242,12 @@ class LibdatachannelDataChannel:
 
     def _take(self) -> Message | None:
         """The next message of the library; what says it is text and is not UTF-8 is passed over."""
-        while True:
+        while self._native is not None:
             try:
                 return self._native.receive()
             except UnicodeDecodeError:
                 self._connection.count_more("malformed_messages", 1)
+        return None
 
     def _look_at_buffer(self) -> None:
         if self.buffered_amount > self._threshold:
@@ -242,7 +263,7 @@ class LibdatachannelDataChannel:
         would stand still.
         """
         self._watch, self._handed_over = None, 0
-        if not self._above or self._state is not ChannelState.OPEN:
+        if not self._above or self._state is not ChannelState.OPEN or self._native is None:
             return
         if self._native.buffered_amount() <= self._threshold:
             self._above = False

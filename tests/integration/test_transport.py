@@ -178,6 +178,31 @@ class TestConnecting:
         assert await theirs.message() == "hello"
         assert theirs.channel.label == "from the answerer"
 
+    async def test_channels_that_both_open_the_moment_they_are_connected_stay_open(self, engines):
+        for _ in range(10):
+            caller, callee = Side(engines[0]), Side(engines[1])
+            caller.open("first")
+            opened: list[Tap] = []
+            for side in (caller, callee):
+                report = side.pc.on_state
+
+                def open_at_once(state: ConnectionState, side: Side = side, report: Any = report) -> None:
+                    report(state)
+                    if state is ConnectionState.CONNECTED:
+                        opened.append(side.open("at once"))
+
+                side.pc.on_state = open_at_once
+            await shake_hands(caller, callee)
+            shown = [await callee.accepted(), await callee.accepted(), await caller.accepted()]
+            for tap in opened:
+                await tap.opened()
+            for tap in shown:
+                tap.channel.send("works")
+            for tap in opened:
+                assert await tap.message() == "works"
+            assert all(tap.events.empty() for tap in (*opened, *shown))
+            await soon(asyncio.gather(caller.pc.close(), callee.pc.close()))
+
     async def test_descriptions_without_candidates_connect_from_the_addresses_seen(self, engines):
         caller, callee = Side(engines[0]), Side(engines[1])
         outgoing = caller.open("first")
