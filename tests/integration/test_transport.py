@@ -186,7 +186,9 @@ class TestConnecting:
             for side in (caller, callee):
                 report = side.pc.on_state
 
-                def open_at_once(state: ConnectionState, side: Side = side, report: Any = report) -> None:
+                def open_at_once(
+                    state: ConnectionState, side: Side = side, report: Any = report, opened: list[Tap] = opened
+                ) -> None:
                     report(state)
                     if state is ConnectionState.CONNECTED:
                         opened.append(side.open("at once"))
