@@ -409,3 +409,51 @@ async def test_a_connection_that_nobody_uses_is_closed_in_time(engine):
     connection = engine.create_peer_connection()
     await asyncio.wait_for(connection.close(), PATIENCE)
     assert not libdatachannel._open_natives
+
+
+STOPPED_PEER = """
+import asyncio, json, os, signal, subprocess, sys
+from rondevud.transport.libdatachannel import LibdatachannelEngine
+
+ANSWER = '''
+import asyncio, json
+from rondevud.transport.libdatachannel import LibdatachannelEngine
+
+async def main():
+    connection = LibdatachannelEngine().create_peer_connection()
+    print(json.dumps(await connection.create_answer(json.loads(input()))), flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+'''
+
+async def main():
+    engine = LibdatachannelEngine()
+    connection = engine.create_peer_connection()
+    near = connection.create_data_channel("first")
+    opened = asyncio.Event()
+    near.on_open = opened.set
+    child = subprocess.Popen([sys.executable, "-c", ANSWER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        print(json.dumps(await connection.create_offer()), file=child.stdin, flush=True)
+        await connection.accept_answer(json.loads(await asyncio.to_thread(child.stdout.readline)))
+        await opened.wait()
+        child.send_signal(signal.SIGSTOP)
+        for _ in range(1_000):
+            near.send(bytes(1_000))
+        await engine.close()
+        print(engine.counters["slow_closes"])
+    finally:
+        child.kill()
+        child.wait()
+
+asyncio.run(main())
+"""
+
+
+@needs_library
+@pytest.mark.webrtc
+def test_a_process_ends_with_its_own_code_while_a_connection_to_a_silent_peer_is_still_closing():
+    done = run_python("-c", STOPPED_PEER)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+    assert "terminate" not in done.stderr
