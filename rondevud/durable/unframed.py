@@ -95,7 +95,8 @@ class Unframed:
 
     def _state_changed(self, plain: PlainLink, state: ConnectionState) -> None:
         if state is ConnectionState.CLOSED and plain is self._plain:
-            self.drop("the connection was closed")
+            # While parting it has been given up already: the peer's end of it is no news.
+            self.drop("the connection was closed" if self._parting is None else None)
 
     def part(self) -> None:
         """Close the data channels behind what was sent, then the connection, within `GOODBYE_TIMEOUT`. Idempotent."""

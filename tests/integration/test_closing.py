@@ -134,7 +134,8 @@ async def test_a_closed_connection_stays_listed_until_what_waits_there_is_read(p
     assert await staying.connections() == []
     with pytest.raises(RequestRefused) as refused:
         await staying.attach(other.connection_id, "main")
-    assert refused.value.code == "unknown_target"
+    # It may just be on its way out of the store.
+    assert refused.value.code in {"unknown_target", "detached"}
 
 
 @pytest.mark.parametrize("side", ["near", "far"])
