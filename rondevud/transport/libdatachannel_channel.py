@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Self
 from rondevud.errors import TransportError
 from rondevud.transport.base import ChannelOptions, ChannelState, Message
 from rondevud.transport.channels import nothing
+from rondevud.transport.libdatachannel_threads import Held, discard
 
 if TYPE_CHECKING:
     import libdatachannel
 
-    from rondevud.transport.libdatachannel import LibdatachannelPeerConnection
+    from rondevud.transport.libdatachannel_connection import LibdatachannelPeerConnection
 
 logger = logging.getLogger(__name__)
 
@@ -72,18 +73,19 @@ class LibdatachannelDataChannel:
         self._watch_interval = WATCH_SHORT
 
     @classmethod
-    def of_peer(cls, connection: LibdatachannelPeerConnection, native: libdatachannel.DataChannel) -> Self:
+    def of_peer(cls, connection: LibdatachannelPeerConnection, held: Held[libdatachannel.DataChannel]) -> Self:
         """One that the peer opened. Raises `UnicodeDecodeError` for a label or protocol that is not UTF-8."""
+        native = held.native
         made = cls(connection, native.label(), native.protocol(), options_of(native.reliability()))
-        made.attach(native)
+        made.attach(held)
         return made
 
-    def attach(self, native: libdatachannel.DataChannel) -> None:
-        self._native = native
+    def attach(self, held: Held[libdatachannel.DataChannel]) -> None:
+        self._native = native = held.native
         # Each of these may be late; what has been missed is made up for by `catch_up`.
-        native.on_open(self._on_native_open)
-        native.on_closed(self._on_native_closed)
-        native.on_available(self._on_native_available)
+        native.on_open(held.callback(self._on_native_open))
+        native.on_closed(held.callback(self._on_native_closed))
+        native.on_available(held.callback(self._on_native_available))
 
     def __repr__(self) -> str:
         return f"{self._connection!r} channel {self.label[:64]!r}"
@@ -271,18 +273,6 @@ class LibdatachannelDataChannel:
             return
         self._watch = asyncio.get_running_loop().call_later(self._watch_interval, self._watch_buffer)
         self._watch_interval = min(WATCH_LONG, self._watch_interval * 1.5)
-
-
-def discard(native: libdatachannel.DataChannel) -> int:
-    """Throw away what nobody will read; how many messages that were."""
-    count = 0
-    while True:
-        try:
-            if native.receive() is None:
-                return count
-        except UnicodeDecodeError:
-            pass
-        count += 1
 
 
 def options_of(reliability: libdatachannel.Reliability) -> ChannelOptions:

@@ -1,0 +1,246 @@
+"""Between the loop and the threads of libdatachannel: what they report, and how their objects come to an end.
+
+The library calls us in threads of its own. It holds a lock of the connection or channel meanwhile, and its thread waits for
+the interpreter's. Whatever takes a lock of the first kind while it holds the interpreter's may thus wait for ever. So:
+
+- No callback is used that the library makes while it holds a lock which another call needs (the low mark of a buffer).
+- No call is made that waits for the library's thread pool, whose threads may wait for the interpreter: each connection
+  brings its own certificate, where the library would make one in the pool.
+- An object is closed by a call that gives the interpreter free (`close` of both kinds does).
+- An object is dropped, which takes all its locks, only when the library has let go of every callback that we gave it. It
+  does that under the same locks, so no thread of it is in one then, nor will be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import logging
+import sys
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from rondevud.transport.channels import nothing
+
+if TYPE_CHECKING:
+    import libdatachannel
+
+logger = logging.getLogger(__name__)
+
+BATCH = 256
+"""Reports of the library's threads that are handled in one turn of the loop."""
+
+CLOSE_ATTEMPTS = 4
+"""The library waits 30 s in each."""
+
+RELEASE_TIMEOUT = 1.0
+RELEASE_INTERVAL = 0.002
+"""Seconds that a closing thread waits, and looks again, until the library has let go of all callbacks. What it still has
+then is kept, and looked at whenever something else comes to its end."""
+
+EXIT_TIMEOUT = 0.5
+"""Seconds that the process waits, when it ends, for connections that are still closing."""
+
+Native = TypeVar("Native")
+
+
+class Inbox:
+    """What the library's threads report, for the loop to handle in order."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._reports: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self._due = False
+
+    def put(self, handler: Callable[..., None], *arguments: Any) -> None:
+        """Have `handler` called in the loop. To be called in any thread."""
+        self._reports.append((handler, arguments))
+        if not self._due:
+            self._due = True
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                self._loop.call_soon_threadsafe(self._handle)
+
+    def _handle(self) -> None:
+        self._due = False
+        for _ in range(BATCH):
+            try:
+                handler, arguments = self._reports.popleft()
+            except IndexError:
+                return
+            try:
+                handler(*arguments)
+            except Exception:
+                logger.exception("a report of libdatachannel could not be handled")
+        if self._reports and not self._due:
+            self._due = True
+            self._loop.call_soon(self._handle)
+
+
+class Callback:
+    """A callback as it is given to the library.
+
+    Without a place for weak references: the library refers to it as long as it may call it, where it would only watch
+    anything else. Its number of references tells whether it still does.
+    """
+
+    __slots__ = ("_handler",)
+
+    def __init__(self, handler: Callable[..., None]) -> None:
+        self._handler = handler
+
+    def __call__(self, *arguments: Any) -> None:
+        self._handler(*arguments)
+
+
+def _references(callbacks: list[Callback], index: int) -> int:
+    return sys.getrefcount(callbacks[index])
+
+
+_OURS = _references([Callback(nothing)], 0)
+"""The references to a callback that is in a list, and nowhere else."""
+
+
+class Held(Generic[Native]):
+    """An object of the library, and the callbacks of ours that it was given."""
+
+    def __init__(self, native: Native) -> None:
+        self.native = native
+        self._callbacks: list[Callback] = []
+
+    def callback(self, handler: Callable[..., None]) -> Callback:
+        """What to give to the library so that it calls `handler`."""
+        callback = Callback(handler)
+        self._callbacks.append(callback)
+        return callback
+
+    def is_released(self) -> bool:
+        """Whether the library has let go of all callbacks; it never does before the object is closed."""
+        callbacks = self._callbacks
+        beside = {id(each) for each in getattr(self.native, "__dict__", {}).values()}  # where the binding has them, too
+        return all(
+            _references(callbacks, index) <= _OURS + (id(callbacks[index]) in beside) for index in range(len(callbacks))
+        )
+
+    def let_go(self) -> None:
+        """Drop the object as soon as that can be done."""
+        _leaving.add(self)
+        drop_released()
+
+    def drop(self) -> None:
+        """Undo the cycle of an object, its callbacks, and what they belong to."""
+        getattr(self.native, "__dict__", {}).clear()
+        self._callbacks = []
+
+
+class Natives:
+    """A connection of the library with its channels. One that nobody refers to is closed by the library."""
+
+    def __init__(self, connection: libdatachannel.PeerConnection) -> None:
+        self.connection = Held(connection)
+        self._channels: dict[libdatachannel.DataChannel, Held[libdatachannel.DataChannel]] = {}
+        _open.add(self)
+
+    def add(self, channel: libdatachannel.DataChannel) -> Held[libdatachannel.DataChannel]:
+        held = self._channels[channel] = Held(channel)
+        return held
+
+    def forget(self, channel: libdatachannel.DataChannel) -> None:
+        """Drop one that is closed."""
+        held = self._channels.pop(channel, None)
+        if held is not None:
+            held.let_go()
+
+    def close(self) -> bool:
+        """Close all; whether the library did so. To be called in a thread of its own: it takes long if the peer is gone.
+
+        What still arrives is thrown away meanwhile, else the library would wait for ever.
+        """
+        _open.discard(self)
+        connection = self.connection.native
+        for channel in list(self._channels):
+            discard(channel)
+        for _ in range(CLOSE_ATTEMPTS):
+            with warnings.catch_warnings(action="ignore"):  # it warns when it gives up waiting
+                connection.close()
+            if connection.state().name == "Closed":
+                break
+        for channel in list(self._channels):  # the library does not close those that never had a stream
+            channel.close()
+        deadline = time.monotonic() + RELEASE_TIMEOUT
+        while not all(held.is_released() for held in self._all()) and time.monotonic() < deadline:
+            time.sleep(RELEASE_INTERVAL)
+        for held in self._all():
+            held.let_go()
+        self._channels.clear()
+        return connection.state().name == "Closed"
+
+    def close_in_thread(self, name: str, done: Callable[[bool], None] = nothing) -> None:
+        """Start a thread that closes all; it calls `done` with whether that went well."""
+
+        def run() -> None:
+            closed = False
+            try:
+                closed = self.close()
+            except Exception:
+                logger.exception("%s failed", name)
+            finally:
+                _closing.discard(thread)
+                done(closed)
+
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        _closing.add(thread)
+        thread.start()
+
+    def _all(self) -> list[Held[Any]]:
+        return [self.connection, *self._channels.values()]
+
+
+def discard(channel: libdatachannel.DataChannel) -> int:
+    """Throw away what nobody will read; how many messages that were."""
+    count = 0
+    while True:
+        try:
+            if channel.receive() is None:
+                return count
+        except UnicodeDecodeError:
+            pass
+        count += 1
+
+
+_open: set[Natives] = set()
+"""Not closed yet. The library ends the process with SIGABRT when it ends with one of them."""
+
+_closing: set[threading.Thread] = set()
+
+_leaving: set[Held[Any]] = set()
+"""To be dropped when the library has let go of their callbacks."""
+
+
+def drop_released() -> None:
+    """Drop what can be dropped by now. To be called in any thread."""
+    for held in list(_leaving):
+        if held.is_released():
+            with contextlib.suppress(KeyError):  # another thread was faster
+                _leaving.remove(held)
+                held.drop()
+
+
+def _end() -> None:
+    """At the end of the process: close what nobody closed."""
+    for natives in list(_open):
+        natives.close_in_thread("webrtc closing")
+    deadline = time.monotonic() + EXIT_TIMEOUT
+    for thread in list(_closing):
+        thread.join(max(0.0, deadline - time.monotonic()))
+    drop_released()
+    while _leaving and time.monotonic() < deadline:
+        time.sleep(RELEASE_INTERVAL)
+        drop_released()
+
+
+atexit.register(_end)
