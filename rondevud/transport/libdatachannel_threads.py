@@ -44,7 +44,8 @@ RELEASE_INTERVAL = 0.002
 then is kept, and looked at whenever something else comes to its end."""
 
 EXIT_TIMEOUT = 0.5
-"""Seconds that the process waits, when it ends, for connections that are still closing."""
+ABANDONED_TIMEOUT = 3.0
+"""Seconds that the process waits, when it ends, for connections that are still closing, and for those that nobody closed."""
 
 Native = TypeVar("Native")
 
@@ -169,8 +170,7 @@ class Natives:
                 connection.close()
             if connection.state().name == "Closed":
                 break
-        for channel in list(self._channels):  # the library does not close those that never had a stream
-            channel.close()
+        self.silence()  # the library does not close those that never had a stream
         deadline = time.monotonic() + RELEASE_TIMEOUT
         while not all(held.is_released() for held in self._all()) and time.monotonic() < deadline:
             time.sleep(RELEASE_INTERVAL)
@@ -178,6 +178,11 @@ class Natives:
             held.let_go()
         self._channels.clear()
         return connection.state().name == "Closed"
+
+    def silence(self) -> None:
+        """Close the channels alone; no thread of the library calls us for them from then on."""
+        for channel in list(self._channels):
+            channel.close()
 
     def close_in_thread(self, name: str, done: Callable[[bool], None] = nothing) -> None:
         """Start a thread that closes all; it calls `done` with whether that went well."""
@@ -189,11 +194,10 @@ class Natives:
             except Exception:
                 logger.exception("%s failed", name)
             finally:
-                _closing.discard(thread)
+                _closing.pop(self, None)
                 done(closed)
 
-        thread = threading.Thread(target=run, name=name, daemon=True)
-        _closing.add(thread)
+        _closing[self] = thread = threading.Thread(target=run, name=name, daemon=True)
         thread.start()
 
     def _all(self) -> list[Held[Any]]:
@@ -215,7 +219,7 @@ def discard(channel: libdatachannel.DataChannel) -> int:
 _open: set[Natives] = set()
 """Not closed yet. The library ends the process with SIGABRT when it ends with one of them."""
 
-_closing: set[threading.Thread] = set()
+_closing: dict[Natives, threading.Thread] = {}
 
 _leaving: set[Held[Any]] = set()
 """To be dropped when the library has let go of their callbacks."""
@@ -231,11 +235,17 @@ def drop_released() -> None:
 
 
 def _end() -> None:
-    """At the end of the process: close what nobody closed."""
+    """At the end of the process: close what nobody closed.
+
+    A thread of the library that calls us when the interpreter has ended takes the process with it (SIGABRT).
+    """
+    deadline = time.monotonic() + (ABANDONED_TIMEOUT if _open else EXIT_TIMEOUT)
     for natives in list(_open):
         natives.close_in_thread("webrtc closing")
-    deadline = time.monotonic() + EXIT_TIMEOUT
-    for thread in list(_closing):
+    closing = list(_closing.items())
+    for natives, _ in closing:
+        natives.silence()
+    for _, thread in closing:
         thread.join(max(0.0, deadline - time.monotonic()))
     drop_released()
     while _leaving and time.monotonic() < deadline:
