@@ -63,7 +63,9 @@ async def connections_of(pair: Pair) -> list[Any]:
 
 async def test_1_what_is_sent_before_a_loss_is_noticed_arrives(world):
     """Everything handed to the engine between the loss and its detection, up to 33 s, was gone without an error."""
-    world.engine = "aiortc"  # which can be made to fall silent
+    world.engine = (
+        "aiortc"  # whose sockets are ours to silence; faults/test_path.py does it on the way, with any engine
+    )
     pair = await open_pair(world)
     for connection in await connections_of(pair):
         mute(connection._pc)
@@ -200,7 +202,9 @@ async def test_8_a_failed_attempt_leaves_no_connection_behind(world, foreigners)
 
 async def test_8_a_silence_that_ends_by_itself_breaks_nothing(world):
     """A moment without network (ICE's ``disconnected``) tore the connection down at once."""
-    world.engine = "aiortc"  # which can be made to fall silent
+    world.engine = (
+        "aiortc"  # whose sockets are ours to silence; faults/test_path.py does it on the way, with any engine
+    )
     pair = await open_pair(world)
     ear = Ear(pair.connection, "suspect", "recovered", "disconnected")
     await world.stop_signalling()  # no second connection can take over

@@ -75,7 +75,7 @@ def mute(connection) -> None:
 
 @pytest.mark.parametrize("side", ["home", pytest.param("away", marks=pytest.mark.once)])
 async def test_a_link_that_falls_silent_is_replaced_while_it_stands_and_nothing_is_lost(world, side):
-    world.engine = "aiortc"  # which can be made to fall silent; of the other, faults/test_path.py shows the same
+    world.engine = "aiortc"  # whose sockets are ours to silence; of the other, faults/test_path.py shows the same
     pair = await open_pair(world)
     before = await pair.ids()
     ear = Ear(pair.connection, "suspect", "disconnected", "failed")
@@ -141,8 +141,8 @@ async def test_heartbeats_keep_a_quiet_link(pair):
 
 
 async def test_a_link_whose_address_goes_is_replaced_at_once_while_it_stands(world):
-    # With libdatachannel the goodbye to the old link can come before the welcome to the new one: then there is a
-    # "disconnected" between them.
+    # Two connections keep no order between them: the goodbye to the old link can come before the welcome to the new one,
+    # with a "disconnected" between them. In one loop aiortc does keep it; libdatachannel's threads do not.
     world.engine = "aiortc"
     pair = await open_pair(world)
     ear = Ear(pair.connection, "suspect", "disconnected", "reconnecting")
