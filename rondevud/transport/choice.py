@@ -14,17 +14,22 @@ def make_engine(name: str, ice_servers: IceServers = ()) -> Engine:
 
     Raises `TransportError` for an engine that is not installed here, and for a server that it cannot reach.
     """
+    if name == "aiortc":
+        return _aiortc(ice_servers)
     from rondevud.transport import libdatachannel  # noqa: PLC0415
 
     if name == "libdatachannel":
         libdatachannel.require()
         return libdatachannel.LibdatachannelEngine(ice_servers)
-    if name == "auto":
-        beyond = [url for server in ice_servers for url in server.urls if not libdatachannel.reaches(url)]
-        if beyond:
-            logger.info("the engine is aiortc, since libdatachannel cannot use %s", ", ".join(beyond))
-        elif libdatachannel.is_available():
-            return libdatachannel.LibdatachannelEngine(ice_servers)
+    beyond = [url for server in ice_servers for url in server.urls if not libdatachannel.reaches(url)]
+    if beyond:
+        logger.info("the engine is aiortc, since libdatachannel cannot use %s", ", ".join(beyond))
+    elif libdatachannel.is_available():
+        return libdatachannel.LibdatachannelEngine(ice_servers)
+    return _aiortc(ice_servers)
+
+
+def _aiortc(ice_servers: IceServers) -> Engine:
     from rondevud.transport.aiortc import AiortcEngine  # noqa: PLC0415
 
     return AiortcEngine(ice_servers)

@@ -32,6 +32,7 @@ LOADED = (
     "rondevud.main",
     "rondevud.rendezvous.app",
     "rondevud.rendezvous.storage",
+    "rondevud.transport.aiortc",  # loaded by the choice of an engine
 )
 PR_SET_PDEATHSIG = 1
 """prctl(2): the signal for a process whose parent has died, also for a stopped one."""
