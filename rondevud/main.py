@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import faulthandler
 import json
+import logging
 import os
 import shlex
 import signal
@@ -100,6 +101,7 @@ def run(
     path, config = _load(config_path)
 
     from rondevud import daemon, logs  # noqa: PLC0415
+    from rondevud.transport.choice import may_end_in_order  # noqa: PLC0415
 
     faulthandler.enable()  # a watchdog's SIGABRT shows where every thread stands
     logs.set_up(config.daemon.log_level)
@@ -111,7 +113,11 @@ def run(
         socket=(socket or found_socket).absolute(),
         self_test=self_test,
     )
-    context.exit(_run_loop(work))
+    code = _run_loop(work)
+    if not may_end_in_order():
+        logging.shutdown()
+        os._exit(code)
+    context.exit(code)
 
 
 @main.command("self-test", short_help="See whether WebRTC works in this environment.")

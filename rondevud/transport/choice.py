@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 from rondevud.transport.base import Engine, IceServers
 
@@ -27,6 +28,12 @@ def make_engine(name: str, ice_servers: IceServers = ()) -> Engine:
     elif libdatachannel.is_available():
         return libdatachannel.LibdatachannelEngine(ice_servers)
     return _aiortc(ice_servers)
+
+
+def may_end_in_order() -> bool:
+    """Whether the interpreter can be ended. Else the process is: there are connections that take their time to close."""
+    threads = sys.modules.get("rondevud.transport.libdatachannel_threads")
+    return threads is None or not threads.is_closing()
 
 
 def _aiortc(ice_servers: IceServers) -> Engine:

@@ -234,6 +234,11 @@ def drop_released() -> None:
                 held.drop()
 
 
+def is_closing() -> bool:
+    """Whether connections are being closed, in threads that end the process with SIGABRT if they outlive the interpreter."""
+    return bool(_closing)
+
+
 def _end() -> None:
     """At the end of the process: close what nobody closed.
 

@@ -392,7 +392,7 @@ async def cycle(engine, number):
     caller, callee = engine.create_peer_connection(), engine.create_peer_connection()
     near = caller.create_data_channel("first")
     opened, busy = asyncio.Event(), asyncio.Event()
-    near.on_open = opened.set
+    near.on_open = near.on_close = opened.set
     count = 0
 
     def take(message):
@@ -412,6 +412,10 @@ async def cycle(engine, number):
         await asyncio.gather(caller.close(), callee.close())
         return
     await opened.wait()
+    if caller.state == "closed":  # a starved machine
+        failed.append(number)
+        await asyncio.gather(caller.close(), callee.close())
+        return
     for _ in range(2_000):
         near.send(bytes(500))
     extra = [caller.create_data_channel(str(each)) for each in range(3)]
@@ -432,11 +436,14 @@ async def main(cycles):
 
     async def worker():
         for number in numbers:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(120):
                 await cycle(engine, number)
 
-    await asyncio.gather(*(worker() for _ in range(4)))
-    await engine.close()
+    try:
+        await asyncio.gather(*(worker() for _ in range(4)))
+    finally:
+        await engine.close()
+    assert len(failed) <= cycles // 50, failed
     deadline = time.monotonic() + 60
     while threads._closing and time.monotonic() < deadline:  # those to a peer that left before it was an association
         await asyncio.sleep(0.1)
@@ -453,6 +460,7 @@ async def counted(cycles):
     print(json.dumps([before, [len(os.listdir(f"/proc/self/{each}")) for each in ("fd", "task")]]))
 
 half_open = sys.argv[2] == "half-open"
+failed = []
 asyncio.run(counted(int(sys.argv[1])))
 """
 
@@ -460,13 +468,14 @@ asyncio.run(counted(int(sys.argv[1])))
 @needs_library
 @pytest.mark.webrtc
 @pytest.mark.parametrize(
-    ("cycles", "kind"),
+    ("cycles", "kind", "flags"),
     [
-        pytest.param(30, "open", marks=pytest.mark.timeout(150)),
-        pytest.param(1_000, "half-open", marks=[pytest.mark.soak, pytest.mark.timeout(1_800)]),
+        pytest.param(15, "open", ["-X", "dev"], marks=pytest.mark.timeout(150)),
+        pytest.param(1_000, "half-open", [], marks=[pytest.mark.soak, pytest.mark.timeout(1_800)]),
+        pytest.param(1_000, "half-open", ["-X", "dev"], marks=[pytest.mark.soak, pytest.mark.timeout(1_800)]),
     ],
+    ids=["few", "many", "many, dev"],
 )
-@pytest.mark.parametrize("flags", [[], ["-X", "dev"]], ids=["", "dev"])
 def test_connections_that_close_under_load_neither_hang_nor_crash(cycles, kind, flags):
     """Half open ones take the library half a minute each, in which it waits for an association that never comes."""
     command = [sys.executable, *flags, "-c", CYCLES, str(cycles), kind]
@@ -488,6 +497,7 @@ async def test_a_connection_that_nobody_uses_is_closed_in_time(engine):
 
 STOPPED_PEER = """
 import asyncio, json, os, signal, subprocess, sys
+from rondevud.transport.choice import may_end_in_order
 from rondevud.transport.libdatachannel import LibdatachannelEngine
 
 ANSWER = '''
@@ -513,11 +523,12 @@ async def main():
         print(json.dumps(await connection.create_offer()), file=child.stdin, flush=True)
         await connection.accept_answer(json.loads(await asyncio.to_thread(child.stdout.readline)))
         await opened.wait()
+        print(may_end_in_order())
         child.send_signal(signal.SIGSTOP)
         for _ in range(1_000):
             near.send(bytes(1_000))
         await engine.close()
-        print(engine.counters["slow_closes"])
+        print(engine.counters["slow_closes"], may_end_in_order())
     finally:
         child.kill()
         child.wait()
@@ -530,5 +541,5 @@ asyncio.run(main())
 @pytest.mark.webrtc
 def test_a_process_ends_with_its_own_code_while_a_connection_to_a_silent_peer_is_still_closing():
     done = run_python("-c", STOPPED_PEER)
-    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "True\n1 False\n"), done.stderr
     assert "terminate" not in done.stderr
