@@ -337,27 +337,31 @@ from rondevud.transport.libdatachannel_threads import _leaving, drop_released
 
 async def main():
     engine = LibdatachannelEngine()
-    connection = engine.create_peer_connection()
-    native = connection._native.create_data_channel("busy")
+    caller, callee = engine.create_peer_connection(), engine.create_peer_connection()
+    opened = asyncio.Event()
+    caller.create_data_channel("first").on_open = opened.set
+    callee.on_data_channel = lambda channel: channel.send("for you")
+    await caller.accept_answer(await callee.create_answer(await caller.create_offer()))
+    await opened.wait()
+    while not caller._ready:
+        await asyncio.sleep(0)
     busy, go_on = threading.Event(), threading.Event()
 
     def stay():
         busy.set()
         go_on.wait()
 
-    native.on_closed(connection._natives.add(native).callback(stay))
-    thread = threading.Thread(target=native.close)
-    thread.start()
-    busy.wait()
-    connection._natives.forget(native)
+    native = caller._native.create_data_channel("second")
+    native.on_available(caller._natives.add(native).callback(stay))
+    await asyncio.to_thread(busy.wait)
+    caller._natives.forget(native)
     del native
     gc.collect()
     print(len(_leaving))
     go_on.set()
-    thread.join()
+    await engine.close()
     drop_released()
     print(len(_leaving))
-    await engine.close()
 
 asyncio.run(main())
 """
