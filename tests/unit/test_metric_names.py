@@ -22,7 +22,7 @@ PLACES = {
     "engine": (
         "transport/aiortc.py",
         "transport/aiortc_channel.py",
-        "transport/libdatachannel.py",
+        "transport/libdatachannel_connection.py",
         "transport/libdatachannel_channel.py",
     ),
     "signalling": ("signalling/http.py", "signalling/peer.py"),
