@@ -30,7 +30,7 @@ from rondevud.statedir import DATABASE, StateDirectory
 from rondevud.store.memory import MemoryStore
 from rondevud.store.sqlite import SqliteStore
 from rondevud.transport.base import Engine, IceServer
-from rondevud.transport.choice import make_engine
+from rondevud.transport.choice import choose, make_engine
 from rondevud.transport.self_test import check_webrtc
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ async def run(
         stopping.set()
 
     if self_test:
-        await test_webrtc(config.transport.engine)
+        await test_webrtc(choose(config.transport.engine, _ice_servers(config)))
     async with contextlib.AsyncExitStack() as stack:
         house = await start(stack, config, state_dir, socket, config_path, broken=give_up)
         reloads = asyncio.get_running_loop().create_task(_reload_loop(house, reload_wanted), name="reloads")
@@ -257,13 +257,16 @@ async def _open_signalling(
     return signalling
 
 
-def _make_engine(config: Config) -> Engine:
-    """Raises `ConfigError`."""
-    servers = [
+def _ice_servers(config: Config) -> list[IceServer]:
+    return [
         IceServer(tuple(server.urls), server.username, server.credential) for server in config.transport.ice_servers
     ]
+
+
+def _make_engine(config: Config) -> Engine:
+    """Raises `ConfigError`."""
     try:
-        engine = make_engine(config.transport.engine, servers)
+        engine = make_engine(config.transport.engine, _ice_servers(config))
     except TransportError as error:
         raise ConfigError(f"transport: {error}") from error
     logger.info("the WebRTC engine is %s", engine.name)

@@ -1,7 +1,7 @@
 """The engines that tests run over.
 
-`RONDEVUD_TEST_ENGINE` (``libdatachannel`` or ``auto``) chooses the one that whole daemons use in tests which are not about
-engines; without it they use aiortc, which is there on every Python.
+`RONDEVUD_TEST_ENGINE` (``aiortc`` or ``libdatachannel``) chooses the one that whole daemons use in tests which are not about
+engines; without it they use what users get: ``auto``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ENGINES: dict[str, Callable[..., Engine]] = {"aiortc": AiortcEngine}
 if HAS_WHEELS:
     ENGINES["libdatachannel"] = LibdatachannelEngine
 
-WANTED = os.environ.get("RONDEVUD_TEST_ENGINE", "aiortc")
+WANTED = os.environ.get("RONDEVUD_TEST_ENGINE", "auto")
 
 TRANSPORT = f'[transport]\nengine = "{WANTED}"\n'
 """What the configuration of a daemon under test says of it."""

@@ -496,6 +496,7 @@ class DurableConnection:
         self._enter(ConnectionState.FAILED)
         if self._dialling is not None:
             self._dialling.cancel()
+            self._dialler.give_up()
         self.session.event("failed", {"code": code, "message": message, "permanent": permanent})
         logger.warning("%s: failed: %s", self.settings.name, message, extra=fields("failed", self.settings.name))
         for channel in self.session.channels.values():

@@ -84,16 +84,31 @@ class Dialler:
     async def dial(self, settings: ConnectionSettings) -> None:
         """One attempt. Raises `DialError`, `SignallingError`, `TransportError` or `TimeoutError`."""
         again = self._session.record.kind is PeerKind.LINK
-        async with asyncio.timeout(ATTEMPT if again else settings.reconnect.connection_timeout):
-            self.offer = None
-            offer = self.offer = await self._discover(settings)
-            plain = self._is_plain(offer, settings.peer)
-            connection = self._engine.create_peer_connection()
-            try:
-                await (self._contact(connection, offer) if plain else self._link(connection, offer, settings))
-            except BaseException:
+        try:
+            async with asyncio.timeout(ATTEMPT if again else settings.reconnect.connection_timeout):
+                await self._attempt(settings)
+        except Exception:
+            self.give_up()
+            raise
+        finally:
+            self._greetings.clear()
+
+    async def _attempt(self, settings: ConnectionSettings) -> None:
+        self.offer = None
+        offer = self.offer = await self._discover(settings)
+        plain = self._is_plain(offer, settings.peer)
+        connection = self._engine.create_peer_connection()
+        try:
+            await (self._contact(connection, offer) if plain else self._link(connection, offer, settings))
+        except BaseException:
+            if not self._session.has(connection):
                 self._discard(connection)
-                raise
+            raise
+
+    def give_up(self) -> None:
+        """Say goodbye where an attempt has come as far as hello. Who cancels an attempt does this, or ends the session."""
+        for key in list(self._greetings):
+            self._session.drop_link(key)
 
     def settle(self, effect: LinkUp | LinkDown) -> None:
         """A link is up, or is down: the answer to hello."""
@@ -175,14 +190,8 @@ class Dialler:
             return
         key = self._session.open_link(connection, channel, fingerprints)
         outcome = self._greetings[key] = asyncio.get_running_loop().create_future()
-        try:
-            await _first({outcome}, outdated)
-            effect = outcome.result()
-        except BaseException:
-            self._session.drop_link(key)
-            raise
-        finally:
-            del self._greetings[key]
+        await _first({outcome}, outdated)
+        effect = outcome.result()
         if isinstance(effect, LinkDown):
             busy = effect.code in {frames.RefuseCode.TOO_MANY, frames.RefuseCode.TRY_LATER, GoodbyeCode.RESTARTING}
             raise DialError(f"refused: {effect.code}: {effect.reason}", effect.code, counts=not busy)

@@ -269,12 +269,15 @@ class Session:
             self._remove(link)
 
     def drop_link(self, key: LinkKey, now: float) -> None:
-        """Give up a link that has not been welcomed yet (the suspect one was heard again)."""
+        """Give up a link that has not been welcomed yet: with a goodbye if hello has been said."""
         self._now = now
         link = self._links.get(key)
-        if link is not None and link.state is LinkState.GREETING and not link.greeted:
-            self._remove(link)
-            self._effects.append(CloseLink(key))
+        if link is None or link.state is not LinkState.GREETING:
+            return
+        if link.greeted:
+            self._goodbye(link, GoodbyeCode.TIMEOUT, "given up before the welcome came")
+        else:
+            self._close(link)
 
     def say_goodbye(self, code: GoodbyeCode, reason: str, now: float) -> None:
         """End all links with a goodbye; `CloseLink` follows when it was answered or `GOODBYE_TIMEOUT` has passed."""

@@ -261,9 +261,13 @@ class DurableSession:
         self.schedule_flush()
 
     def drop_link(self, key: int) -> None:
-        """Give up a link on which hello has not been said."""
+        """Give up a link that has not been welcomed; does nothing to others."""
         self.machine.drop_link(key, self.now())
         self.schedule_flush()
+
+    def has(self, connection: PeerConnection) -> bool:
+        """Whether a link here is on that connection: the session closes it then."""
+        return any(link.connection is connection for link in self._links.values())
 
     def say_goodbye(self, code: frames.GoodbyeCode, reason: str) -> None:
         """End every link; a plain peer sees its data channels close, behind what was sent."""

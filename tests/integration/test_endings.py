@@ -10,10 +10,11 @@ from rondevu_client import RequestRefused
 from rondevud import clock
 from rondevud.config import parse
 from rondevud.durable import channels as channels_module
+from rondevud.durable import frames
 from rondevud.durable.effects import LinkUp, SessionFailed
 from rondevud.errors import ConfigError, SignallingUnreachable, StoreFailed, TransportError
 from rondevud.records import CreateChannel, ForgetProducers, LoadSessions, SaveDeclaration, SaveSession
-from tests.integration.daemons import FQN, PATIENCE, SCALE, SERVICE, Pair, exchange_few, take, watch
+from tests.integration.daemons import FQN, PATIENCE, SCALE, SERVICE, Ear, Pair, exchange_few, take, watch
 
 pytestmark = [pytest.mark.webrtc, pytest.mark.timeout(120 * SCALE), pytest.mark.once]
 
@@ -53,6 +54,25 @@ async def test_a_channel_that_cannot_be_made_stops_neither_its_connection_nor_th
 
 
 # --- closing ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_connection_closed_between_its_hello_and_the_welcome_is_over_for_the_service_too(world):
+    home, away = await world.daemon("home"), await world.daemon("away")
+    service = await (await home.client()).expose_service("alice", FQN, **SERVICE)
+    ear = Ear(service, "connection", "disconnection")
+    connection = await (await away.client()).connect("alice", FQN, name="chat")
+    machine = away.session("chat").machine
+    receive = machine.receive
+
+    def hear_no_welcome(key, data, now):
+        if not isinstance(frames.decode(data), frames.Welcome):
+            receive(key, data, now)
+
+    machine.receive = hear_no_welcome
+    connection_id = await ear.next("connection")
+    await connection.close()
+    ended = await ear.next("disconnection")
+    assert (ended["connection_id"], ended["reason"]) == (connection_id, "peer")
 
 
 async def test_a_connection_closed_by_two_programs_at_once_is_closed_for_both(pair):

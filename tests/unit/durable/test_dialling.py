@@ -49,6 +49,9 @@ class Dead:
     async def answer(self, offer_id: str, text: str) -> None:
         pass
 
+    def has(self, _connection: Any) -> bool:
+        return False
+
     def create_peer_connection(self) -> Any:
         async def create_answer(_offer: str) -> str:
             return AIORTC

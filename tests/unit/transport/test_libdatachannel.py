@@ -82,7 +82,7 @@ print(make_engine("auto").name, "aiortc" in sys.modules, "rondevud.transport.aio
         servers = [IceServer((url,), "user", "secret")]
         with pytest.raises(TransportError, match="UDP only"):
             LibdatachannelEngine(servers)
-        assert choice.make_engine("auto", servers).name == "aiortc"
+        assert choice.choose("auto", servers) == choice.make_engine("auto", servers).name == "aiortc"
 
 
 class TestInbox:
