@@ -12,20 +12,21 @@ import contextlib
 import json
 import logging
 import random
-import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import aiohttp
 from yarl import URL
 
 from rondevud.errors import ConfigError, SignallingError, SignallingGarbled, SignallingUnreachable
 from rondevud.signalling.base import Health
 from rondevud.signalling.clock import ServerClock
+
+if TYPE_CHECKING:
+    import aiohttp
 
 logger = logging.getLogger(__name__)
 
@@ -190,6 +191,8 @@ class HttpClient:
         *,
         repeated: bool,
     ) -> Reply:
+        import aiohttp  # noqa: PLC0415
+
         headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
         if authorization is not None:
             headers["Authorization"] = authorization
@@ -242,6 +245,8 @@ class HttpClient:
                 self._tries.discard(current)
 
     def _open_session(self) -> aiohttp.ClientSession:
+        import aiohttp  # noqa: PLC0415
+
         if self._closed:
             raise SignallingUnreachable("the connection to the signalling server has been closed")
         if self._session is None:
@@ -322,6 +327,10 @@ def quoted(text: str) -> str:
 
 
 def _reason(error: BaseException) -> str:
+    import ssl  # noqa: PLC0415
+
+    import aiohttp  # noqa: PLC0415
+
     if isinstance(error, aiohttp.ClientConnectorError):
         cause = error.os_error
         if isinstance(error, aiohttp.ClientSSLError) or isinstance(cause, ssl.SSLError):

@@ -18,9 +18,6 @@ import secrets
 import stat
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
 from rondevud.errors import ConfigError, StateDirectoryError
 from rondevud.syncing import sync
 
@@ -35,6 +32,10 @@ class Identity:
     """The key of one user name. Its ``repr`` does not show the key."""
 
     def __init__(self, username: str, seed: bytes) -> None:
+        # With the first key: it takes 7 MB.
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415
+        from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat  # noqa: PLC0415
+
         self.username = username
         self._seed = seed
         self._key = Ed25519PrivateKey.from_private_bytes(seed)

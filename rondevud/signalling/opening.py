@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import aiohttp
+from typing import TYPE_CHECKING
 
 from rondevud.errors import ConfigError
 from rondevud.signalling.identity import Identities
 from rondevud.signalling.rest import RestSignalling
+
+if TYPE_CHECKING:
+    import aiohttp
 
 
 async def open_signalling(

@@ -18,9 +18,7 @@ that it has the same offer already. The caller publishes again with a new offer.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
-
-import aiohttp
+from typing import TYPE_CHECKING, Any
 
 from rondevud.errors import SignallingRejected
 from rondevud.signalling.base import Candidate, DiscoveredOffer, Health
@@ -30,6 +28,9 @@ from rondevud.signalling.identity import Identities
 from rondevud.signalling.peer import Peer, TrickledCandidates, expect, quote_segment, rejected
 from rondevud.signalling.publisher import RestPublisher
 from rondevud.signalling.wire import MAX_TIME, Members
+
+if TYPE_CHECKING:
+    import aiohttp
 
 _EXPIRED_MESSAGE = "Timestamp too old"
 

@@ -13,12 +13,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-import ifaddr
-
 from rondevud.errors import TransportError
 from rondevud.transport import ice
 from rondevud.transport.base import IceServers
-from rondevud.transport.certificate import make_certificate
 from rondevud.transport.libdatachannel_connection import MAX_MESSAGE_SIZE, LibdatachannelPeerConnection
 from rondevud.transport.libdatachannel_threads import Inbox
 
@@ -72,6 +69,8 @@ class LibdatachannelEngine:
 
     def _configure(self) -> libdatachannel.Configuration:
         import libdatachannel  # noqa: PLC0415
+
+        from rondevud.transport.certificate import make_certificate  # noqa: PLC0415
 
         configuration = libdatachannel.Configuration()
         configuration.disable_auto_negotiation = True
@@ -143,6 +142,8 @@ def reaches(url: str) -> bool:
 
 def has_network() -> bool:
     """Whether this machine has an address but its loopback ones; else connections are made over those."""
+    import ifaddr  # noqa: PLC0415
+
     for adapter in ifaddr.get_adapters():
         for each in adapter.ips:
             address = each.ip if isinstance(each.ip, str) else each.ip[0]
