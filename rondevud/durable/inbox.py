@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 _EVERYTHING = 2**62
 """Above every row."""
 
-LOADED = 1_024
+LOADED = 16_384
 LOADED_BYTES = 4 * 1024 * 1024
 """Items and bytes kept in memory for delivery; what comes beyond stays in the store until they are delivered."""
 
@@ -433,28 +433,32 @@ class Inbox:
         if isinstance(items[0], InGap):
             listener.gap(tag, _gap(items[0]))
             return
-        rows = []
-        redelivered = 0
-        fresh: Counter[float] = Counter()
+        tries = self._tries(items) if attempts is None else [attempts] * len(items)
+        rows = [
+            [item.payload, message_id(item), item.enqueued, attempt]
+            for item, attempt in zip(items, tries, strict=True)
+            if isinstance(item, InMessage)
+        ]
         for item in items:
-            attempt = self._attempt(item.row) if attempts is None else attempts
-            if attempt > 1:
-                redelivered += 1
-            elif attempts is None:  # observers get copies
-                fresh[item.enqueued] += 1
-            if isinstance(item, InMessage):
-                rows.append([item.payload, message_id(item), item.enqueued, attempt])
-                if item.tries:
-                    self.failures.given(item)
-        now = self._host.stamp().wall
-        for enqueued, count in fresh.items():
-            self._latencies.deliver.observe(now - enqueued, count)
+            if isinstance(item, InMessage) and item.tries:
+                self.failures.given(item)
+        if attempts is None:  # observers get copies
+            fresh = Counter(item.enqueued for item, attempt in zip(items, tries, strict=True) if attempt == 1)
+            now = self._host.stamp().wall
+            for enqueued, count in fresh.items():
+                self._latencies.deliver.observe(now - enqueued, count)
         self._host.count("delivered", len(rows))
-        if redelivered:
+        if redelivered := len(tries) - tries.count(1):
             self._host.count("redelivered", redelivered)
         failpoints.hit("deliver.before")
         listener.messages(tag, rows)
         failpoints.hit("deliver.after")
+
+    def _tries(self, items: list[InItem]) -> list[int]:
+        """How many times each of these neighbouring rows has been given, this time included."""
+        if not len(self._attempts) and (items[0].row >= self._fresh_from or not self._attached_before):
+            return [self._attempt(items[0].row)] * len(items)
+        return [self._attempt(item.row) for item in items]
 
     def _attempt(self, row: int) -> int:
         old = row < self._fresh_from and self._attached_before

@@ -10,7 +10,7 @@ the peer is what has been *committed*.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from rondevud.durable import frames
@@ -170,8 +170,18 @@ class Incoming:
         payloads = frame.payloads
         duplicates = self._expect(frame.seq, len(payloads))
         self.duplicates += duplicates
-        for seq, payload in enumerate(payloads[duplicates:], frame.seq + duplicates):
-            self._take(seq, payload)
+        if duplicates:
+            payloads = payloads[duplicates:]
+        first, size = frame.seq + duplicates, sum(map(frames.payload_size, payloads))
+        if payloads and self._has_room(len(payloads), size):
+            self._taken += size
+            self._append(
+                [OutMessage(seq, payload) for seq, payload in enumerate(payloads, first)], size, first + len(payloads)
+            )
+            self.received_closed = payloads[-1] is None
+        else:  # one by one: those before the one that breaks a rule count
+            for seq, payload in enumerate(payloads, first):
+                self._take(seq, payload)
 
     def skip(self, frame: frames.Skip) -> None:
         """The peer's [12]."""
@@ -230,6 +240,11 @@ class Incoming:
             raise PeerError(f"number {seq} where {self._received_next} was expected")
         return min(count, self._received_next - seq)
 
+    def _has_room(self, count: int, size: int) -> bool:
+        """Whether no message of `count`, of `size` bytes together, can break a rule."""
+        within = self.unstored_bytes + size <= UNSTORED_BYTES and self.unstored_items + count <= UNSTORED_ITEMS
+        return within and self._assembly is None and self._taken + size <= self._allowed
+
     def _take(self, seq: int, payload: Payload) -> None:
         if self._assembly is not None:
             raise PeerError(f"message {seq} in the middle of the pieces of {self._assembly.seq}")
@@ -240,13 +255,17 @@ class Incoming:
     def _add(self, item: OutItem, next_seq: int) -> None:
         if self._overrun:
             raise PeerError(f"message {next_seq - 1} is far beyond the room that was offered")
-        self.unstored_bytes += _size(item)
-        self.unstored_items += 1
+        self._append([item], _size(item), next_seq)
+
+    def _append(self, items: Sequence[OutItem], size: int, next_seq: int) -> None:
+        """Have `items`, of `size` bytes together, stored."""
+        self.unstored_bytes += size
+        self.unstored_items += len(items)
         self._received_next = next_seq
         if not self._batches or self._batches[-1].epoch != self.received_epoch:
             self._batches.append(_Batch(self.received_epoch, next_seq))
         batch = self._batches[-1]
-        batch.items.append(item)
+        batch.items.extend(items)
         batch.next = next_seq
 
     # --- the store -------------------------------------------------------------------------------------------------
@@ -270,18 +289,18 @@ class Incoming:
         if result is None:
             self._batches.appendleft(_Batch(operation.epoch, operation.recv_next, list(operation.items)))
             return None
-        self.unstored_bytes -= sum(map(_size, operation.items))
+        self.unstored_bytes -= result.size
         self.unstored_items -= len(operation.items)
         if operation.epoch != self.epoch:
             self.recv_count = 0
             self.closed = False
         self.epoch, self.recv_next = operation.epoch, operation.recv_next
-        for item in operation.items:
-            if isinstance(item, OutMessage):
-                self.recv_count += 1
-                self.closed = item.payload is None
-            elif item.reason is Reason.LOST:
-                self.recv_count += item.messages or 0
+        removals = [item for item in operation.items if isinstance(item, Removal)]
+        self.recv_count += len(operation.items) - len(removals)
+        self.recv_count += sum(item.messages or 0 for item in removals if item.reason is Reason.LOST)
+        last = next((item for item in reversed(operation.items) if isinstance(item, OutMessage)), None)
+        if last is not None:
+            self.closed = last.payload is None
         self.in_count += result.rows
         self.in_bytes += result.size
         return operation

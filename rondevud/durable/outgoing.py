@@ -36,7 +36,7 @@ from rondevud.records import (
     Removed,
 )
 
-LOADED_MESSAGES = 1_024
+LOADED_MESSAGES = 16_384
 LOADED_BYTES = 1024 * 1024
 """Bounds of what is kept in memory for sending; the rest stays in the store."""
 
@@ -440,28 +440,24 @@ class Outgoing:
 
     def _pack(self, seq: int) -> bytes:
         """As many of the loaded messages as one frame and the peer's room take; at least one."""
+        loaded, room = self._loaded, self._room - self.in_flight_bytes
         payloads: list[Payload] = []
         total = 0
-        while self._loaded:
-            head = self._loaded[0]
+        while loaded:
+            head = loaded[0]
             if isinstance(head, Removal) or head.seq != seq + len(payloads):
                 break
             size = frames.payload_size(head.payload)
-            if payloads and not self._fits_behind(total, size, len(payloads)):
+            full = size > self._peer_max or total + size + 5 * len(payloads) > frames.PACK or total + size > room
+            if payloads and full:
                 break
             payloads.append(head.payload)
             total += size
-            self._loaded.popleft()
+            loaded.popleft()
         self._loaded_bytes -= total
         self.sent += len(payloads)
         self._sent(seq + len(payloads), total, len(payloads))
         return frames.data_frame(self.label, seq, payloads)
-
-    def _fits_behind(self, total: int, size: int, count: int) -> bool:
-        """Whether a message of `size` bytes may share a frame with `count` messages of `total` bytes before it."""
-        if size > self._peer_max or total + size + 5 * count > frames.PACK:
-            return False
-        return self.in_flight_bytes + total + size <= self._room
 
     def _start_large(self, head: OutMessage, size: int) -> bytes:
         self._loaded.popleft()

@@ -16,7 +16,15 @@ from rondevud.ranges import Ranges
 from rondevud.records import PAGE_BYTES, PAGE_MESSAGES, Operation
 from rondevud.store.database import is_damage
 from rondevud.store.inbox_table import GAP
-from rondevud.store.rows import CHANNEL_COLUMNS, ChannelState, channel_of_row, intact, message_intact, weight
+from rondevud.store.rows import (
+    CHANNEL_COLUMNS,
+    ChannelState,
+    channel_of_row,
+    intact,
+    message_intact,
+    received_intact,
+    weight,
+)
 
 MOST_FINDINGS = 1_000
 """Findings that one examination tells; of more it says that there are more."""
@@ -340,7 +348,7 @@ class Examination:
             tally.add("in_count", 1)
             tally.add("in_bytes", weight(row[5]))
             tally.add("in_gaps", int(not isinstance(row[4], int) or row[4] >= GAP))
-            if not intact(row):
+            if not received_intact(row):
                 findings.append(_damaged(f"inbox of channel {record.id}, row {row[1]}"))
         return None if whole else behind
 

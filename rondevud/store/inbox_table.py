@@ -15,7 +15,16 @@ from rondevud.records import InGap, InItem, InMessage, OutMessage, Reason, Remov
 from rondevud.store.base import Limits, check_numbers, oldest_over
 from rondevud.store.database import damage
 from rondevud.store.outbox_table import decode_payload, encode_payload
-from rondevud.store.rows import ChannelRows, ChannelState, intact, sealed, set_aside, weight
+from rondevud.store.rows import (
+    ChannelRows,
+    ChannelState,
+    intact,
+    received_crc,
+    received_intact,
+    sealed,
+    set_aside,
+    weight,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +63,8 @@ class InboxTable:
                     continue
                 kind, data = encode_payload(item.payload)
                 size += len(data)
-                rows.append(sealed((*place, item.seq, kind, data, None, None, None, enqueued)))
+                crc = received_crc(*place, item.seq, kind, data, None, enqueued)
+                rows.append((*place, item.seq, kind, data, None, None, None, enqueued, crc))
             else:
                 count += (item.messages or 0) if item.reason is Reason.LOST else 0
                 if item.messages == 0 or item.reason is Reason.RESTART:
@@ -90,7 +100,7 @@ class InboxTable:
         held: dict[Any, tuple[Any, bool]] = {}
         behind = start
         for row in rows:
-            whole_row = intact(row)
+            whole_row = received_intact(row)
             if whole_row and (row[0] != record.id or row[1] < behind):  # not the one that was asked for
                 raise damage(f"an index of the inbox leads astray, to row {row[1]} of channel {row[0]}")
             behind = row[1] + 1 if whole_row else behind
@@ -245,7 +255,7 @@ class InboxTable:
             "SELECT * FROM inbox WHERE channel = ? AND row = ?", (channel.record.id, row)
         ).fetchone()
         held = found is not None and channel.front <= row < channel.next_row
-        return found if held and intact(found) and found[4] < GAP else None
+        return found if held and received_intact(found) and found[4] < GAP else None
 
     def rewrite(self, fields: Sequence[Any]) -> None:
         """Other fields of a row that is held."""

@@ -6,6 +6,7 @@ caches that write changed rows back in `flush`, once per transaction; after a ro
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sqlite3
@@ -30,6 +31,7 @@ CACHED_ROWS = 20_000
 
 _MESSAGE = struct.Struct("<qqbqqqdd")
 _DATED = struct.Struct("<qqbqqqddd")
+_RECEIVED = struct.Struct("<qqqbqdH")
 
 
 def fields_crc(fields: Sequence[Any]) -> int:
@@ -75,6 +77,23 @@ def message_intact(row: Sequence[Any]) -> bool:
         return bool(message_crc(*columns) == row[9])
     except (struct.error, TypeError):  # a column that holds another type now
         return False
+
+
+def received_crc(
+    channel: int, row: int, epoch: bytes, seq: int, kind: int, payload: bytes, tries: int | None, enqueued: float
+) -> int:
+    """CRC-32 of a message in the inbox; a tenth of the price of `fields_crc`."""
+    head = _RECEIVED.pack(channel, row, seq, kind, -1 if tries is None else tries, enqueued, len(epoch))
+    return crc32(payload, crc32(epoch, crc32(head)))
+
+
+def received_intact(row: Sequence[Any]) -> bool:
+    """Whether a row of the inbox is as it was written. Gaps, and messages of version 1, have `fields_crc`."""
+    behind, reason = row[6:8]
+    with contextlib.suppress(struct.error, TypeError):  # a column that holds another type now
+        if behind is None and reason is None and received_crc(*row[:6], *row[8:10]) == row[10]:
+            return True
+    return intact(row)
 
 
 def weight(payload: Any) -> int:
