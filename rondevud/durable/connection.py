@@ -384,7 +384,8 @@ class DurableConnection:
     def link_up(self, session: DurableSession, effect: LinkUp) -> None:
         self._dialler.settle(effect)
         if self.state in {ConnectionState.FAILED, ConnectionState.CLOSED}:  # this link came too late
-            session.cut()
+            closed = self.state is ConnectionState.CLOSED
+            session.say_goodbye(GoodbyeCode.CLOSING if closed else GoodbyeCode.RESTARTING, "given up meanwhile")
             return
         self.last_error = self._added = None
         for timer in (self._stood, self._redial):

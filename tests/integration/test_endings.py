@@ -56,20 +56,35 @@ async def test_a_channel_that_cannot_be_made_stops_neither_its_connection_nor_th
 # --- closing ---------------------------------------------------------------------------------------------------------
 
 
-async def test_a_connection_closed_between_its_hello_and_the_welcome_is_over_for_the_service_too(world):
+@pytest.mark.parametrize("heard", [False, True], ids=["no welcome", "the welcome comes while the end is stored"])
+async def test_a_connection_closed_between_its_hello_and_the_welcome_is_over_for_the_service_too(
+    world, monkeypatch, heard
+):
     home, away = await world.daemon("home"), await world.daemon("away")
     service = await (await home.client()).expose_service("alice", FQN, **SERVICE)
     ear = Ear(service, "connection", "disconnection")
     connection = await (await away.client()).connect("alice", FQN, name="chat")
-    machine = away.session("chat").machine
-    receive = machine.receive
+    session = away.session("chat")
+    receive, mark_closed = session.machine.receive, session.mark_closed
+    held = asyncio.get_running_loop().create_future()
 
-    def hear_no_welcome(key, data, now):
-        if not isinstance(frames.decode(data), frames.Welcome):
+    def hold_the_welcome(key, data, now):
+        if isinstance(frames.decode(data), frames.Welcome):
+            held.set_result((key, data, now))
+        else:
             receive(key, data, now)
 
-    machine.receive = hear_no_welcome
+    async def mark_it_closed():
+        if heard:
+            receive(*held.result())
+            session.schedule_flush()
+        await mark_closed()
+
+    monkeypatch.setattr(session.machine, "receive", hold_the_welcome)
+    monkeypatch.setattr(session, "mark_closed", mark_it_closed)
     connection_id = await ear.next("connection")
+    async with asyncio.timeout(PATIENCE):
+        await asyncio.shield(held)
     await connection.close()
     ended = await ear.next("disconnection")
     assert (ended["connection_id"], ended["reason"]) == (connection_id, "peer")
