@@ -120,6 +120,8 @@ class Inbox:
         self._loaded_bytes = 0
         self._next_row = 0
         """Where reading goes on."""
+        self._stored_below = 0
+        """Behind the last row that this run of the daemon knows of."""
         self._given_below = 0
         """Rows below may be some receiver's own, or acknowledged; those above are neither."""
         self._caught_up = False
@@ -227,6 +229,7 @@ class Inbox:
         if not result.rows:
             return
         self._fresh_from = min(self._fresh_from, result.first_row)
+        self._stored_below = result.first_row + result.rows
         items = _rows(operation, result.first_row)
         gaps = sum(isinstance(item, InGap) for item in items)
         self.gaps += gaps
@@ -402,8 +405,7 @@ class Inbox:
             self._loaded.extend(items)
             self._loaded_bytes += sum(map(_size, items))
             self._next_row = page.next_row
-        else:
-            self._caught_up = True
+        self._caught_up = not page.items or page.next_row == self._stored_below
         self.pump()
 
     def _unclaimed(self, items: list[InItem]) -> list[InItem]:
@@ -555,6 +557,7 @@ class Inbox:
         self._draw()
         self._taken(-freed.messages, -freed.size)
         self._fresh_from = min(self._fresh_from, freed.first_row)
+        self._stored_below = max(self._stored_below, freed.first_row + freed.messages)
         self._attempts.add(freed.first_row, freed.first_row + freed.messages)
         self._caught_up = False
         if first_wait and not self.receivers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -28,10 +29,12 @@ class Host:
         self.failures = 0
         """How many of the next deletions fail."""
         self.counters: Counter[str] = Counter()
+        self.operations: Counter[str] = Counter()
         self.events: list[tuple[str, dict]] = []
         self.clock = 0.0
 
     def execute(self, operation, done=None) -> None:
+        self.operations[type(operation).__name__] += 1
         if isinstance(operation, AckIn) and self.held is not None:
             self.held.append((operation, done))
         elif isinstance(operation, AckIn) and self.failures:
@@ -456,3 +459,15 @@ def test_every_message_is_one_receiver_s_at_a_time_until_it_is_acknowledged(scri
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rondevud.durable.inbox.STORE_RETRY", 0)
         asyncio.run(play(script))
+
+
+async def test_a_page_up_to_the_last_row_that_was_stored_is_the_last_one_that_is_read(host):
+    """Under load there is always another row when the next page is read: reading would never end."""
+    inbox, _ = await make_inbox(host, 3)
+    channel = (await host.store.execute(LoadSessions())).channels[0].id
+    _, program = await attach(inbox)
+    for number in range(4, 8):
+        operation = Receive(channel, PEER, number, PEER, number + 1, (OutMessage(number, f"m{number}"),), NOW)
+        host.store.submit(operation, partial(inbox.received, operation))
+    assert await program.take(7) == [(f"m{number}", 1) for number in range(1, 8)]
+    assert host.operations["ReadIn"] == 2
