@@ -1,0 +1,80 @@
+"""What was measured: figures with their runs, and the file that keeps them."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+
+Parameters = dict[str, str | int]
+
+
+@dataclass
+class Figure:
+    """One quantity under one set of conditions; its value is the median of its runs."""
+
+    name: str
+    unit: str
+    parameters: Parameters
+    runs: list[float] = field(default_factory=list)
+
+    @property
+    def value(self) -> float:
+        return statistics.median(self.runs)
+
+    @property
+    def key(self) -> str:
+        return " ".join([self.name, *(f"{name}={value}" for name, value in sorted(self.parameters.items()))])
+
+
+class Report:
+    """All figures of one call, with what is to be known of the machine."""
+
+    def __init__(self, about: dict[str, Any]) -> None:
+        self.about = about
+        self._figures: dict[str, Figure] = {}
+
+    def __iter__(self) -> Iterator[Figure]:
+        return iter(self._figures.values())
+
+    def add(self, name: str, unit: str, value: float, **parameters: str | int) -> None:
+        """One more run of a figure."""
+        figure = Figure(name, unit, parameters)
+        self._figures.setdefault(figure.key, figure).runs.append(value)
+
+    def named(self, name: str, **parameters: str | int) -> list[Figure]:
+        """Figures of that name which have these parameters, and perhaps others."""
+        return [each for each in self if each.name == name and parameters.items() <= each.parameters.items()]
+
+    def value(self, name: str, **parameters: str | int) -> float | None:
+        """Of the figure with exactly these parameters."""
+        figure = self._figures.get(Figure(name, "", parameters).key)
+        return figure.value if figure else None
+
+    def baseline(self, **parameters: str | int) -> float | None:
+        """Throughput of the raw engine: the better of its ways to send."""
+        return max((each.value for each in self.named("throughput", via="raw", **parameters)), default=None)
+
+    def save(self, path: Path) -> None:
+        figures = [{**asdict(each), "value": each.value} for each in self]
+        path.write_text(json.dumps({"format": FORMAT, "about": self.about, "figures": figures}, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Report:
+        """Raises `ValueError` for what is no report."""
+        try:
+            stored = json.loads(path.read_text())
+            if stored["format"] != FORMAT:
+                raise ValueError(f"{path}: format {stored['format']}, this program knows {FORMAT}")
+            report = cls(stored["about"])
+            for each in stored["figures"]:
+                figure = Figure(each["name"], each["unit"], each["parameters"], each["runs"])
+                report._figures[figure.key] = figure
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is no report of the benchmark: {error!r}") from error
+        return report
