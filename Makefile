@@ -13,13 +13,14 @@ PYTHON ?=
 VENV ?= .venv$(if $(PYTHON),-$(notdir $(PYTHON)))
 TESTS ?= tests
 JOBS ?= 2
+BENCH ?=
 MARKS ?= not soak and not system
 
 SETUP := PYTHON='$(PYTHON)' bash .ci/setup '$(VENV)'
 SETUP_NEEDS := pyproject.toml .ci/setup .ci/find-python
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint format demo soak clean install uninstall deb test-system
+.PHONY: help venv test lint format demo soak bench clean install uninstall deb test-system
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -50,6 +51,9 @@ format: $(VENV)/.installed-dev ## put the source into shape
 soak: $(VENV)/.installed-dev ## the long tests: days; TESTS=… names some of them
 	RONDEVUD_LINK_EXAMPLES=$${RONDEVUD_LINK_EXAMPLES:-50000} $(VENV)/bin/python -m pytest -m 'soak and not system' $(TESTS)
 
+bench: $(VENV)/.installed-bench ## measure, beside the raw engines; BENCH="--quick" for a rough idea, BENCH=--help
+	$(VENV)/bin/python -m tests.bench $(BENCH)
+
 install: ## a service of this machine: programs, units, manual pages
 	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' SYSCONFDIR='$(SYSCONFDIR)' PYTHON='$(PYTHON)' bash installation/install
 
@@ -71,3 +75,7 @@ $(VENV)/.installed: $(SETUP_NEEDS)
 $(VENV)/.installed-dev: $(SETUP_NEEDS)
 	@$(SETUP) dev
 	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-bench: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m pip --disable-pip-version-check -q install -e '.[bench]'
+	@touch $@

@@ -8,7 +8,7 @@ import sys
 import time
 
 from rondevu_client import Daemon as Client
-from tests.acceptance.processes import CONNECTION, SERVICE, Stage
+from tests.acceptance.processes import CONNECTION, Stage
 from tests.bench.figures import Report
 from tests.bench.pairs import PATIENCE, Daemons, Flow, cpu_seconds, cpu_within, memory_kib, settled
 
@@ -65,10 +65,10 @@ async def links(stage: Stage, report: Report, engine: str, count: int, seconds: 
     async with pair.home.client() as home, pair.visitor.client() as visitor:
         begun = time.monotonic()
         few = min(FEW, count // 2)
-        await _connect(visitor, 1, few)
+        await _connect(visitor, pair.service, 1, few)
         await settled(home, few)
         before = [memory_kib(pid) for pid in pair.pids]
-        await _connect(visitor, few, count)
+        await _connect(visitor, pair.service, few, count)
         await settled(visitor, count)
         await settled(home, count)
         report.add("connecting all links", "s", time.monotonic() - begun, engine=engine, links=count)
@@ -83,9 +83,9 @@ async def links(stage: Stage, report: Report, engine: str, count: int, seconds: 
     await pair.stop()
 
 
-async def _connect(client: Client, first: int, last: int) -> None:
+async def _connect(client: Client, service: tuple[str, str], first: int, last: int) -> None:
     for number in range(first, last):
-        await client.connect(*SERVICE, name=f"link-{number}", max_attempts=0)
+        await client.connect(*service, name=f"link-{number}", max_attempts=0)
 
 
 async def _one_message_each(home: Client, visitor: Client, count: int) -> float:
@@ -121,7 +121,7 @@ async def beginnings(stage: Stage, report: Report, engine: str, times: int) -> N
     """Start-up, memory before the first link, connect time, and how long `rondevuctl status` takes."""
     pair = Daemons(stage, engine, "disk", (90_001, 1 << 28))
     pair.declare()
-    username, fqn = SERVICE
+    username, fqn = pair.service
     for _ in range(times):
         begun = time.monotonic()
         await pair.home.start()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rondevu_client import Daemon as Client
-from tests.acceptance.processes import CONNECTION, SERVICE, Daemon, Process, Stage
+from tests.acceptance.processes import CONNECTION, Daemon, Process, Stage
 
 PATIENCE = 300.0
 LEAD = 0.2
@@ -75,7 +75,7 @@ class Worker:
         self._seen[word] = self._seen.get(word, 0) + 1
         await self.process.until_count(word, self._seen[word], within)
         lines = [words for words in self.process.lines if words[0] == word]
-        answer: dict[str, Any] = json.loads(lines[self._seen[word] - 1][1])
+        answer: dict[str, Any] = json.loads(" ".join(lines[self._seen[word] - 1][1:]))
         return answer
 
     def tell(self, **order: Any) -> None:
@@ -128,11 +128,13 @@ class Daemons:
         self.stage = stage
         self._settings = {"engine": engine, "durability": durability, "size": limits[0], "bytes": limits[1]}
         self._name = f"{engine[0]}{durability[0]}{limits[0] % 997}"
+        self.service = (f"user-{self._name}", "com.example.bench@1.0.0")
+        """A name of its own: several pairs share a signalling server."""
         self._labels = 0
 
     def declare(self, service: str = "", connection: str = "") -> None:
         """Make both daemons without starting them; more of their configuration can be given."""
-        username, fqn = SERVICE
+        username, fqn = self.service
         text = CONFIG.format(url=self.stage.rendezvous.url, **self._settings)
         target = f'username = "{username}"\nfqn = "{fqn}"\n'
         self.home = Daemon(
