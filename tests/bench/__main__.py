@@ -24,7 +24,9 @@ LONGEST = 7_200.0
 
 def engines() -> list[str]:
     """Those that a daemon can use here."""
-    native = importlib.util.find_spec("libdatachannel") and importlib.util.find_spec("rondevud.transport.libdatachannel")
+    native = importlib.util.find_spec("libdatachannel") and importlib.util.find_spec(
+        "rondevud.transport.libdatachannel"
+    )
     return ["aiortc", *(["libdatachannel"] if native else [])]
 
 

@@ -48,7 +48,10 @@ async def queued(stage: Stage, report: Report, engine: str, depth: int) -> None:
     arrived = await other.hear("arrived", PATIENCE + depth / 500)
     report.add("draining", "s", arrived["at"] - begun, **conditions)
     report.add(
-        "processor time of a drained message", "µs", 1e6 * (cpu_seconds(pair.pids[0]) - used) / (depth + MORE), **conditions
+        "processor time of a drained message",
+        "µs",
+        1e6 * (cpu_seconds(pair.pids[0]) - used) / (depth + MORE),
+        **conditions,
     )
     await one.stop()
     await other.stop()

@@ -82,9 +82,7 @@ async def main(job: dict[str, Any]) -> None:
         say("answer", sdp=await peer.answer((await orders.take())["sdp"]))
     async with asyncio.timeout(PATIENCE):
         lanes = await peer.lanes()
-    streams = [
-        Stream(lane, each["unit"], each["interval"]) for lane, each in zip(lanes, job["streams"], strict=True)
-    ]
+    streams = [Stream(lane, each["unit"], each["interval"]) for lane, each in zip(lanes, job["streams"], strict=True)]
     say("ready")
     while True:
         await obey(await orders.take(), streams)

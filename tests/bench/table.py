@@ -19,7 +19,9 @@ FLOORS = {
 def lines(report: Report) -> Iterator[str]:
     """The table: throughput with its ratio to the raw engine first, then everything else."""
     about = report.about
-    yield ", ".join(f"{name} {about[name]}" for name in ("date", "commit", "processor", "cores", "python") if name in about)
+    yield ", ".join(
+        f"{name} {about[name]}" for name in ("date", "commit", "processor", "cores", "python") if name in about
+    )
     for figure in sorted(report.named("throughput"), key=_order):
         megabytes = figure.value * int(figure.parameters["size"]) / 1e6
         yield f"{figure.value:>14,.0f} messages/s {megabytes:>8.1f} MB/s  {_ratio(report, figure):<12} {figure.key}"
