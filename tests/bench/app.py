@@ -1,8 +1,8 @@
 """A program on a daemon's socket: python -m tests.bench.app JOB, a JSON map.
 
-`socket`, `target` and `streams` (each `label`, `size` in bytes, `interval` in seconds or 0 for as fast as it goes), `send`,
-`receive`, `options` of the channels where it makes them. Sends and receives as fast as the library's documented calls
-allow: many sends under way, generous credit, one acknowledgement for many messages.
+`socket`, `target`, `send`, `receive` and `streams`: each `label`, `size` in bytes, `interval` in seconds or 0 for as fast as
+it goes. `watched` are processes whose time is looked at from the first arrival on. Sends and receives as fast as the
+library's documented calls allow: many sends under way, generous credit, one acknowledgement for many messages.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import Any
 
 import uvloop
 
-from rondevu_client import Channel, Daemon, RequestRefused
-from tests.bench.talk import Arrivals, Orders, Window, percentiles, say
+from rondevu_client import Channel, Daemon
+from tests.bench.talk import Arrivals, Orders, Window, at_most, percentiles, say
+from tests.bench.usage import cpu_seconds
 
 AHEAD_MESSAGES = 1_024
 AHEAD_BYTES = 4 * 1024 * 1024
@@ -33,8 +34,9 @@ HEAD = struct.Struct(">Qd")
 class Stream:
     """One label. A message begins with its number and the time at which it was sent."""
 
-    def __init__(self, channel: Channel, size: int, interval: float, share: int) -> None:
+    def __init__(self, channel: Channel, size: int, interval: float, share: int, watched: list[int]) -> None:
         self._channel = channel
+        self._watched = watched
         self._interval = interval
         self._pad = bytes(size - HEAD.size)
         self._ahead = max(2, min(AHEAD_MESSAGES, AHEAD_BYTES // size) // share)
@@ -43,6 +45,7 @@ class Stream:
         self.accepting: list[float] = []
         """Seconds from each send to its acceptance."""
         self.arrivals = Arrivals()
+        self._used_before: list[float] = []
 
     async def send_all(self, window: Window) -> None:
         await window.until_begin()
@@ -90,6 +93,8 @@ class Stream:
             number, sent_at = unpack(data)  # type: ignore[arg-type]
             if number != arrivals.messages + 1:
                 raise AssertionError(f"{self._channel.label}: message {number} after {arrivals.messages}")
+            if not arrivals.messages:
+                self._used_before = [cpu_seconds(pid) for pid in self._watched]
             arrivals.note(len(data))
             if self._interval:
                 arrivals.note_delay(sent_at)
@@ -98,70 +103,61 @@ class Stream:
                 await message.ack()
                 unacknowledged = 0
 
+    def used(self) -> list[float]:
+        """Seconds that the watched processes have worked since the first arrival."""
+        return [cpu_seconds(pid) - before for pid, before in zip(self._watched, self._used_before, strict=True)]
+
     async def until_arrived(self, count: int) -> None:
         while self.arrivals.messages < count:
             await asyncio.sleep(0.01)
 
 
 async def attach(daemon: Daemon, job: dict[str, Any], stream: dict[str, Any]) -> Channel:
-    """The one that does not make the channel waits until the other has."""
+    """Who comes first makes the channel; both say the same of it."""
     mode = "send" if job["send"] and not job["receive"] else "exclusive"
     credit = max(4, min(4 * AHEAD_MESSAGES, AHEAD_BYTES // stream["size"]))
-    while True:
-        try:
-            return await daemon.attach(
-                job["target"], stream["label"], mode=mode, credit=credit, auto_ack=False, options=job.get("options")
-            )
-        except RequestRefused as error:
-            if error.code not in {"unknown_channel", "unknown_target"}:
-                raise
-            await asyncio.sleep(0.05)
+    return await daemon.attach(job["target"], stream["label"], mode=mode, credit=credit, auto_ack=False)
 
 
 async def main(job: dict[str, Any]) -> None:
     orders = Orders()
     await orders.open()
-    async with Daemon(job["socket"], client="bench") as daemon:
-        streams = [
-            Stream(await attach(daemon, job, each), each["size"], each["interval"], len(job["streams"]))
-            for each in job["streams"]
-        ]
-        receiving = [asyncio.create_task(each.receive_forever(), name="receive") for each in streams if job["receive"]]
-        for task in receiving:
-            task.add_done_callback(_end_with)
+    async with Daemon(job["socket"], client="bench") as daemon, asyncio.TaskGroup() as group:
+        streams = []
+        async with at_most(PATIENCE, lambda: f"channels attached; {len(streams)} of {len(job['streams'])} are"):
+            for each in job["streams"]:
+                channel = await attach(daemon, job, each)
+                sharing, watched = len(job["streams"]), job.get("watched", [])
+                streams.append(Stream(channel, each["size"], each["interval"], sharing, watched))
+        for each in streams if job["receive"] else []:
+            group.create_task(each.receive_forever(), name="receive")
         say("ready")
         while True:
             await obey(await orders.take(), streams)
 
 
 async def obey(order: dict[str, Any], streams: list[Stream]) -> None:
-    what = order["do"]
+    what, within = order["do"], order.get("within", PATIENCE)
     if what == "count":  # messages on the first label, without a window
-        say("accepted", seconds=await streams[0].send_count(order["count"]))
-    elif what == "flush":
-        await streams[0]._channel.flush()
-        say("flushed")
+        async with at_most(within, lambda: f"{order['count']} messages accepted"):
+            say("accepted", seconds=await streams[0].send_count(order["count"]))
     elif what == "run":
         window = Window.of(order)
         for each in streams:
             each.arrivals.window = window
         if order["send"]:
-            async with asyncio.timeout(window.end - time.monotonic() + PATIENCE):
+            within += window.end - time.monotonic()
+            async with at_most(within, lambda: f"all acknowledged; sent {[each.sent for each in streams]}"):
                 await asyncio.gather(*(each.send_all(window) for each in streams))
         say("sent", counts=[each.sent for each in streams], **percentiles(streams[0].accepting))
     elif what == "arrived":
-        async with asyncio.timeout(order.get("within", PATIENCE)):
-            await asyncio.gather(
-                *(each.until_arrived(count) for each, count in zip(streams, order["counts"], strict=True))
-            )
-        say("arrived", at=time.monotonic(), streams=[each.arrivals.result() for each in streams])
-
-
-def _end_with(task: asyncio.Task[None]) -> None:
-    """A receiver that failed is the end of the process: the benchmark shows why."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        asyncio.get_running_loop().stop()
-        raise error
+        counts = order["counts"]
+        async with at_most(within, lambda: f"{counts} arrived; {[each.arrivals.messages for each in streams]} have"):
+            await asyncio.gather(*(each.until_arrived(count) for each, count in zip(streams, counts, strict=True)))
+        used = streams[0].used() if counts[0] else []
+        say("arrived", at=time.monotonic(), used=used, streams=[each.arrivals.result() for each in streams])
+    else:
+        raise ValueError(f"unknown order {what!r}")
 
 
 if __name__ == "__main__":

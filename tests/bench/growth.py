@@ -1,161 +1,181 @@
-"""How cost grows: with what is queued, and with the number of links. And what a daemon costs before anything happens."""
+"""How cost grows: with what is queued, and with the number of links."""
 
 from __future__ import annotations
 
 import asyncio
-import statistics
-import sys
+import math
 import time
 
 from rondevu_client import Daemon as Client
-from tests.acceptance.processes import CONNECTION, Stage
+from tests.acceptance.processes import CONNECTION, Daemon, Stage
 from tests.bench.figures import Report
-from tests.bench.pairs import PATIENCE, Daemons, Flow, cpu_seconds, cpu_within, memory_kib, settled
+from tests.bench.pairs import PATIENCE, Daemons, Flow
+from tests.bench.scene import until
+from tests.bench.usage import cores, cpu_seconds, memory_kib, until_steady
 
 SIZE = 64
 MORE = 2_000
 """Messages whose acceptance is timed when so many are queued already."""
 
 UNLIMITED = 10_000_000, 4 * 1024**3
-FEW = 8
+SLOWEST = 1_000
+"""Messages a second below which a queue is not waited for."""
+
+FEW = 2
 """Links that are there before memory is looked at for the first time: the first ones load the engine."""
+
+AT_ONCE = 125
+"""Links of each of the other daemons."""
+
+SETTLING = 60.0
+"""Seconds that links may take to come to rest."""
+
+
+def patience(count: int) -> float:
+    """Seconds for so many messages."""
+    return PATIENCE + count / SLOWEST
 
 
 async def queued(stage: Stage, report: Report, engine: str, depth: int) -> None:
-    """Queue `depth` messages for a peer that is away, accept some more, let the peer come and take everything."""
-    pair = Daemons(stage, engine, "disk", (UNLIMITED[0] + depth, UNLIMITED[1]))
+    """Queue `depth` messages for a peer that is away, accept some more, let the peer come and take everything.
+
+    The signalling server is away until the receiving program is attached, which sees all of them cross the link.
+    """
+    pair = Daemons(stage, engine, "disk", UNLIMITED)
     await pair.start()
-    (label,) = pair.new_labels(1)
-    flow = [Flow(label, SIZE)]
-    one, other = await pair.programs(flow)
-    one.tell(do="run", send=False, begin=0, first=0, end=0)
-    await one.hear("sent")
-    await other.stop()
+    flow, conditions = [Flow(*pair.new_labels(1), SIZE)], {"engine": engine, "queued": depth}
+    one = await pair.visiting(flow)
+    await one.hear("ready")
     await pair.home.stop()
-    one.tell(do="count", count=depth)
-    await one.hear("accepted")
+    await stage.rendezvous.kill()
+    within = patience(depth)
+    one.tell(do="count", count=depth, within=within)
+    await one.hear("accepted", within)
+    sending = pair.pids["sending daemon"]
+    used = cpu_seconds(sending)
     one.tell(do="count", count=MORE)
-    conditions = {"engine": engine, "queued": depth}
     accepting = (await one.hear("accepted"))["seconds"]
     report.add("accepting a message", "µs", 1e6 * accepting / MORE, **conditions)
+    work = "processor time of an accepted message"
+    report.add(work, "µs", 1e6 * (cpu_seconds(sending) - used) / MORE, **conditions)
 
-    used = cpu_seconds(pair.pids[0])
     await pair.home.start()
-    begun = time.monotonic()
-    other = await pair.at_home(flow)
+    other = await pair.at_home(flow, watched=list(pair.pids.values()))
     await other.hear("ready")
-    other.tell(do="arrived", counts=[depth + MORE], within=PATIENCE + depth / 500)
-    arrived = await other.hear("arrived", PATIENCE + depth / 500)
-    report.add("draining", "s", arrived["at"] - begun, **conditions)
-    report.add(
-        "processor time of a drained message",
-        "µs",
-        1e6 * (cpu_seconds(pair.pids[0]) - used) / (depth + MORE),
-        **conditions,
-    )
+    await stage.rendezvous.start()
+    count = depth + MORE
+    other.tell(do="arrived", counts=[count], within=within)
+    async with pair.visitor.client() as client:
+        await client.call("reconnect", {"target": CONNECTION})
+    arrived = await other.hear("arrived", within + PATIENCE)
+    seconds = arrived["at"] - arrived["streams"][0]["begun"]
+    report.add("draining", "s", seconds, **conditions)
+    report.add("draining a message", "µs", 1e6 * seconds / count, **conditions)
+    for process, spent in zip(pair.pids, arrived["used"], strict=True):
+        work = "processor time of a drained message"
+        report.add(work, "µs", 1e6 * spent / count, process=process, **conditions)
     await one.stop()
     await other.stop()
     await pair.stop()
 
 
-async def links(stage: Stage, report: Report, engine: str, count: int, seconds: float) -> None:
-    """So many idle links between two daemons; one message over each arrives."""
-    pair = Daemons(stage, engine, "disk", (100_000 + count, 1 << 28))
-    pair.declare("pool_size = 10\nmax_connections = 10000\nmax_sessions = 10000\n")
-    await pair.home.start()
-    await pair.visitor.start()
-    await pair.linked()
-    async with pair.home.client() as home, pair.visitor.client() as visitor:
+async def links(stage: Stage, report: Report, engine: str, counts: list[int], quiet: float) -> None:
+    """So many idle links of one daemon to several others, in rising numbers; then a message from it over each of them."""
+    pair = Daemons(stage, engine, "disk")
+    pair.declare(service="pool_size = 10\n")
+    process = await pair.home.start()
+    visitors = [pair.daemon(f"w{number}-") for number in range(math.ceil(counts[-1] / AT_ONCE))]
+    for visitor in visitors:
+        await visitor.start()
+    peers = Peers(pair, visitors)
+    await peers.grow(FEW)
+    await until_steady(process.pid, SETTLING)
+    memory, share = memory_kib(process.pid), await cores(process.pid, quiet)
+    for count in counts:
         begun = time.monotonic()
-        few = min(FEW, count // 2)
-        await _connect(visitor, pair.service, 1, few)
-        await settled(home, few)
-        before = [memory_kib(pid) for pid in pair.pids]
-        await _connect(visitor, pair.service, few, count)
-        await settled(visitor, count)
-        await settled(home, count)
-        report.add("connecting all links", "s", time.monotonic() - begun, engine=engine, links=count)
-        after = [memory_kib(pid) for pid in pair.pids]
-        shares = await cpu_within(pair.pids, 2.0, seconds)
-        for side, low, high, share in zip(("connecting", "service"), before, after, shares, strict=True):
-            conditions = {"engine": engine, "links": count, "side": side}
-            report.add("memory of a link", "KiB", (high - low) / (count - few), **conditions)
-            report.add("processor time of an idle link", "% of a core", 100 * share / count, **conditions)
-        arriving = await _one_message_each(home, visitor, count)
-        report.add("a message over each link", "s", arriving, engine=engine, links=count)
-    await pair.stop()
+        more = count - peers.count
+        await peers.grow(count)
+        conditions = {"engine": engine, "links": count}
+        report.add("connecting one of many", "s", (time.monotonic() - begun) / more, **conditions)
+        await until_steady(process.pid, SETTLING)
+        grown = memory_kib(process.pid) - memory
+        report.add("memory of an idle link", "KiB", grown / (count - FEW), **conditions)
+        taken = await cores(process.pid, quiet) - share
+        report.add("processor time of an idle link", "% of a core", 100 * taken / (count - FEW), **conditions)
+        await peers.check()
+        report.add("a message over each link", "s", await peers.one_message_each(), **conditions)
+    for daemon in (*visitors, pair.home):
+        await daemon.stop()
 
 
-async def _connect(client: Client, service: tuple[str, str], first: int, last: int) -> None:
-    for number in range(first, last):
-        await client.connect(*service, name=f"link-{number}", max_attempts=0)
+class Peers:
+    """Several daemons that share the links to one; link N is `link-N`, of daemon N modulo their number."""
 
+    def __init__(self, pair: Daemons, visitors: list[Daemon]) -> None:
+        self._home, self._service = pair.home, pair.service
+        self._visitors = visitors
+        self.count = 0
 
-async def _one_message_each(home: Client, visitor: Client, count: int) -> float:
-    """Seconds until a message over each link has arrived. Raises `TimeoutError`, `RuntimeError` for a wrong message."""
-    names = [CONNECTION, *(f"link-{number}" for number in range(1, count))]
-    far = [row["connection_id"] for row in await home.connections()]
-    begun = time.monotonic()
+    async def grow(self, count: int) -> None:
+        """Connect until there are so many links, and all of them stand on both sides."""
+        for number in range(self.count, count):
+            async with self._visitor(number).client() as client:
+                await client.connect(*self._service, name=f"link-{number}", reconnect={"max_attempts": "unlimited"})
+        self.count = count
+        await until(self._missing, f"{count} links that stand", patience(100 * count))
 
-    async def send(name: str) -> None:
-        channel = await visitor.attach(name, "once", mode="send", options={})
-        await channel.send(name)
-        await channel.flush()
+    async def check(self) -> None:
+        """Raises `AssertionError` when one of the links does not stand."""
+        assert not (missing := await self._missing()), f"links did not stay: {missing}"
 
-    async def receive(connection: str) -> str:
-        while True:
-            if any(row["label"] == "once" for row in await home.channels(connection)):
-                break
-            await asyncio.sleep(0.1)
-        message = await (await home.attach(connection, "once")).receive()
-        await message.ack()
-        return str(message.data)
-
-    async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as group:
-        receiving = [group.create_task(receive(each), name=f"receive {each}") for each in far]
-        for name in names:
-            group.create_task(send(name), name=f"send {name}")
-    if sorted(task.result() for task in receiving) != sorted(names):
-        raise RuntimeError("not every link delivered its own message")
-    return time.monotonic() - begun
-
-
-async def beginnings(stage: Stage, report: Report, engine: str, times: int) -> None:
-    """Start-up, memory before the first link, connect time, and how long `rondevuctl status` takes."""
-    pair = Daemons(stage, engine, "disk", (90_001, 1 << 28))
-    pair.declare()
-    username, fqn = pair.service
-    for _ in range(times):
-        begun = time.monotonic()
-        await pair.home.start()
-        report.add("start-up until READY", "s", time.monotonic() - begun, engine=engine)
-        await pair.home.stop()
-    alone = Daemons(stage, engine, "memory", (90_002, 1 << 28))
-    alone.declare()
-    alone.visitor._config.write_text(alone.home._config.read_text().partition("[[service]]")[0])
-    await alone.visitor.start()
-    assert alone.visitor.process is not None
-    report.add("memory before the first link", "KiB", memory_kib(alone.visitor.process.pid), engine=engine)
-    await pair.home.start()
-    async with alone.visitor.client() as client:
-        for number in range(times):
+    async def one_message_each(self) -> float:
+        """Seconds until a message over each link has arrived. Raises `AssertionError` when one does not, or a wrong one."""
+        label, arrived = f"at-{self.count}", set[str]()
+        async with self._home.client() as home, asyncio.TaskGroup() as group:
+            ids = [row["connection_id"] for row in await home.connections()]
+            senders = [await home.attach(each, label, mode="send") for each in ids]
+            for visitor in self._visitors:
+                group.create_task(self._receive(visitor, label, arrived), name=f"messages of {visitor.name}")
             begun = time.monotonic()
-            connection = await client.connect(username, fqn, name=f"new-{number}")
-            await connection.wait("connected", PATIENCE)
-            report.add("connecting", "s", time.monotonic() - begun, engine=engine)
-    await _status(report, alone, times)
-    await pair.home.stop()
-    await alone.visitor.stop()
+            for sender in senders:
+                await sender.send(sender.connection_id)
+        taken = time.monotonic() - begun
+        assert arrived == set(ids), f"{len(arrived)} messages over {len(ids)} links are not those that were sent"
+        return taken
+
+    async def _receive(self, daemon: Daemon, label: str, arrived: set[str]) -> None:
+        """A message on each link of a daemon."""
+        within = patience(100 * self.count)
+        async with daemon.client() as client:
+            waiting = {row["name"] for row in await client.connections()}
+            try:
+                async with asyncio.timeout(within), asyncio.TaskGroup() as group:
+                    for name in sorted(waiting):
+                        group.create_task(_take_one(client, name, label, arrived, waiting), name=f"message of {name}")
+            except TimeoutError:
+                what = f"a message over each link of {daemon.name}"
+                raise AssertionError(f"not in {within:.0f} s: {what}; missing: {sorted(waiting)[:10]}") from None
+
+    async def _missing(self) -> str:
+        """What is not there of the links; nothing when all stand."""
+        found = []
+        for daemon in (self._home, *self._visitors):
+            async with daemon.client() as client:
+                rows = await client.connections()
+            standing = sum(row["state"] == "connected" for row in rows)
+            places = self.count if daemon is self._home else len(rows)
+            if standing != places or len(rows) != places:
+                found.append(f"{daemon.name} has {standing} connected of {len(rows)}, {places} wanted")
+        return ", ".join(found)
+
+    def _visitor(self, number: int) -> Daemon:
+        return self._visitors[number % len(self._visitors)]
 
 
-async def _status(report: Report, pair: Daemons, times: int) -> None:
-    command = [sys.executable, "-m", "rondevud.ctl.main", "--socket", str(pair.visitor.socket), "status"]
-    taken = []
-    for _ in range(max(3, times)):
-        begun = time.monotonic()
-        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-        output, _ = await process.communicate()
-        if process.returncode or not output:
-            raise RuntimeError(f"rondevuctl status ended with {process.returncode}")
-        taken.append(1e3 * (time.monotonic() - begun))
-    report.add("rondevuctl status", "ms", statistics.median(taken))
+async def _take_one(client: Client, name: str, label: str, arrived: set[str], waiting: set[str]) -> None:
+    channel = await client.attach(name, label)
+    message = await channel.receive()
+    await message.ack()
+    arrived.add(str(message.data))
+    waiting.discard(name)
+    await channel.detach()

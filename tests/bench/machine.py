@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import importlib.metadata
 import os
 import platform
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 def describe(directory: Path) -> dict[str, Any]:
     """`directory` is where the daemons keep their state."""
     return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "commit": _output("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"),
         "processor": _first("/proc/cpuinfo", r"model name\s*: (.*)"),
         "cores": len(os.sched_getaffinity(0)),

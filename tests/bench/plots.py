@@ -18,10 +18,10 @@ GROWING = (
 
 def draw(report: Report, directory: Path) -> list[Path]:
     """A PNG for each quantity of which there are figures; their paths."""
-    import matplotlib
+    import matplotlib as mpl
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
 
     written = []
     for name, along in GROWING:
@@ -32,12 +32,12 @@ def draw(report: Report, directory: Path) -> list[Path]:
             curves.setdefault(rest, []).append((float(each.parameters[along]), each.value))
         if not figures:
             continue
-        picture, axes = pyplot.subplots(figsize=(9, 6))
+        picture, axes = plt.subplots(figsize=(9, 6))
         for label, points in sorted(curves.items()):
             axes.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
         axes.set(xscale="log", xlabel=along, ylabel=f"{name}, {figures[0].unit}", ylim=(0, None))
         axes.legend(fontsize="x-small")
         written.append(directory / f"{name.replace(' ', '-')}.png")
         picture.savefig(written[-1], dpi=100)
-        pyplot.close(picture)
+        plt.close(picture)
     return written

@@ -1,7 +1,7 @@
 """One end of a raw connection: python -m tests.bench.raw JOB, a JSON map.
 
-`engine`, `offers` (whether this end makes the offer) and `streams`: for each data channel `unit`, the bytes of each send, and
-`interval` in seconds, or 0 for as fast as the buffer of 256 KiB allows. Nothing runs here but the engine and uvloop.
+`engine`, `offers` (whether this end makes the offer) and `streams`: for each data channel `unit`, the bytes of each send,
+and `interval` in seconds, or 0 for as fast as the buffer of 256 KiB allows. Nothing runs here but the engine and uvloop.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
-import os
 import struct
 import sys
 import time
@@ -17,7 +16,7 @@ from typing import Any
 
 import uvloop
 
-from tests.bench.talk import Arrivals, Orders, Window, say
+from tests.bench.talk import Arrivals, Orders, Window, at_most, say
 
 PATIENCE = 120.0
 BURST = 64
@@ -80,7 +79,7 @@ async def main(job: dict[str, Any]) -> None:
         await peer.accept((await orders.take())["sdp"])
     else:
         say("answer", sdp=await peer.answer((await orders.take())["sdp"]))
-    async with asyncio.timeout(PATIENCE):
+    async with at_most(PATIENCE, lambda: "all data channels open"):
         lanes = await peer.lanes()
     streams = [Stream(lane, each["unit"], each["interval"]) for lane, each in zip(lanes, job["streams"], strict=True)]
     say("ready")
@@ -94,16 +93,19 @@ async def obey(order: dict[str, Any], streams: list[Stream]) -> None:
         for each in streams:
             each.arrivals.window = window
         if order["send"]:
-            await asyncio.gather(*(each.send_all(window) for each in streams))
+            within = PATIENCE + window.end - time.monotonic()
+            async with at_most(within, lambda: f"room in the buffers; sent {[each.sent for each in streams]}"):
+                await asyncio.gather(*(each.send_all(window) for each in streams))
         say("sent", counts=[each.sent for each in streams])
     elif order["do"] == "arrived":
-        async with asyncio.timeout(PATIENCE):
-            await asyncio.gather(
-                *(each.until_arrived(size) for each, size in zip(streams, order["counts"], strict=True))
-            )
+        sizes = order["counts"]
+        async with at_most(
+            PATIENCE, lambda: f"{sizes} bytes arrived; {[each.arrivals.total for each in streams]} have"
+        ):
+            await asyncio.gather(*(each.until_arrived(size) for each, size in zip(streams, sizes, strict=True)))
         say("arrived", streams=[each.arrivals.result() for each in streams])
     else:
-        os._exit(0)  # taking the engine down is not what is measured
+        raise ValueError(f"unknown order {order['do']!r}")
 
 
 if __name__ == "__main__":

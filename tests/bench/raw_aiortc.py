@@ -37,9 +37,6 @@ class Lane:
 
 
 class Peer:
-    largest = 262_144
-    """Bytes of the largest message."""
-
     def __init__(self, count: int) -> None:
         self._count = count
         self._pc = RTCPeerConnection(RTCConfiguration(iceServers=[]))

@@ -1,4 +1,4 @@
-"""libdatachannel-py with nothing around it, as `tests.bench.raw` drives it: messages are counted in the library's threads."""
+"""libdatachannel-py with nothing around it, as `tests.bench.raw` drives it; messages are counted in its threads."""
 
 from __future__ import annotations
 
@@ -39,9 +39,6 @@ class Lane:
 
 
 class Peer:
-    largest = 262_144
-    """Bytes of the largest message."""
-
     def __init__(self, count: int) -> None:
         self._count = count
         self._loop = asyncio.get_running_loop()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 import time
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,16 @@ def say(word: str, **fields: Any) -> None:
     """Print a line for the benchmark."""
     sys.stdout.write(f"{word} {json.dumps(fields, separators=(',', ':'))}\n")
     sys.stdout.flush()
+
+
+@contextlib.asynccontextmanager
+async def at_most(seconds: float, what: Callable[[], str]) -> AsyncIterator[None]:
+    """Raises `TimeoutError` that says `what` was waited for."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise TimeoutError(f"not in {seconds:.0f} s: {what()}") from None
 
 
 class Orders:
@@ -62,12 +74,16 @@ class Arrivals:
         self.messages = 0
         self.counted = 0
         """Bytes within the window, behind the first arrival in it."""
+        self.begun = 0.0
+        """When the very first message came."""
         self.first = 0.0
         self.last = 0.0
         self.delays: list[float] = []
 
     def note(self, size: int) -> None:
         now = time.monotonic()
+        if not self.messages:
+            self.begun = now
         self.total += size
         self.messages += 1
         if self.window.first <= now < self.window.end:
@@ -89,6 +105,7 @@ class Arrivals:
             "bytes_per_second": self.counted / seconds if seconds > 0 else 0.0,
             "total": self.total,
             "messages": self.messages,
+            "begun": self.begun,
             **percentiles(self.delays),
         }
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
+import sys
 from dataclasses import dataclass
 
 from tests.acceptance.processes import Stage
 from tests.bench.figures import Report
-from tests.bench.pairs import Daemons, Flow, Timing, cpu_within, raw_pair, run_pair
+from tests.bench.pairs import Daemons, Flow, Run, Timing, raw_pair, run_pair
 
 LARGEST = 262_144
 """Bytes of the largest message that the engines send."""
@@ -27,18 +27,21 @@ class Shape:
         return self.directions == 2
 
 
-async def measure(stage: Stage, report: Report, engines: list[str], shapes: list[Shape], timing: Timing) -> None:
-    """One run of each shape over each engine: raw, daemons on disk, daemons in memory, and so on."""
-    for engine in engines:
-        pairs = {durability: Daemons(stage, engine, durability) for durability in ("disk", "memory")}
-        for pair in pairs.values():
-            await pair.start()
-        for shape in shapes:
-            await raw(stage, report, engine, shape, timing)
-            for durability, pair in pairs.items():
-                await through_daemons(pair, report, engine, durability, shape, timing)
-        for pair in pairs.values():
-            await pair.stop()
+async def measure(
+    stage: Stage, report: Report, engine: str, shapes: list[Shape], durabilities: list[str], timing: Timing
+) -> None:
+    """One run of each shape: raw, daemons on disk, daemons in memory, and so on."""
+    pairs = {durability: Daemons(stage, engine, durability) for durability in durabilities}
+    for durability, pair in pairs.items():
+        await pair.start()
+        pids = ", ".join(f"{pid} ({name})" for name, pid in pair.pids.items())
+        print(f"bench: daemons of {engine}, {durability}: {pids}", file=sys.stderr, flush=True)
+    for shape in shapes:
+        await raw(stage, report, engine, shape, timing)
+        for durability, pair in pairs.items():
+            await through_daemons(pair, report, engine, durability, shape, timing)
+    for pair in pairs.values():
+        await pair.stop()
 
 
 async def raw(stage: Stage, report: Report, engine: str, shape: Shape, timing: Timing) -> None:
@@ -48,9 +51,8 @@ async def raw(stage: Stage, report: Report, engine: str, shape: Shape, timing: T
             continue
         flows = [Flow(str(number), unit) for number in range(shape.labels)]
         one, other = await raw_pair(stage, engine, flows)
-        results = await run_pair(one, other, timing, both=shape.both, sizes=[unit] * shape.labels)
-        rate = sum(stream["bytes_per_second"] for result in results for stream in result.streams)
-        add(report, rate, shape, engine=engine, via="raw", mode=mode)
+        run = await run_pair(one, other, timing, both=shape.both, sizes=[unit] * shape.labels)
+        add(report, run, shape, engine=engine, via="raw", mode=mode)
         await one.stop()
         await other.stop()
 
@@ -60,19 +62,18 @@ async def through_daemons(
 ) -> None:
     flows = [Flow(label, shape.size) for label in pair.new_labels(shape.labels)]
     one, other = await pair.programs(flows, both=shape.both)
-    watching = asyncio.create_task(cpu_within(pair.pids, timing.warm, timing.measured), name="processor time")
-    results = await run_pair(one, other, timing, both=shape.both)
-    rate = sum(stream["bytes_per_second"] for result in results for stream in result.streams)
-    add(report, rate, shape, engine=engine, via="daemon", durability=durability)
-    for side, share in zip(("sender", "receiver"), await watching, strict=True):
-        conditions = {"engine": engine, "durability": durability, "side": side, **vars(shape)}
-        report.add("processor time of a daemon", "cores", share, **conditions)
+    run = await run_pair(one, other, timing, both=shape.both, watched=pair.pids)
+    add(report, run, shape, engine=engine, via="daemon", durability=durability)
     await one.stop()
     await other.stop()
 
 
-def add(report: Report, rate: float, shape: Shape, **parameters: str) -> None:
-    """`rate` is in bytes a second."""
-    if not rate:
-        raise RuntimeError(f"nothing arrived within the window: {shape}, {parameters}; measure longer")
-    report.add("throughput", "messages/s", rate / shape.size, **parameters, **vars(shape))
+def add(report: Report, run: Run, shape: Shape, **parameters: str) -> None:
+    """Messages a second, and what each of the processes took for one of them."""
+    conditions = {**parameters, **vars(shape)}
+    if not run.bytes_per_second:
+        raise RuntimeError(f"nothing arrived within the window: {conditions}; measure longer")
+    rate = run.bytes_per_second / shape.size
+    report.add("throughput", "messages/s", rate, **conditions)
+    for process, cores in run.cores.items():
+        report.add("processor time of a message", "µs", 1e6 * cores / rate, process=process, **conditions)
