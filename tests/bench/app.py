@@ -58,7 +58,9 @@ class Stream:
 
     async def _send_fast(self, window: Window, numbers: itertools.count[int]) -> None:
         send, pad, end = self._channel.send, self._pad, window.end
-        while (now := time.monotonic()) < end:
+        now = 0.0
+        while now < end:
+            now = time.monotonic()
             self.sent = next(numbers)
             await send(HEAD.pack(self.sent, now) + pad)
 

@@ -11,8 +11,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from tests.acceptance.nursery import ROOT
+from tests.bench import brokers
+
 PACKAGES = ("aiortc", "aioice", "libdatachannel-py", "uvloop", "msgpack", "cryptography", "paho-mqtt", "nats-py")
-ROOT = Path(__file__).parents[2]
 
 
 def describe(directory: Path) -> dict[str, Any]:
@@ -27,6 +29,7 @@ def describe(directory: Path) -> dict[str, Any]:
         "file_system": _output("stat", "-f", "-c", "%T", str(directory)),
         "python": platform.python_version(),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "brokers": brokers.describe(),
         "load_before": round(os.getloadavg()[0], 2),
     }
 

@@ -180,7 +180,8 @@ class Daemons:
         """One more daemon with these settings, not started."""
         text = CONFIG.format(url=self.stage.rendezvous.url, **self._settings)
         daemon = Daemon(self.stage, f"{name}{self._name}", text + sections)
-        daemon.env |= ENVIRONMENT
+        if self.stage._fresh:
+            daemon.env |= ENVIRONMENT
         return daemon
 
     def declare(self, service: str = "polling_interval = 0.2\n") -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.acceptance.processes import Stage
-from tests.bench import beginnings, growth, latency, throughput
+from tests.bench import beginnings, brokers, growth, latency, throughput
 from tests.bench.figures import Report
 from tests.bench.pairs import Timing
 from tests.bench.scene import scene
@@ -20,7 +20,7 @@ from tests.bench.throughput import Shape
 SIZES = (64, 1024, 16 * 1024, 1024 * 1024)
 ENGINES = ("aiortc", "libdatachannel")
 DURABILITIES = ("disk", "memory")
-PARTS = ("throughput", "latency", "beginnings", "queued", "links")
+PARTS = ("throughput", "brokers", "latency", "beginnings", "queued", "links")
 BRIEFLY = 300.0
 """Seconds beside those of measuring after which a part is given up."""
 
@@ -88,6 +88,10 @@ async def carry_out(plan: Plan, report: Report, directory: Path) -> None:
         for engine in plan.engines:
             async with begin(f"throughput, {engine}, round {number}", plan.patience(len(plan.shapes))) as stage:
                 await throughput.measure(stage, report, engine, plan.shapes, plan.durabilities, plan.timing)
+    for number in range(1, plan.repeat + 1) if "brokers" in plan.parts else ():
+        for name in brokers.usable():
+            async with begin(f"throughput, {name}, round {number}", plan.patience(len(brokers.SIZES))) as stage:
+                await brokers.measure(stage, report, name, plan.timing)
     for engine in plan.engines if "throughput" in plan.parts and plan.others else ():
         async with begin(f"more labels and directions, {engine}", plan.patience(len(plan.others))) as stage:
             await throughput.measure(stage, report, engine, plan.others, plan.durabilities, plan.timing)

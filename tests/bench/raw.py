@@ -47,7 +47,9 @@ class Stream:
 
     async def _send_fast(self, window: Window) -> None:
         lane, data = self._lane, bytes(self._unit)
-        while time.monotonic() < window.end:
+        now = 0.0
+        while now < window.end:
+            now = time.monotonic()
             if lane.is_full():
                 await lane.room()
             for _ in range(BURST):

@@ -38,7 +38,7 @@ async def scene(directory: Path, what: str, within: float, *, fresh: bool = True
                 await stage.rendezvous.start()
                 yield stage
     except TimeoutError as error:
-        raise Failed(f"{what}: {error or f'not done within {within:.0f} s'}") from error
+        raise Failed(f"{what}: {str(error) or f'not done within {within:.0f} s'}") from error
     except (AssertionError, RuntimeError, RondevuClientError, ExceptionGroup) as error:
         raise Failed(f"{what}: {'; '.join(_reasons(error))}") from error
 

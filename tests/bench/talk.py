@@ -76,6 +76,8 @@ class Arrivals:
         """Bytes within the window, behind the first arrival in it."""
         self.begun = 0.0
         """When the very first message came."""
+        self.ended = 0.0
+        """When the last one came, whenever that was."""
         self.first = 0.0
         self.last = 0.0
         self.delays: list[float] = []
@@ -84,6 +86,7 @@ class Arrivals:
         now = time.monotonic()
         if not self.messages:
             self.begun = now
+        self.ended = now
         self.total += size
         self.messages += 1
         if self.window.first <= now < self.window.end:
@@ -100,14 +103,21 @@ class Arrivals:
             self.delays.append(now - sent_at)
 
     def result(self) -> dict[str, Any]:
-        seconds = self.last - self.first
         return {
-            "bytes_per_second": self.counted / seconds if seconds > 0 else 0.0,
+            "bytes_per_second": self._rate(),
             "total": self.total,
             "messages": self.messages,
             "begun": self.begun,
             **percentiles(self.delays),
         }
+
+    def _rate(self) -> float:
+        """Within the window; of all that came, where nothing came twice within it."""
+        if self.last > self.first:
+            return self.counted / (self.last - self.first)
+        if self.ended <= self.begun:
+            return 0.0
+        return self.total * (self.messages - 1) / self.messages / (self.ended - self.begun)
 
 
 def percentiles(values: list[float]) -> dict[str, float]:
