@@ -52,7 +52,7 @@ soak: $(VENV)/.installed-dev ## the long tests: days; TESTS=… names some of th
 	RONDEVUD_LINK_EXAMPLES=$${RONDEVUD_LINK_EXAMPLES:-50000} $(VENV)/bin/python -m pytest -m 'soak and not system' $(TESTS)
 
 bench: $(VENV)/.installed-bench ## measure, beside the raw engines; BENCH="--quick" for a rough idea, BENCH=--help
-	$(VENV)/bin/python -m tests.bench $(BENCH)
+	RONDEVUD_TIME_SCALE=$${RONDEVUD_TIME_SCALE:-4} $(VENV)/bin/python -m tests.bench $(BENCH)
 
 install: ## a service of this machine: programs, units, manual pages
 	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' SYSCONFDIR='$(SYSCONFDIR)' PYTHON='$(PYTHON)' bash installation/install

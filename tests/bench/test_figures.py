@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from tests.bench import goals, table
+from tests.bench import goals, plots, table
 from tests.bench.__main__ import main, options
 from tests.bench.figures import Report
 from tests.bench.plan import Plan
@@ -150,3 +150,12 @@ def test_a_million_is_queued_only_when_a_long_run_is_asked_for():
     assert max(Plan.of(options([])).depths) == 100_000
     assert max(Plan.of(options(["--long"])).depths) == 1_000_000
     assert max(Plan.of(options(["--quick"])).links) == 10
+
+
+def test_curves_are_drawn_along_one_parameter_and_parted_by_the_others():
+    report = Report({})
+    for engine in ("aiortc", "libdatachannel"):
+        for queued in (1_000, 10):
+            report.add("draining a message", "µs", queued / 10, engine=engine, queued=queued)
+    found = plots.curves(report.named("draining a message"), {"queued"})
+    assert found == {engine: [(10.0, 1.0), (1_000.0, 100.0)] for engine in ("aiortc", "libdatachannel")}
