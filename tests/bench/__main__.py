@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib.util
+import signal
 import sys
 import tempfile
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 from tests.bench import table
 from tests.bench.figures import Report
@@ -43,9 +46,13 @@ def measure(given: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="b", dir=given.output) as directory:
         report = Report(describe(Path(directory)))
         try:
-            asyncio.run(carry_out(Plan.of(given), report, Path(directory)))
+            asyncio.run(_interruptible(carry_out(Plan.of(given), report, Path(directory))))
         except Failed as error:
-            failed = report.about["failed"] = str(error)
+            failed = str(error)
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            failed = "interrupted"
+    if failed:
+        report.about["failed"] = failed
     report.save(given.output / "bench.json")
     print("\n".join(table.lines(report)))
     if importlib.util.find_spec("matplotlib"):
@@ -59,6 +66,14 @@ def measure(given: argparse.Namespace) -> int:
     if failed:
         print(f"bench: failed: {failed}", file=sys.stderr)
     return 1 if slow or failed else 0
+
+
+async def _interruptible(work: Coroutine[Any, Any, None]) -> None:
+    """SIGTERM ends it as SIGINT does: with all its processes."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    await work
 
 
 def main(words: list[str]) -> int:
