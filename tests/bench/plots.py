@@ -18,6 +18,9 @@ GROWING = (
 """What is drawn, along which parameter, and what the others must be."""
 
 UNITS = {"queued": "messages queued", "links": "links", "size": "size of a message, bytes"}
+LABEL = ("engine", "via", "durability", "mode", "process")
+"""What comes first in the name of a curve."""
+
 STEEP = {"throughput"}
 """What has so wide a range that its axis is logarithmic; the others begin at 0."""
 
@@ -40,7 +43,7 @@ def draw(report: Report, directory: Path) -> list[Path]:
         for label, points in curves(figures, {along, *fixed}).items():
             axes.plot(*zip(*points, strict=True), marker="o", label=label, linestyle=_style(label))
         axes.set(title=f"{name[0].upper()}{name[1:]}", xlabel=UNITS[along], ylabel=figures[0].unit, xscale="log")
-        axes.set(**({"yscale": "log"} if name in STEEP else {"ylim": (0, None)}))
+        axes.set(**({"yscale": "log"} if name in STEEP else {"ylim": (0, 1.08 * max(each.value for each in figures))}))
         ticks = sorted({float(each.parameters[along]) for each in figures})
         axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks], minor=False)
         axes.set_xticks([], minor=True)
@@ -57,8 +60,9 @@ def curves(figures: list[Figure], without: set[str]) -> dict[str, list[tuple[flo
     found: dict[str, list[tuple[float, float]]] = {}
     (along,) = without & set(UNITS)
     for each in figures:
-        rest = {name: value for name, value in each.parameters.items() if name not in without}
-        label = ", ".join(str(rest[name]) for name in sorted(rest)) or each.name
+        rest = [name for name in LABEL if name in each.parameters]
+        rest += sorted(each.parameters.keys() - without - set(LABEL))
+        label = ", ".join(str(each.parameters[name]) for name in rest) or each.name
         found.setdefault(label, []).append((float(each.parameters[along]), each.value))
     return {label: sorted(points) for label, points in sorted(found.items())}
 
