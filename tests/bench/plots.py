@@ -64,7 +64,7 @@ def curves(figures: list[Figure], without: set[str]) -> dict[str, list[tuple[flo
         rest += sorted(each.parameters.keys() - without - set(LABEL))
         label = ", ".join(str(each.parameters[name]) for name in rest) or each.name
         found.setdefault(label, []).append((float(each.parameters[along]), each.value))
-    return {label: sorted(points) for label, points in sorted(found.items())}
+    return dict(sorted(found.items()))
 
 
 def _style(label: str) -> str:
