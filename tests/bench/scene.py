@@ -7,6 +7,7 @@ import contextlib
 import ssl
 import sys
 import tempfile
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -38,9 +39,18 @@ async def scene(directory: Path, what: str, within: float, *, fresh: bool = True
                 await stage.rendezvous.start()
                 yield stage
     except TimeoutError as error:
-        raise Failed(f"{what}: {str(error) or f'not done within {within:.0f} s'}") from error
+        raise Failed(f"{what}: {str(error) or f'not done within {within:.0f} s{_place(error)}'}") from error
     except (AssertionError, RuntimeError, RondevuClientError, ExceptionGroup) as error:
         raise Failed(f"{what}: {'; '.join(_reasons(error))}") from error
+
+
+def _place(error: BaseException) -> str:
+    """Where the benchmark was when its time ended."""
+    found, cause = "", error.__cause__ or error.__context__
+    for frame in traceback.extract_tb(cause.__traceback__) if cause else ():
+        if Path(frame.filename).parent == Path(__file__).parent and frame.filename != __file__:
+            found = f", at {Path(frame.filename).name}:{frame.lineno}, {frame.line}"
+    return found
 
 
 def _reasons(error: Exception) -> list[str]:

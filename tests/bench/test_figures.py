@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import pytest
 
@@ -11,6 +12,7 @@ from tests.bench import goals, plots, table
 from tests.bench.__main__ import main, options
 from tests.bench.figures import Report
 from tests.bench.plan import Plan
+from tests.bench.scene import _place
 from tests.bench.talk import Arrivals, Window, percentiles
 
 SHAPE = {"size": 64, "labels": 1, "directions": 1}
@@ -117,6 +119,16 @@ def test_what_is_no_report_is_refused_by_name(tmp_path, capsys, text, said):
 def test_a_file_that_is_not_there_is_named(tmp_path, capsys):
     assert main(["--show", str(tmp_path / "none.json")]) == 2
     assert f"{tmp_path / 'none.json'} cannot be read: No such file" in capsys.readouterr().err
+
+
+def test_a_part_that_ran_out_of_time_says_where_it_was():
+    error = TimeoutError()
+    try:
+        int("no number")
+    except ValueError as cause:
+        error.__context__ = cause
+    assert re.fullmatch(r', at test_figures\.py:\d+, int\("no number"\)', _place(error))
+    assert not _place(TimeoutError())
 
 
 def test_arrivals_count_within_the_window_only(monkeypatch):
