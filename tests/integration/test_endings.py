@@ -333,11 +333,12 @@ async def test_a_dial_under_way_when_the_connection_fails_comes_to_nothing(pair)
     await events.next("connected")
 
 
-async def test_a_link_that_comes_up_after_the_connection_has_failed_is_cut(pair):
+async def test_a_link_that_comes_up_after_the_connection_has_failed_is_ended(pair):
     connection = pair.away.house.holdings.connection("chat")
     connection.session_failed(connection.session, SessionFailed("session_conflict", "for a test"))
     connection.link_up(connection.session, LinkUp(1, resumed=True, replaced=False))
     assert connection.state == "failed"
+    await asyncio.wait_for(connection.session.goodbyes_said(), PATIENCE)
     assert not pair.away.peer_connections("chat")
 
 
