@@ -23,7 +23,7 @@ Payload: TypeAlias = str | bytes | None
 SLICE = 5_000
 """Rows that one operation deletes at most, so that a large purge does not stall confirmations."""
 
-PAGE_MESSAGES = 256
+PAGE_MESSAGES = 2_048
 """Rows that one page of a queue holds at most."""
 
 PAGE_BYTES = 1024 * 1024

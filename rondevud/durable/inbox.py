@@ -55,8 +55,8 @@ LOADED = 16_384
 LOADED_BYTES = 4 * 1024 * 1024
 """Items and bytes kept in memory for delivery; what comes beyond stays in the store until they are delivered."""
 
-READ_AHEAD = 64
-"""Loaded items below which the next page is read."""
+READ_AHEAD = 8_192
+"""Loaded items below which the next page is read: many, so that reading comes to the end of what waits."""
 
 STORE_RETRY = 0.1
 """Seconds after a failed read or deletion before the next one."""

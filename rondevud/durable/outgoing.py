@@ -40,8 +40,9 @@ LOADED_MESSAGES = 16_384
 LOADED_BYTES = 1024 * 1024
 """Bounds of what is kept in memory for sending; the rest stays in the store."""
 
-READ_AHEAD = 64
-"""Messages loaded below which the next page is asked for."""
+READ_AHEAD = 8_192
+"""Messages loaded below which the next page is asked for: many, so that reading comes to the end of the outbox, from where
+on messages are loaded as they are stored."""
 
 IN_FLIGHT_FRAMES = 2_048
 """Frames without acknowledgement at most, whatever the peer's room: bounds memory when messages are tiny."""
