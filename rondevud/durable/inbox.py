@@ -435,17 +435,17 @@ class Inbox:
         if isinstance(items[0], InGap):
             listener.gap(tag, _gap(items[0]))
             return
-        tries = self._tries(items) if attempts is None else [attempts] * len(items)
+        messages = [item for item in items if isinstance(item, InMessage)]  # all of them: a gap comes alone
+        tries = self._tries(messages) if attempts is None else [attempts] * len(messages)
         rows = [
-            [item.payload, message_id(item), item.enqueued, attempt]
-            for item, attempt in zip(items, tries, strict=True)
-            if isinstance(item, InMessage)
+            [message.payload, message_id(message), message.enqueued, attempt]
+            for message, attempt in zip(messages, tries, strict=True)
         ]
-        for item in items:
-            if isinstance(item, InMessage) and item.tries:
-                self.failures.given(item)
+        for message in messages:
+            if message.tries:
+                self.failures.given(message)
         if attempts is None:  # observers get copies
-            fresh = Counter(item.enqueued for item, attempt in zip(items, tries, strict=True) if attempt == 1)
+            fresh = Counter(each.enqueued for each, attempt in zip(messages, tries, strict=True) if attempt == 1)
             now = self._host.stamp().wall
             for enqueued, count in fresh.items():
                 self._latencies.deliver.observe(now - enqueued, count)
@@ -456,11 +456,11 @@ class Inbox:
         listener.messages(tag, rows)
         failpoints.hit("deliver.after")
 
-    def _tries(self, items: list[InItem]) -> list[int]:
+    def _tries(self, messages: list[InMessage]) -> list[int]:
         """How many times each of these neighbouring rows has been given, this time included."""
-        if not len(self._attempts) and (items[0].row >= self._fresh_from or not self._attached_before):
-            return [self._attempt(items[0].row)] * len(items)
-        return [self._attempt(item.row) for item in items]
+        if not len(self._attempts) and (messages[0].row >= self._fresh_from or not self._attached_before):
+            return [1] * len(messages)
+        return [self._attempt(message.row) for message in messages]
 
     def _attempt(self, row: int) -> int:
         old = row < self._fresh_from and self._attached_before

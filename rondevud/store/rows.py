@@ -82,7 +82,7 @@ def message_intact(row: Sequence[Any]) -> bool:
 def received_crc(
     channel: int, row: int, epoch: bytes, seq: int, kind: int, payload: bytes, tries: int | None, enqueued: float
 ) -> int:
-    """CRC-32 of a message in the inbox; a tenth of the price of `fields_crc`."""
+    """CRC-32 of a message in the inbox, as `message_crc` is that of one in the outbox."""
     head = _RECEIVED.pack(channel, row, seq, kind, -1 if tries is None else tries, enqueued, len(epoch))
     return crc32(payload, crc32(epoch, crc32(head)))
 
