@@ -73,12 +73,13 @@ class Limits:
 
 
 class Taken(NamedTuple):
-    """What is told of a message that leaves the outbox."""
+    """What is told of messages that leave the outbox: of one, or of `messages` with consecutive numbers."""
 
     seq: int
     size: int
     producer: int
     producer_seq: int
+    messages: int = 1
 
 
 def payload_size(payload: Payload) -> int:
@@ -152,30 +153,42 @@ def oldest_over(
 
 def producer_ranges(rows: Iterable[Taken]) -> tuple[ProducerRange, ...]:
     """The producers' view of messages that leave together."""
-    ranges: dict[int, ProducerRange] = {}
-    for row in rows:
-        if not row.producer:
-            continue
-        number = row.producer_seq
-        old = ranges.get(row.producer)
-        if old is None:
-            ranges[row.producer] = ProducerRange(row.producer, number, number, 1)
-        else:
-            first, last = min(old.first, number), max(old.last, number)
-            ranges[row.producer] = ProducerRange(row.producer, first, last, old.messages + 1)
-    return tuple(ranges[producer] for producer in sorted(ranges))
+    return join_ranges(
+        ProducerRange(row.producer, row.producer_seq, row.producer_seq + row.messages - 1, row.messages)
+        for row in rows
+        if row.producer
+    )
+
+
+def join_ranges(ranges: Iterable[ProducerRange]) -> tuple[ProducerRange, ...]:
+    """One range for each producer."""
+    joined: dict[int, ProducerRange] = {}
+    for new in ranges:
+        old = joined.get(new.producer)
+        if old is not None:
+            first, last = min(old.first, new.first), max(old.last, new.last)
+            new = ProducerRange(new.producer, first, last, old.messages + new.messages)  # noqa: PLW2901
+        joined[new.producer] = new
+    return tuple(joined[producer] for producer in sorted(joined))
 
 
 def group_removed(rows: Iterable[Taken], reason: Reason) -> list[Removed]:
     """Messages in the order of their numbers as ranges of consecutive ones."""
     runs: list[list[Taken]] = []
     for row in rows:
-        if runs and runs[-1][-1].seq + 1 == row.seq:
+        if runs and runs[-1][-1].seq + runs[-1][-1].messages == row.seq:
             runs[-1].append(row)
         else:
             runs.append([row])
     return [
-        Removed(run[0].seq, run[-1].seq + 1, reason, len(run), sum(row.size for row in run), producer_ranges(run))
+        Removed(
+            run[0].seq,
+            run[-1].seq + run[-1].messages,
+            reason,
+            sum(row.messages for row in run),
+            sum(row.size for row in run),
+            producer_ranges(run),
+        )
         for run in runs
     ]
 

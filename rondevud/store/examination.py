@@ -16,11 +16,14 @@ from rondevud.ranges import Ranges
 from rondevud.records import PAGE_BYTES, PAGE_MESSAGES, Operation
 from rondevud.store.database import is_damage
 from rondevud.store.inbox_table import GAP
+from rondevud.store.pack_table import TABLES, Found, scan
+from rondevud.store.packs import InPack, OutPack, Pack, columns, contents, sizes
 from rondevud.store.rows import (
     CHANNEL_COLUMNS,
     ChannelState,
     channel_of_row,
     intact,
+    is_number,
     message_intact,
     received_intact,
     weight,
@@ -29,7 +32,7 @@ from rondevud.store.rows import (
 MOST_FINDINGS = 1_000
 """Findings that one examination tells; of more it says that there are more."""
 
-QUEUE_TABLES = ("outbox", "removals", "inbox", "inbox_holes", "failed", "producers")
+QUEUE_TABLES = ("outbox", "outbox_packs", "removals", "inbox", "inbox_packs", "inbox_holes", "failed", "producers")
 """Tables whose rows belong to a channel."""
 
 
@@ -220,8 +223,7 @@ class Examination:
 
     def _stray(self, state: ChannelState) -> list[Finding]:
         number, findings = state.record.id, []
-        bounds = {"outbox": ("seq", state.base, state.record.next), "inbox": ("row", state.front, state.next_row)}
-        for table, (key, first, behind) in bounds.items():
+        for table, key, first, behind in state.bounds():
             count = self._connection.execute(
                 f"SELECT count(*) FROM {table} WHERE channel = ?1 AND ({key} < ?2 OR {key} >= ?3)",  # noqa: S608 - constants
                 (number, first, behind),
@@ -257,19 +259,47 @@ class Examination:
         tally.expect("out_count", state.record.out_count)
         tally.expect("out_bytes", state.record.out_bytes)
         number = max(place, state.base)
-        rows, whole = self._rows("outbox", "seq", channel, number, end)
-        behind = _behind(rows, whole, number, end)
+        packed = self._packs(OutPack, channel, number, end, findings)
+        rows, whole = self._rows("outbox", "seq", channel, number, packed.behind)
+        behind = _behind(rows, whole, number, packed.behind)
+        held: list[tuple[int, int]] = []
+        sent: dict[int, int] = {}
         for row in rows:
             tally.add("out_count", 1)
             tally.add("out_bytes", weight(row[3]))
             if not message_intact(row):
                 findings.append(_damaged(f"outbox of channel {channel}, number {row[1]}"))
-            if isinstance(row[1], int) and number <= row[1] < end:
-                findings += self._missing(channel, number, row[1])
-                number = row[1] + 1
+            else:
+                sent[row[4]] = max(row[5], sent.get(row[4], 0))
+            if is_number(row[1]) and number <= row[1] < end:
+                held.append((row[1], row[1] + 1))
+        for pack in packed.packs:
+            first, last = max(number, pack.first), min(behind, pack.behind)
+            if first >= last:
+                continue
+            held.append((first, last))
+            tally.add("out_count", last - first)
+            tally.add("out_bytes", sum(sizes(pack)[first - pack.first : last - pack.first]))
+            sent[pack.producer] = max(pack.producer_seq + last - 1 - pack.first, sent.get(pack.producer, 0))
+        for first, last in sorted(held):
+            findings += self._missing(channel, number, first)
+            number = max(number, last)
         findings += self._missing(channel, number, behind)
-        findings += self._compare_producers(rows)
-        return None if whole else behind
+        findings += self._compare_producers(sent)
+        return None if behind >= end else behind
+
+    def _packs(self, kind: type[Pack], channel: int, first: int, end: int, findings: list[Finding]) -> Found[Pack]:
+        """One page of packs of a queue; what is damaged in it is a finding."""
+        found = scan(self._connection, kind, columns(kind), channel, (first, end), self._page, PAGE_BYTES)
+        table, key = TABLES[kind]
+        words = {"outbox_packs": ("outbox", "number"), "inbox_packs": ("inbox", "row")}
+        queue, count = words[table]
+        findings += [_damaged(f"{table} of channel {channel}, {key} {pack.first}") for _, pack in found.unusable]
+        for pack in found.packs:
+            for place, message in enumerate(contents(pack)):
+                if not message.whole and first <= pack.first + place:
+                    findings.append(_damaged(f"{queue} of channel {channel}, {count} {pack.first + place}"))
+        return found
 
     def _missing(self, channel: int, first: int, behind: int) -> Iterator[Finding]:
         for start, end in self._uncovered(channel, first, behind):
@@ -308,12 +338,8 @@ class Examination:
         if first < behind:
             yield first, behind
 
-    def _compare_producers(self, rows: Sequence[Any]) -> Iterator[Finding]:
+    def _compare_producers(self, sent: dict[int, int]) -> Iterator[Finding]:
         """Producers that do not know of messages they sent. One that is forgotten knows nothing and is none of them."""
-        sent: dict[int, int] = {}
-        for row in rows:
-            if message_intact(row) and row[4] > 0:
-                sent[row[4]] = max(row[5], sent.get(row[4], 0))
         for producer, number in sent.items():
             known = self._connection.execute("SELECT * FROM producers WHERE id = ?", (producer,)).fetchone()
             if known is not None and intact(known) and known[3] < number:
@@ -338,9 +364,16 @@ class Examination:
         if place == 0 and not whole_holes:
             findings.append(Finding("damaged_row", f"inbox_holes of channel {record.id}", "do not add up"))
         first = max(place, state.front)
-        rows, whole = self._rows("inbox", "row", record.id, first, state.next_row)
-        behind = _behind(rows, whole, first, state.next_row)
+        packed = self._packs(InPack, record.id, first, state.next_row, findings)
+        rows, whole = self._rows("inbox", "row", record.id, first, packed.behind)
+        behind = _behind(rows, whole, first, packed.behind)
         held = {row[1] for row in rows}
+        for pack in packed.packs:
+            start, end = max(first, pack.first), min(behind, pack.behind)
+            lengths = sizes(pack)[start - pack.first : max(start, end) - pack.first]
+            held.update(range(start, end))
+            tally.add("in_count", len(lengths))
+            tally.add("in_bytes", sum(lengths))
         lacking = sum(number not in held for number in holes.outside(first, behind))
         if lacking and whole_holes:
             findings.append(Finding("missing", where, f"{lacking} rows from {first} to {behind - 1} are not there"))
@@ -350,7 +383,7 @@ class Examination:
             tally.add("in_gaps", int(not isinstance(row[4], int) or row[4] >= GAP))
             if not received_intact(row):
                 findings.append(_damaged(f"inbox of channel {record.id}, row {row[1]}"))
-        return None if whole else behind
+        return None if behind >= state.next_row else behind
 
     def _failed(self, number: int) -> Slices:
         def look(state: ChannelState, place: int, tally: Tally, findings: list[Finding]) -> int | None:

@@ -9,7 +9,7 @@ from typing import Any
 from rondevud import failed
 from rondevud.store.base import Limits
 from rondevud.store.inbox_table import InboxTable
-from rondevud.store.outbox_table import decode_payload
+from rondevud.store.packs import decode_payload
 from rondevud.store.rows import ChannelRows, ChannelState, intact, sealed, set_aside, weight
 
 logger = logging.getLogger(__name__)

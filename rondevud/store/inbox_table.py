@@ -2,42 +2,57 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from heapq import merge
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
 from rondevud import records
 from rondevud.errors import StoreConflict
 from rondevud.ranges import Ranges
-from rondevud.records import InGap, InItem, InMessage, OutMessage, Reason, Removal
+from rondevud.records import InGap, InItem, InMessage, OutItem, OutMessage, Reason, Removal
 from rondevud.store.base import Limits, check_numbers, oldest_over
 from rondevud.store.database import damage
-from rondevud.store.outbox_table import decode_payload, encode_payload
+from rondevud.store.pack_table import PackTable
+from rondevud.store.packs import PACK_MESSAGES, InPack, decode_payload, encode, runs, sealed
+from rondevud.store.packs import contents as contents_of
+from rondevud.store.packs import payloads as payloads_of
+from rondevud.store.packs import sizes as sizes_of
 from rondevud.store.rows import (
     ChannelRows,
     ChannelState,
     intact,
+    is_number,
     received_crc,
     received_intact,
-    sealed,
     set_aside,
     weight,
 )
+from rondevud.store.rows import sealed as sealed_row
 
 logger = logging.getLogger(__name__)
 
 GAP, DAMAGED = 3, 4  # kinds beside those of the outbox
 
+_Entry: TypeAlias = tuple[int, Any]
+"""Payload bytes, and an item or a row that fails its checksum."""
+
 
 class InboxTable:
-    """The table ``inbox``. Each method is one operation, inside a transaction."""
+    """The tables ``inbox``, ``inbox_packs`` and ``inbox_holes``. Each method is one operation, inside a transaction."""
 
     def __init__(self, connection: sqlite3.Connection, channels: ChannelRows, limits: Limits) -> None:
         self._connection = connection
         self._channels = channels
         self._limits = limits
+        self.packs = PackTable(connection, InPack, self._lose)
+        self._lost = 0
+        """Rows that were lost with packs since the reading that is going on began."""
+        self._clear_from: set[int] = set()
+        """Channels that hold nothing at or above their next row."""
         self.trusted = False
         """Whether what an index does not lead to is not there: its indexes have been made anew."""
         self.moved = 0
@@ -53,89 +68,204 @@ class InboxTable:
         same_epoch = operation.epoch == record.peer_epoch
         count, closed = (record.recv_count, record.in_closed) if same_epoch else (0, 0)
         rows: list[tuple[Any, ...]] = []
-        size, enqueued = 0, float(operation.stamp.wall)
-        for item in operation.items:
-            place = (record.id, channel.next_row + len(rows), operation.epoch)
-            if isinstance(item, OutMessage):
-                count += 1
-                if item.payload is None:
+        size, gaps, enqueued = 0, 0, float(operation.stamp.wall)
+        row = first_row = channel.next_row
+        self._make_room(channel, first_row + len(operation.items))
+        for run in _runs(operation.items):
+            head = run[0]
+            if isinstance(head, OutMessage):
+                count += len(run)
+                if head.payload is None:
                     closed = 1
                     continue
-                kind, data = encode_payload(item.payload)
-                size += len(data)
-                crc = received_crc(*place, item.seq, kind, data, None, enqueued)
-                rows.append((*place, item.seq, kind, data, None, None, None, enqueued, crc))
+                size += self._insert((record.id, row, operation.epoch), run, enqueued)
             else:
-                count += (item.messages or 0) if item.reason is Reason.LOST else 0
-                if item.messages == 0 or item.reason is Reason.RESTART:
+                count += (head.messages or 0) if head.reason is Reason.LOST else 0
+                if head.messages == 0 or head.reason is Reason.RESTART:
                     continue
-                gap = (item.next, str(item.reason), item.messages)
-                rows.append(sealed((*place, item.first, GAP, b"", *gap, enqueued)))
-        # REPLACE: files of different times put together can leave rows of a later one behind the last of this one.
-        self._connection.executemany("INSERT OR REPLACE INTO inbox VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
-        first_row = channel.next_row
-        channel.next_row += len(rows)
-        gaps = sum(row[4] == GAP for row in rows)
-        channel.totals.received += len(rows) - gaps
+                gap = (head.next, str(head.reason), head.messages)
+                rows.append(sealed_row((record.id, row, operation.epoch, head.first, GAP, b"", *gap, enqueued)))
+                gaps += 1
+            row += len(run)
+        self._write(rows)
+        channel.next_row = row
+        channel.totals.received += row - first_row - gaps
         channel.change(
             peer_epoch=operation.epoch,
             recv_next=operation.recv_next,
             recv_count=count,
             in_closed=closed,
-            in_count=record.in_count + len(rows),
+            in_count=record.in_count + row - first_row,
             in_bytes=record.in_bytes + size,
             in_gaps=record.in_gaps + gaps,
         )
         self.moved += size
-        return records.ReceiveResult(first_row, len(rows), size)
+        return records.ReceiveResult(first_row, row - first_row, size)
+
+    def _insert(self, place: tuple[int, int, bytes], run: Sequence[Any], enqueued: float) -> int:
+        """Store messages with consecutive numbers from a row on; answers their payload bytes."""
+        (channel, first, epoch), seq = place, run[0].seq
+        encoded = encode([message.payload for message in run])
+        packs: list[InPack] = []
+        rows: list[tuple[Any, ...]] = []
+        for start, behind in runs(encoded):
+            if behind - start > 1:
+                pack = InPack(channel, first + start, 0, 0, epoch, seq + start, enqueued, b"", b"", 0, b"")
+                packs.append(sealed(pack, encoded.part(start, behind)))
+                continue
+            fields = (channel, first + start, epoch, seq + start, encoded.kinds[start], encoded.datas[start])
+            rows.append((*fields, None, None, None, enqueued, received_crc(*fields, None, enqueued)))
+        self._write(rows)
+        self.packs.insert(packs)
+        return sum(map(len, encoded.datas))
+
+    def _write(self, rows: Iterable[tuple[Any, ...]]) -> None:
+        self._connection.executemany("INSERT OR REPLACE INTO inbox VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+
+    def _make_room(self, channel: ChannelState, behind: int) -> None:
+        """Delete what is in the way of the rows up to `behind`.
+
+        Files of different times put together can leave rows of a later one behind the last of this one.
+        """
+        number, first = channel.record.id, channel.next_row
+        if number in self._clear_from:
+            return
+        row = self._connection.execute(
+            "SELECT 1 FROM inbox WHERE channel = ? AND row >= ? LIMIT 1", (number, first)
+        ).fetchone()
+        if row is None and not self.packs.reaches(number, first):
+            self._clear_from.add(number)
+            return
+        self.packs.cut(number, first, behind)
+        self._remove(number, first, behind)
+
+    def _remove(self, channel: int, first: int, behind: int) -> None:
+        """The rows ``first … behind - 1``; no pack reaches over either end."""
+        self._connection.execute(
+            "DELETE FROM inbox WHERE channel = ? AND row >= ? AND row < ?", (channel, first, behind)
+        )
+        self.packs.delete(channel, first, behind)
 
     def read_in(self, operation: records.ReadIn) -> records.InPage:
         channel = self._channels.get(operation.channel)
         record = channel.record
         # Every row is there or in a hole, so one that is lacking is known.
+        self._lost = 0
         holes = self._holes(channel)
         start = max(operation.row, channel.front)
-        rows, whole = self._rows(operation.channel, start)
-        last = channel.next_row if whole else min(rows[-1][1] + 1, channel.next_row)
-        held: dict[Any, tuple[Any, bool]] = {}
-        behind = start
-        for row in rows:
-            whole_row = received_intact(row)
-            if whole_row and (row[0] != record.id or row[1] < behind):  # not the one that was asked for
-                raise damage(f"an index of the inbox leads astray, to row {row[1]} of channel {row[0]}")
-            behind = row[1] + 1 if whole_row else behind
-            held[row[1]] = row, whole_row
-        damaged = 0
+        held, horizon = self._packed(channel, start)
+        damaged = self._lost
+        singles, horizon = self._singles(channel, start, horizon)
+        held.update(singles)
         items: list[InItem] = []
-        for number in islice(holes.outside(start, last), self._limits.page_messages):
-            row, whole_row = held.get(number, (None, False))
-            if row is None and not self.trusted:
+        size = 0
+        for number in islice(holes.outside(start, horizon), self._limits.page_messages):
+            found = held.get(number)
+            if found is None and not self.trusted:
                 raise damage(f"the inbox of channel {record.id} seems to lack row {number}")
-            if not whole_row:
+            length, item = found or (0, None)
+            size += length
+            if items and size > self._limits.page_bytes:
+                break
+            if item is None:
                 damaged += 1
-                rest = (record.peer_epoch, *(None,) * 8) if row is None else row[2:]
-                row = self._mark_damaged((record.id, number, *rest))
-            items.append(_item(row))
+                item = _item(self._mark_damaged((record.id, number, record.peer_epoch, *(None,) * 8)))
+            elif not isinstance(item, InMessage | InGap):  # a row that fails its checksum
+                damaged += 1
+                item = _item(self._mark_damaged((record.id, number, *item[2:])))
+            items.append(item)
         gaps = self._count_gaps(operation.channel) if damaged else 0
         return records.InPage(items, items[-1].row + 1 if items else operation.row, damaged, gaps)
 
-    def _rows(self, channel: int, start: int) -> tuple[list[Any], bool]:
-        """One page of rows from `start` on, and whether it ended by rows and not by bytes."""
+    def _packed(self, channel: ChannelState, start: int) -> tuple[dict[int, _Entry], int]:
+        """What a page has of packs, by rows, and the row up to which that is all of them."""
+        number, limits = channel.record.id, self._limits
+        while True:
+            packs, horizon = self.packs.read(number, start, channel.next_row, limits.page_messages, limits.page_bytes)
+            contents = list(map(payloads_of, packs))
+            if None not in contents:
+                break
+            for pack, payloads in zip(packs, contents, strict=True):
+                if payloads is None:
+                    self._single_out(pack)
+        held: dict[int, _Entry] = {}
+        for pack, payloads in zip(packs, contents, strict=True):
+            fields = zip(
+                itertools.count(pack.row), itertools.count(pack.seq), sizes_of(pack), payloads or (), strict=False
+            )
+            for row, seq, length, payload in fields:
+                held[row] = length, InMessage(row, pack.epoch, seq, payload, pack.enqueued, 0)
+        self.moved += sum(pack.size for pack in packs)
+        return held, horizon
+
+    def _singles(self, channel: ChannelState, start: int, horizon: int) -> tuple[dict[Any, _Entry], int]:
+        """What a page has of rows of their own, by their numbers, and the row up to which that is all of them."""
+        rows, whole = self._rows(channel.record.id, start, horizon)
+        if not whole:
+            horizon = min(rows[-1][1] + 1, horizon)
+        held: dict[Any, _Entry] = {}
+        behind = start
+        for row in rows:
+            if not received_intact(row):
+                held[row[1]] = weight(row[5]), row
+                continue
+            if row[0] != channel.record.id or row[1] < behind:  # not the one that was asked for
+                raise damage(f"an index of the inbox leads astray, to row {row[1]} of channel {row[0]}")
+            behind = row[1] + 1
+            held[row[1]] = weight(row[5]), _item(row)
+        return held, horizon
+
+    def _rows(self, channel: int, start: int, end: int) -> tuple[list[Any], bool]:
+        """One page of rows from `start` on, and whether these are all below `end`."""
+        limits = self._limits
         cursor = self._connection.execute(
-            "SELECT * FROM inbox WHERE channel = ? AND row >= ? ORDER BY row LIMIT ?",
-            (channel, start, self._limits.page_messages),
+            "SELECT * FROM inbox WHERE channel = ? AND row >= ? AND row < ? ORDER BY row LIMIT ?",
+            (channel, start, end, limits.page_messages + 1),
         )
         rows: list[Any] = []
         size, whole = 0, True
         for row in cursor:
             size += weight(row[5])
-            if rows and size > self._limits.page_bytes:
+            if rows and (size > limits.page_bytes or len(rows) == limits.page_messages):
                 whole = False
                 break
             rows.append(row)
         cursor.close()
         self.moved += size
         return rows, whole
+
+    def _single_out(self, pack: InPack) -> None:
+        """Give each damaged message of a pack a row of its own, which fails its checksum as well."""
+        for place, (kind, data, whole) in enumerate(contents_of(pack)):
+            if whole:
+                continue
+            row = pack.row + place
+            self.packs.cut(pack.channel, row, row + 1)
+            self.packs.delete(pack.channel, row, row + 1)
+            fields = (pack.channel, row, pack.epoch, pack.seq + place, kind, data)
+            wrong = ~received_crc(*fields, None, pack.enqueued) & 0xFFFFFFFF
+            self._write([(*fields, None, None, None, pack.enqueued, wrong)])
+
+    def _lose(self, pack: InPack) -> None:
+        """Mark the rows of a pack as damaged of which nobody knows how many it held: all that lack where it was."""
+        if not is_number(pack.channel) or not is_number(pack.row):
+            return
+        try:
+            channel = self._channels.get(pack.channel, change=True)
+        except StoreConflict:
+            return
+        first, behind = max(pack.row, channel.front), min(pack.row + PACK_MESSAGES, channel.next_row)
+        rows = self._connection.execute(
+            "SELECT row FROM inbox WHERE channel = ? AND row >= ? AND row < ?", (pack.channel, first, behind)
+        ).fetchall()
+        held = {row for (row,) in rows}
+        for other in self.packs.heads(pack.channel, first, behind):
+            held.update(range(other.row, other.behind))
+        for row in self._holes(channel).outside(first, behind):
+            if row not in held:
+                self._mark_damaged((pack.channel, row, channel.record.peer_epoch, *(None,) * 8))
+                self._lost += 1
+        self._count_gaps(pack.channel)
 
     def _mark_damaged(self, row: Sequence[Any]) -> tuple[Any, ...]:
         """Write a gap in place of a row that is damaged or lacking; 0 stands for a number that nobody knows.
@@ -144,7 +274,7 @@ class InboxTable:
         """
         channel, number, epoch, seq, _, payload, *_, enqueued, _ = row
         logger.error("row %s in the inbox of channel %s is damaged", number, channel)
-        fields = sealed(
+        fields = sealed_row(
             (
                 channel,
                 number,
@@ -158,7 +288,7 @@ class InboxTable:
                 enqueued if isinstance(enqueued, float) else 0.0,
             )
         )
-        self._connection.execute("INSERT OR REPLACE INTO inbox VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", fields)
+        self._write([fields])
         return fields
 
     def _count_gaps(self, number: int) -> int:
@@ -191,10 +321,9 @@ class InboxTable:
             return records.InRemoved(0, 0, 0, 0, more=False)
         record = channel.record
         count = upto - first - holes.count(first, upto)
+        self.packs.cut(record.id, first, upto)
         size, gaps = self._weigh(channel, first, upto, count)
-        self._connection.execute(
-            "DELETE FROM inbox WHERE channel = ? AND row >= ? AND row < ?", (record.id, first, upto)
-        )
+        self._remove(record.id, first, upto)
         self._dig(channel, holes, first, upto)
         channel.change(
             in_count=record.in_count - count,
@@ -215,10 +344,11 @@ class InboxTable:
         rows = self._connection.execute(
             "SELECT row, length(payload) FROM inbox WHERE channel = ? AND row >= ? ORDER BY row LIMIT ?",
             (record.id, channel.front, most),
-        )
-        behind = oldest_over(rows, record.in_count, record.in_bytes, limits.max_count, limits.max_bytes)
-        rows.close()
-        return behind
+        ).fetchall()
+        packs = self.packs.heads(record.id, channel.front, channel.next_row, most)
+        packed = (pair for pack in packs for pair in zip(itertools.count(pack.row), sizes_of(pack), strict=False))
+        oldest = islice(merge(rows, packed), most)
+        return oldest_over(oldest, record.in_count, record.in_bytes, limits.max_count, limits.max_bytes)
 
     def _weigh(self, channel: ChannelState, first: int, upto: int, count: int) -> tuple[int, int]:
         """Payload bytes and gaps of the `count` rows ``first … upto - 1``."""
@@ -230,6 +360,7 @@ class InboxTable:
             " WHERE channel = ? AND row >= ? AND row < ?",
             (GAP, record.id, first, upto),
         ).fetchone()
+        size += sum(pack.size for pack in self.packs.heads(record.id, first, upto))
         return size, min(gaps, record.in_gaps)  # damage that nobody has read so far may look like a gap
 
     def skip(self, channel: ChannelState, behind: int) -> None:
@@ -241,27 +372,41 @@ class InboxTable:
 
     def oldest(self, channel: ChannelState) -> float | None:
         """When the oldest row that is held was stored, seconds since 1970; None without one."""
-        row = self._connection.execute(
-            "SELECT enqueued FROM inbox WHERE channel = ? AND row >= ? ORDER BY row LIMIT 1",
-            (channel.record.id, channel.front),
-        ).fetchone()
-        return row[0] if row is not None and isinstance(row[0], float) else None
+        rows = [
+            self._connection.execute(
+                f"SELECT row, enqueued FROM {table} WHERE channel = ? AND row >= ? ORDER BY row LIMIT 1",  # noqa: S608
+                (channel.record.id, channel.front),
+            ).fetchone()
+            for table in ("inbox", "inbox_packs")
+        ]
+        first = min((row for row in rows if row is not None and isinstance(row[0], int)), default=None)
+        return first[1] if first is not None and isinstance(first[1], float) else None
 
     # --- single rows, for the table ``failed`` ---------------------------------------------------------------------
 
     def find(self, channel: ChannelState, row: int) -> Any:
-        """A row that is held, is a message and as it was written; None for any other."""
+        """A row that is held, is a message and as it was written; None for any other. It has a row of its own then."""
+        self._unpack(channel.record.id, row)
         found = self._connection.execute(
             "SELECT * FROM inbox WHERE channel = ? AND row = ?", (channel.record.id, row)
         ).fetchone()
         held = found is not None and channel.front <= row < channel.next_row
         return found if held and received_intact(found) and found[4] < GAP else None
 
+    def _unpack(self, channel: int, row: int) -> None:
+        """Give a message that is in a pack a row of its own."""
+        for head in self.packs.heads(channel, row, row + 1):
+            self.packs.cut(channel, row, row + 1)
+            for pack in self.packs.read(channel, row, row + 1, 1, 0)[0]:
+                self.packs.delete(channel, row, row + 1)
+                ((kind, data, whole),) = contents_of(pack)
+                fields = (channel, row, pack.epoch, pack.seq, kind, data)
+                crc = received_crc(*fields, None, pack.enqueued)
+                self._write([(*fields, None, None, None, head.enqueued, crc if whole else ~crc & 0xFFFFFFFF)])
+
     def rewrite(self, fields: Sequence[Any]) -> None:
         """Other fields of a row that is held."""
-        self._connection.execute(
-            "INSERT OR REPLACE INTO inbox VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", sealed(fields)
-        )
+        self._write([sealed_row(fields)])
 
     def take(self, channel: ChannelState, row: int) -> None:
         """Delete one row; the caller accounts for it."""
@@ -302,7 +447,7 @@ class InboxTable:
             )
         if first > front:
             self._connection.execute(
-                "INSERT OR REPLACE INTO inbox_holes VALUES (?, ?, ?, ?)", sealed((number, first, upto))
+                "INSERT OR REPLACE INTO inbox_holes VALUES (?, ?, ?, ?)", sealed_row((number, first, upto))
             )
         channel.in_holes = holes.count(upto if first == front else front, channel.next_row)
 
@@ -311,10 +456,12 @@ class InboxTable:
         channel = self._channels.get(number, change=True)
         record, front = channel.record, channel.front
         rows = self._connection.execute(
-            "SELECT row FROM inbox WHERE channel = ? AND row >= ? AND row < ? ORDER BY row",
-            (number, front, channel.next_row),
+            "SELECT row FROM inbox WHERE channel = ? AND row >= ? AND row < ?", (number, front, channel.next_row)
         )
         held = [row for (row,) in rows]
+        for pack in self.packs.heads(number, front, channel.next_row):
+            held += range(pack.row, pack.behind)
+        held.sort()
         pairs = zip([front - 1, *held], [*held, channel.next_row], strict=True)
         holes = Ranges((row + 1, behind) for row, behind in pairs if row + 1 < behind)
         lost = record.in_count - len(held)
@@ -322,12 +469,28 @@ class InboxTable:
         self._connection.execute("DELETE FROM inbox_holes WHERE channel = ?", (number,))
         self._connection.executemany(
             "INSERT OR REPLACE INTO inbox_holes VALUES (?, ?, ?, ?)",  # what is damaged need not have gone by its channel
-            [sealed((number, *hole)) for hole in holes],
+            [sealed_row((number, *hole)) for hole in holes],
         )
         channel.in_holes += lost
         channel.totals.damaged_in += lost
         channel.change(in_count=len(held))
         return holes
+
+
+def _runs(items: Sequence[OutItem]) -> Iterator[Sequence[OutItem]]:
+    """Messages with consecutive numbers together; removals and closing messages alone."""
+    run: list[OutItem] = []
+    for item in items:
+        alone = not isinstance(item, OutMessage) or item.payload is None
+        if run and (alone or item[0] != run[0][0] + len(run)):
+            yield run
+            run = []
+        run.append(item)
+        if alone:
+            yield run
+            run = []
+    if run:
+        yield run
 
 
 def _item(row: Sequence[Any]) -> InItem:

@@ -4,32 +4,51 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from heapq import merge
-from itertools import islice
-from typing import Any
+from itertools import starmap
+from operator import attrgetter, itemgetter
+from typing import Any, NamedTuple, TypeAlias
 
 from rondevud import records
 from rondevud.errors import StoreConflict
-from rondevud.records import OutItem, OutMessage, Payload, ProducerRange, Reason, Removal, Removed, Stamp
+from rondevud.records import OutItem, OutMessage, ProducerRange, Reason, Removal, Removed, Stamp
 from rondevud.store.base import (
     Limits,
     Taken,
     check_closing,
     check_numbers,
     cut_removal,
-    encode_text,
     expiry,
     group_removed,
+    join_ranges,
     join_removals,
+    producer_ranges,
 )
 from rondevud.store.database import damage
+from rondevud.store.pack_table import PackTable
+from rondevud.store.packs import (
+    CLOSING,
+    PACK_BYTES,
+    PACK_MESSAGES,
+    TEXT,
+    Encoded,
+    OutPack,
+    decode_payload,
+    encode,
+    runs,
+    sealed,
+)
+from rondevud.store.packs import contents as contents_of
+from rondevud.store.packs import payloads as payloads_of
+from rondevud.store.packs import sizes as sizes_of
 from rondevud.store.rows import (
     ChannelRows,
     ChannelState,
     ProducerRows,
     fields_crc,
     intact,
+    is_number,
     message_crc,
     message_intact,
     weight,
@@ -37,29 +56,34 @@ from rondevud.store.rows import (
 
 logger = logging.getLogger(__name__)
 
-CLOSING, TEXT, BINARY = 0, 1, 2
-
 _TAKEN = "seq, ifnull(length(payload), 0), producer, producer_seq"
 
+_DATED = ("outbox", "outbox_packs")
+"""Tables of what can expire."""
 
-def encode_payload(payload: Payload) -> tuple[int, bytes]:
-    """Kind and bytes of a payload. Raises `StoreConflict` for text that UTF-8 cannot carry."""
-    if payload is None:
-        return CLOSING, b""
-    if isinstance(payload, str):
-        return TEXT, encode_text(payload)
-    return BINARY, payload
+_Entry: TypeAlias = tuple[int, int, OutMessage]
+"""A message that is held, behind its number and its payload bytes."""
+
+_Expired: TypeAlias = tuple[float, int, Taken | OutPack]
+"""When it expired, and its number."""
 
 
-def decode_payload(kind: int, data: bytes) -> Payload:
-    """The payload of an intact row."""
-    if kind == CLOSING:
-        return None
-    return data.decode() if kind == TEXT else data
+class _Page(NamedTuple):
+    """What one reading of the outbox has found."""
+
+    messages: list[OutMessage]
+    removals: list[Removal]
+    damaged: list[Any]
+    """Rows that fail their checksum."""
+    horizon: int
+    """The number up to which nothing is missing from it."""
+    size: int
+    """Payload bytes."""
 
 
 class OutboxTable:
-    """The tables ``outbox``, ``removals`` and ``boots``. Each method is one operation, inside a transaction."""
+    """The tables ``outbox``, ``outbox_packs``, ``removals`` and ``boots``. Each method is one operation, inside a
+    transaction."""
 
     def __init__(
         self, connection: sqlite3.Connection, channels: ChannelRows, producers: ProducerRows, limits: Limits
@@ -68,6 +92,11 @@ class OutboxTable:
         self._channels = channels
         self._producers = producers
         self._limits = limits
+        self.packs = PackTable(connection, OutPack, self._lose)
+        self._lost: list[Removed] = []
+        """What was lost with packs since the reading that is going on began."""
+        self._clear_from: set[int] = set()
+        """Channels that hold nothing at or above their next number."""
         self._boots: dict[str, int] = {}
         self.trusted = False
         """Whether what an index does not lead to is not there: its indexes have been made anew."""
@@ -100,48 +129,88 @@ class OutboxTable:
     def skip(self, channel: ChannelState, behind: int) -> None:
         """Numbers up to `behind` were given before the store went back: say `damaged` of those that are not there."""
         number, first = channel.record.id, channel.record.next
-        held = self._connection.execute(
-            "SELECT seq, ifnull(length(payload), 0) FROM outbox WHERE channel = ? AND seq >= ? AND seq < ? ORDER BY seq",
-            (number, first, behind),
-        ).fetchall()
-        for seq, _ in [*held, (behind, 0)]:
-            if seq > first:
-                self._add_removal(number, Removal(first, seq, Reason.DAMAGED, None))
-            first = seq + 1
-        record = channel.record
-        channel.totals.accepted += len(held)
+        self.packs.cut(number, first, behind)
+        held = list(self._walk(number, first, behind))
+        for item in [*held, Taken(behind, 0, 0, 0)]:
+            if item.seq > first:
+                self._add_removal(number, Removal(first, item.seq, Reason.DAMAGED, None))
+            first = item.seq + item.messages
+        record, messages = channel.record, sum(item.messages for item in held)
+        channel.totals.accepted += messages
         channel.change(
             next=behind,
-            out_count=record.out_count + len(held),
-            out_bytes=record.out_bytes + sum(row[1] for row in held),
+            out_count=record.out_count + messages,
+            out_bytes=record.out_bytes + sum(item.size for item in held),
         )
+
+    def _walk(
+        self, channel: int, first: int, behind: int, most: int | None = None, *, closing: bool = True
+    ) -> Iterator[Taken | OutPack]:
+        """What is held from `first` to `behind`, in the order of the numbers: single messages, and packs without payloads.
+
+        With `most` it may end behind so many messages; with `closing` false it leaves closing messages out. No pack
+        reaches over either end.
+        """
+        rows = self._connection.execute(
+            f"SELECT {_TAKEN} FROM outbox WHERE channel = ? AND seq >= ? AND seq < ? AND kind >= ?"  # noqa: S608 - a constant
+            " ORDER BY seq LIMIT ?",
+            (channel, first, behind, CLOSING if closing else TEXT, -1 if most is None else most + 1),
+        ).fetchall()
+        packs = self.packs.heads(channel, first, behind, most)
+        return merge(starmap(Taken, rows), packs, key=attrgetter("seq"))
 
     def put(self, operation: records.Put) -> records.PutResult:
         channel = self._channels.get(operation.channel, change=True)
         check_closing(operation.payloads)
         check_numbers(operation.floor, operation.first_seq)
-        encoded = [encode_payload(payload) for payload in operation.payloads]
+        encoded = encode(operation.payloads)
+        count = len(encoded.datas)
         producer = self._producers.find(operation.producer) if operation.producer > 0 else None
         if operation.producer > 0 and (producer is None or producer.channel != operation.channel):
             raise StoreConflict(f"no producer {operation.producer} in channel {operation.channel}")
-        jumped = bool(encoded) and self.raise_next(channel, operation.floor)
+        jumped = bool(count) and self.raise_next(channel, operation.floor)
         record = channel.record
-        first, size = record.next, sum(len(data) for _, data in encoded)
+        first, size = record.next, sum(map(len, encoded.datas))
+        self._make_room(channel, first + count)
         self._insert(operation, first, encoded)
-        closing = bool(encoded) and encoded[-1][0] == CLOSING
+        closing = bool(count) and encoded.kinds[-1] == CLOSING
         channel.change(
-            next=first + len(encoded),
-            out_count=record.out_count + len(encoded),
+            next=first + count,
+            out_count=record.out_count + count,
             out_bytes=record.out_bytes + size,
-            out_closed=first + len(encoded) - 1 if closing else record.out_closed,
+            out_closed=first + count - 1 if closing else record.out_closed,
         )
-        channel.totals.accepted += len(encoded)
+        channel.totals.accepted += count
         if producer is not None:
             self._producers.advance(producer, operation)
         self.moved += size
-        return records.PutResult(first, first + len(encoded), size, jumped)
+        return records.PutResult(first, first + count, size, jumped)
 
-    def _insert(self, operation: records.Put, first: int, encoded: list[tuple[int, bytes]]) -> None:
+    def _make_room(self, channel: ChannelState, behind: int) -> None:
+        """Delete what is in the way of the numbers up to `behind`.
+
+        Files of different times put together can leave messages of a later one behind the last of this one.
+        """
+        number, first = channel.record.id, channel.record.next
+        if number in self._clear_from:
+            return
+        row = self._connection.execute(
+            "SELECT 1 FROM outbox WHERE channel = ? AND seq >= ? LIMIT 1", (number, first)
+        ).fetchone()
+        if row is None and not self.packs.reaches(number, first):
+            self._clear_from.add(number)
+            return
+        self.packs.cut(number, first, behind)
+        self._delete(number, first, behind)
+
+    def _delete(self, channel: int, first: int, behind: int) -> None:
+        """Messages ``first … behind - 1``; no pack reaches over either end."""
+        self._connection.execute(
+            "DELETE FROM outbox WHERE channel = ? AND seq >= ? AND seq < ?", (channel, first, behind)
+        )
+        self.packs.delete(channel, first, behind)
+
+    def _insert(self, operation: records.Put, first: int, encoded: Encoded) -> None:
         boot: int | None = None
         boot_expiry: float | None = None
         wall_expiry: float | None = None
@@ -150,14 +219,60 @@ class OutboxTable:
             boot_expiry = float(expiry(operation.stamp.boottime, operation.max_age))
             wall_expiry = float(expiry(operation.stamp.wall, operation.max_age))
         rows: list[tuple[Any, ...]] = []
-        number, producer, producer_seq = operation.channel, operation.producer, operation.first_seq
+        packs: list[OutPack] = []
+        number, producer = operation.channel, operation.producer
         accepted = float(operation.stamp.wall)
-        for index, (kind, data) in enumerate(encoded):
+        for start, behind in runs(encoded):
+            seq, producer_seq = first + start, operation.first_seq + start
+            if behind - start > 1:
+                head = (number, seq, 0, 0, producer, producer_seq, boot, boot_expiry, wall_expiry, accepted)
+                packs.append(sealed(OutPack(*head, b"", b"", 0, b""), encoded.part(start, behind)))
+                continue
+            kind, data = encoded.kinds[start], encoded.datas[start]
             age = (boot, boot_expiry, wall_expiry) if kind != CLOSING else (None, None, None)
-            crc = message_crc(number, first + index, kind, data, producer, producer_seq + index, *age, accepted)
-            rows.append((number, first + index, kind, data, producer, producer_seq + index, *age, crc, accepted))
-        # REPLACE: files of different times put together can leave messages of a later one behind the last of this one.
+            crc = message_crc(number, seq, kind, data, producer, producer_seq, *age, accepted)
+            rows.append((number, seq, kind, data, producer, producer_seq, *age, crc, accepted))
+        self._write(rows)
+        self.packs.insert(packs)
+
+    def _write(self, rows: Iterable[tuple[Any, ...]]) -> None:
         self._connection.executemany("INSERT OR REPLACE INTO outbox VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+
+    def _single_out(self, pack: OutPack) -> None:
+        """Give each damaged message of a pack a row of its own, which fails its checksum as well."""
+        held = contents_of(pack)
+        for place in (place for place, message in enumerate(held) if not message.whole):
+            seq, producer_seq = pack.seq + place, pack.producer_seq + place
+            kind, data, _ = held[place]
+            self.packs.cut(pack.channel, seq, seq + 1)
+            self.packs.delete(pack.channel, seq, seq + 1)
+            fields = (pack.channel, seq, kind, data, pack.producer, producer_seq, *pack[6:9], pack.accepted)
+            wrong = ~message_crc(*fields) & 0xFFFFFFFF
+            self._write([(*fields[:9], wrong, pack.accepted)])
+
+    def _lose(self, pack: OutPack) -> None:
+        """Say that the messages of a pack are damaged of which nobody knows how many it held: all that lack where it was."""
+        if not is_number(pack.channel) or not is_number(pack.seq):
+            return
+        try:
+            channel = self._channels.get(pack.channel, change=True)
+        except StoreConflict:
+            return
+        first = max(pack.seq, channel.base)
+        behind = min(pack.seq + PACK_MESSAGES, channel.record.next)
+        rows = self._connection.execute(
+            "SELECT seq FROM outbox WHERE channel = ? AND seq >= ? AND seq < ?", (pack.channel, first, behind)
+        ).fetchall()
+        held = [Removal(seq, seq + 1, Reason.DAMAGED, 1) for (seq,) in rows]
+        others = [
+            Removal(max(other.seq, first), other.behind, Reason.DAMAGED, other.messages)
+            for other in self.packs.heads(pack.channel, first, behind)
+        ]
+        removals = [removal for removal in self._removals_since(pack.channel, first) if removal.first < behind]
+        size = pack.size if is_number(pack.size) and 0 <= pack.size <= PACK_BYTES else 0
+        for hole in _holes(_in_line([*held, *others, *removals]), first, behind):
+            self._lost.append(self._fill(channel, *hole, size))
+            size = 0
 
     # --- removals --------------------------------------------------------------------------------------------------
 
@@ -220,17 +335,20 @@ class OutboxTable:
         if operation.recv_next <= record.acked:
             return records.Acknowledged(record.acked, 0, 0, (), more=False)
         upto = self._slice_end(channel, operation.recv_next)
+        self.packs.cut(record.id, upto)
         rows = self._connection.execute(
             "SELECT producer, min(producer_seq), max(producer_seq), count(*), ifnull(sum(length(payload)), 0) FROM outbox"
             " WHERE channel = ? AND seq < ? GROUP BY producer ORDER BY producer",
             (record.id, upto),
         ).fetchall()
-        messages, size = sum(row[3] for row in rows), sum(row[4] for row in rows)
+        packs = [_first(pack, pack.messages) for pack in self.packs.heads(record.id, 0, upto)]
+        messages = sum(row[3] for row in rows) + sum(pack.messages for pack in packs)
+        size = sum(row[4] for row in rows) + sum(pack.size for pack in packs)
         known = [
             row for row in rows if row[0] and all(isinstance(field, int) for field in row[:3])
         ]  # damage leaves anything
-        ranges = tuple(ProducerRange(*row[:4]) for row in known)
-        self._connection.execute("DELETE FROM outbox WHERE channel = ? AND seq < ?", (record.id, upto))
+        ranges = join_ranges([*producer_ranges(packs), *(ProducerRange(*row[:4]) for row in known)])
+        self._delete(record.id, 0, upto)
         self._drop_removals(record.id, upto)
         channel.totals.acknowledged += self._count_off(channel, messages, size)
         self._producers.tell(ranges, acknowledged=True)
@@ -255,13 +373,18 @@ class OutboxTable:
         if len(ends) == 2:
             upto = ends[0][0]
         if channel.record.out_count > limit:
-            numbers = self._connection.execute(
-                "SELECT seq FROM outbox WHERE channel = ? AND seq < ? ORDER BY seq LIMIT 2 OFFSET ?",
-                (number, upto, limit - 1),
-            ).fetchall()
-            if len(numbers) == 2:
-                upto = numbers[0][0] + 1
+            upto = self._behind_most(number, upto, limit)
         return int(upto)
+
+    def _behind_most(self, channel: int, upto: int, most: int) -> int:
+        """The number behind the first `most` messages below `upto`; `upto` when they are not more."""
+        behind = upto
+        for item in self._walk(channel, 0, upto, most):
+            if item.messages > most:
+                return min(upto, item.seq + most) if most else behind
+            most -= item.messages
+            behind = item.seq + item.messages
+        return upto
 
     @staticmethod
     def _count_off(channel: ChannelState, messages: int, size: int) -> int:
@@ -276,9 +399,8 @@ class OutboxTable:
         removed = group_removed(taken, reason)
         number = channel.record.id
         for item in removed:
-            self._connection.execute(
-                "DELETE FROM outbox WHERE channel = ? AND seq >= ? AND seq < ?", (number, item.first, item.next)
-            )
+            self.packs.cut(number, item.first, item.next)
+            self._delete(number, item.first, item.next)
             self._add_removal(number, Removal(item.first, item.next, reason, item.messages))
             self._producers.tell(item.producers, acknowledged=False)
             channel.totals.remove(reason, self._count_off(channel, item.messages, item.size))
@@ -286,52 +408,60 @@ class OutboxTable:
 
     def _other_boots(self, channel: int, boot: int) -> list[int]:
         """Boots other than `boot` from which messages that can expire are held; each is one look into the index."""
-        boots: list[int] = []
-        last = -1
-        while True:
-            row = self._connection.execute(
-                "SELECT min(boot) FROM outbox WHERE channel = ? AND boot > ?", (channel, last)
-            ).fetchone()
-            if row[0] is None:
-                return boots
-            last = row[0]
-            if last != boot:
-                boots.append(last)
+        boots: set[int] = set()
+        for table in _DATED:
+            last = -1
+            while True:
+                row = self._connection.execute(
+                    f"SELECT min(boot) FROM {table} WHERE channel = ? AND boot > ?",  # noqa: S608 - constants
+                    (channel, last),
+                ).fetchone()
+                if row[0] is None:
+                    break
+                last = row[0]
+                boots.add(last)
+        return sorted(boots - {boot})
 
     def expire(self, operation: records.Expire) -> records.RemoveResult:
         channel = self._channels.get(operation.channel, change=True)
         stamp, number = operation.stamp, operation.channel
         boot = self._boot(stamp.boot)
         limit = self._limits.slice_rows
-        taken = self._connection.execute(
-            f"SELECT {_TAKEN} FROM outbox WHERE channel = ? AND boot = ? AND boot_expiry <= ?"  # noqa: S608 - a constant
-            " ORDER BY boot_expiry, seq LIMIT ?",
-            (number, boot, stamp.boottime, limit),
-        ).fetchall()
-        if len(taken) < limit:
-            old = [
-                self._connection.execute(
-                    f"SELECT wall_expiry, {_TAKEN} FROM outbox WHERE channel = ? AND boot = ?"  # noqa: S608 - a constant
-                    " AND wall_expiry <= ? ORDER BY wall_expiry, seq LIMIT ?",
-                    (number, other, stamp.wall, limit - len(taken)),
-                ).fetchall()
-                for other in self._other_boots(number, boot)
-            ]
-            taken.extend(row[1:] for row in islice(merge(*old), limit - len(taken)))
-        removed = self._take(channel, sorted(Taken(*row) for row in taken), Reason.EXPIRED)
+        taken = _most(self._expired(number, boot, "boot_expiry", stamp.boottime), limit)
+        left = limit - sum(item.messages for item in taken)
+        if left:
+            old = [self._expired(number, other, "wall_expiry", stamp.wall) for other in self._other_boots(number, boot)]
+            taken += _most(merge(*old), left)
+        removed = self._take(channel, sorted(taken), Reason.EXPIRED)
         return records.RemoveResult(removed, more=self._next_expiry(number, stamp) == 0.0)
+
+    def _expired(self, channel: int, boot: int, column: str, moment: float) -> list[_Expired]:
+        """What has expired of one boot, the earliest first; more than one operation takes."""
+        limit = self._limits.slice_rows
+        rows = self._connection.execute(
+            f"SELECT {column}, {_TAKEN} FROM outbox WHERE channel = ? AND boot = ? AND {column} <= ?"  # noqa: S608 - constants
+            f" ORDER BY {column}, seq LIMIT ?",
+            (channel, boot, moment, limit),
+        ).fetchall()
+        packs = self.packs.expired(channel, boot, column, moment, limit)
+        found = [(row[0], row[1], Taken(*row[1:])) for row in rows]
+        return sorted([*found, *((getattr(pack, column), pack.seq, pack) for pack in packs)])
 
     def _next_expiry(self, channel: int, stamp: Stamp) -> float | None:
         boot = self._boot(stamp.boot)
-        first = self._connection.execute(
-            "SELECT min(boot_expiry) FROM outbox WHERE channel = ? AND boot = ?", (channel, boot)
-        ).fetchone()[0]
-        waits = [] if first is None else [first - stamp.boottime]
-        for other in self._other_boots(channel, boot):
-            moment = self._connection.execute(
-                "SELECT min(wall_expiry) FROM outbox WHERE channel = ? AND boot = ?", (channel, other)
+        waits = []
+        for table in _DATED:
+            first = self._connection.execute(
+                f"SELECT min(boot_expiry) FROM {table} WHERE channel = ? AND boot = ?",  # noqa: S608 - constants
+                (channel, boot),
             ).fetchone()[0]
-            waits.append(moment - stamp.wall)
+            waits += [] if first is None else [first - stamp.boottime]
+            for other in self._other_boots(channel, boot):
+                moment = self._connection.execute(
+                    f"SELECT min(wall_expiry) FROM {table} WHERE channel = ? AND boot = ?",  # noqa: S608 - constants
+                    (channel, other),
+                ).fetchone()[0]
+                waits += [] if moment is None else [moment - stamp.wall]
         return max(0.0, min(waits)) if waits else None
 
     def find_expiry(self, operation: records.FindExpiry) -> records.NextExpiry:
@@ -342,41 +472,52 @@ class OutboxTable:
         channel = self._channels.get(operation.channel, change=True)
         count, size = channel.record.out_count, channel.record.out_bytes
         taken: list[Taken] = []
-        more = False
-        rows = self._connection.execute(
-            f"SELECT {_TAKEN} FROM outbox WHERE channel = ? AND kind <> 0 ORDER BY seq",  # noqa: S608 - a constant
-            (operation.channel,),
-        )
-        for row in rows:
+        left = self._limits.slice_rows
+
+        def too_much() -> bool:
             over_count = operation.max_count is not None and count > operation.max_count
-            if not over_count and (operation.max_bytes is None or size <= operation.max_bytes):
+            return over_count or (operation.max_bytes is not None and size > operation.max_bytes)
+
+        for item in self._walk(operation.channel, 0, channel.record.next, left, closing=False):
+            messages = 0
+            for length in _sizes(item):
+                if not left or not too_much():
+                    break
+                messages, left, count, size = messages + 1, left - 1, count - 1, size - length
+            if messages:
+                taken.append(_first(item, messages))
+            if messages < item.messages:
                 break
-            if len(taken) == self._limits.slice_rows:
-                more = True
-                break
-            taken.append(Taken(*row))
-            count, size = count - 1, size - row[1]
-        rows.close()
-        return records.RemoveResult(self._take(channel, taken, Reason.OVERFLOW), more)
+        return records.RemoveResult(self._take(channel, taken, Reason.OVERFLOW), more=not left and too_much())
 
     def remove(self, operation: records.Remove) -> records.RemoveResult:
         channel = self._channels.get(operation.channel, change=True)
-        limit = self._limits.slice_rows
-        rows = self._connection.execute(
-            f"SELECT {_TAKEN} FROM outbox WHERE channel = ? AND seq >= ? AND seq < ? AND kind >= ?"  # noqa: S608 - a constant
-            " ORDER BY seq LIMIT ?",
-            (operation.channel, operation.first, operation.next, int(operation.keep_closing), limit + 1),
-        ).fetchall()
-        removed = self._take(channel, [Taken(*row) for row in rows[:limit]], operation.reason)
-        return records.RemoveResult(removed, more=len(rows) > limit)
+        left = self._limits.slice_rows
+        self.packs.cut(operation.channel, operation.first, operation.next)
+        taken: list[Taken] = []
+        more = False
+        closing = not operation.keep_closing
+        for item in self._walk(operation.channel, operation.first, operation.next, left, closing=closing):
+            more = item.messages > left
+            if left:
+                taken.append(_first(item, min(left, item.messages)))
+            if more:
+                break
+            left -= item.messages
+        return records.RemoveResult(self._take(channel, taken, operation.reason), more)
 
     def oldest(self, channel: ChannelState) -> float | None:
         """When the oldest message that is held was accepted, seconds since 1970; None where nobody knows."""
-        row = self._connection.execute(
-            "SELECT accepted FROM outbox WHERE channel = ? AND seq >= ? ORDER BY seq LIMIT 1",
-            (channel.record.id, channel.base),
-        ).fetchone()
-        return row[0] if row is not None and isinstance(row[0], float) else None
+        place = (channel.record.id, channel.base)
+        rows = [
+            self._connection.execute(
+                f"SELECT seq, accepted FROM {table} WHERE channel = ? AND seq >= ? ORDER BY seq LIMIT 1",  # noqa: S608
+                place,
+            ).fetchone()
+            for table in _DATED
+        ]
+        first = min((row for row in rows if row is not None and isinstance(row[0], int)), default=None)
+        return first[1] if first is not None and isinstance(first[1], float) else None
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
@@ -385,59 +526,97 @@ class OutboxTable:
         start, end = max(operation.first, channel.base), channel.record.next
         damaged: list[Removed] = []
         for _ in range(2 * self._limits.page_messages):  # again after damage was replaced by removals
-            rows, removals, horizon = self._page(channel, start)
-            good: list[OutMessage] = []
-            bad: list[Any] = []
-            behind = start
-            for row in rows:
-                if not message_intact(row):
-                    bad.append(row)
-                    continue
-                if row[0] != operation.channel or row[1] < behind:  # an intact row, and not the one that was asked for
-                    raise damage(f"an index of the outbox leads astray, to message {row[1]} of channel {row[0]}")
-                good.append(OutMessage(row[1], decode_payload(row[2], row[3])))
-                behind = row[1] + 1
-            found = self._bury(channel, bad)
-            items = _in_line([*good, *removals])
-            if not bad:
-                holes = _holes(items, start, horizon)
-                if holes and not self.trusted:
-                    raise damage(f"the outbox of channel {operation.channel} seems to lack the number {holes[0][0]}")
-                found = [self._fill(channel, *hole) for hole in holes]
-            if not bad and not found:
-                break
+            self._lost.clear()
+            page = self._page(channel, start)
+            items = _in_line([*page.messages, *page.removals])
+            found = [*self._lost, *self._bury(channel, page.damaged)]
+            if not page.damaged and not found:
+                holes = [Removal(*hole, Reason.DAMAGED, None) for hole in _holes(items, start, page.horizon)]
+                items = sorted([*items, *holes], key=itemgetter(0))[: self._limits.page_messages]
+                lacking = [hole for hole in holes if hole in items]
+                if lacking and not self.trusted:
+                    raise damage(
+                        f"the outbox of channel {operation.channel} seems to lack the number {lacking[0].first}"
+                    )
+                found = [self._fill(channel, hole.first, hole.next) for hole in lacking]
+                if not found:
+                    break
             damaged.extend(found)
         else:
             raise damage(f"the outbox of channel {operation.channel} cannot be read from {start} on")
-        items = items[: self._limits.page_messages]
         behind = _behind(items[-1]) if items else start
-        self.moved += sum(weight(row[3]) for row in rows)
+        self.moved += page.size
         return records.OutPage(items, behind, behind >= end, sorted(damaged))
 
-    def _page(self, channel: ChannelState, start: int) -> tuple[list[Any], list[Removal], int]:
-        """Rows and removals of one page from `start` on, and the number up to which nothing is missing from it."""
-        number, limit = channel.record.id, self._limits.page_messages
-        horizon = channel.record.next
+    def _page(self, channel: ChannelState, start: int) -> _Page:
+        """One page from `start` on."""
+        number, limits = channel.record.id, self._limits
+        packed, horizon = self._packed(channel, start)
         removals = self._removals_since(number, start)
-        if len(removals) == limit:
-            horizon = removals[-1].next
+        if len(removals) == limits.page_messages:
+            horizon = min(horizon, removals[-1].next)
+        singles, damaged, horizon = self._singles(number, start, horizon)
+        entries = [entry for entry in packed if entry[0] < horizon]
+        if singles:
+            entries = sorted([*entries, *singles], key=itemgetter(0))
+        size = 0
+        for place, (seq, length, _) in enumerate(entries):
+            if place and (size + length > limits.page_bytes or place == limits.page_messages):
+                horizon = seq
+                del entries[place:]
+                break
+            size += length
+        removals = [removal for removal in removals if removal.first < horizon]
+        return _Page([message for _, _, message in entries], removals, damaged, horizon, size)
+
+    def _packed(self, channel: ChannelState, start: int) -> tuple[list[_Entry], int]:
+        """What a page has of packs, and the number up to which that is all of them."""
+        number, limits = channel.record.id, self._limits
+        while True:
+            packs, horizon = self.packs.read(
+                number, start, channel.record.next, limits.page_messages, limits.page_bytes
+            )
+            contents = list(map(payloads_of, packs))
+            if None not in contents:
+                break
+            for pack, payloads in zip(packs, contents, strict=True):
+                if payloads is None:
+                    self._single_out(pack)
+        entries: list[_Entry] = []
+        for pack, payloads in zip(packs, contents, strict=True):
+            numbers = range(pack.seq, pack.behind)
+            held = list(zip(numbers, sizes_of(pack), map(OutMessage, numbers, payloads or ()), strict=True))
+            entries += held[max(0, start - pack.seq) :]
+        return entries, horizon
+
+    def _singles(self, channel: int, start: int, horizon: int) -> tuple[list[_Entry], list[Any], int]:
+        """What a page has of rows of their own, those that are damaged, and the number up to which that is all of them."""
+        limits = self._limits
         cursor = self._connection.execute(
             "SELECT * FROM outbox WHERE channel = ? AND seq >= ? AND seq < ? ORDER BY seq LIMIT ?",
-            (number, start, horizon, limit),
+            (channel, start, horizon, limits.page_messages + 1),
         )
         rows: list[Any] = []
         size = 0
         for row in cursor:
             size += weight(row[3])
-            if rows and size > self._limits.page_bytes:
-                horizon = rows[-1][1] + 1
+            if rows and (size > limits.page_bytes or len(rows) == limits.page_messages):
+                horizon = row[1] if message_intact(row) else rows[-1][1] + 1
                 break
             rows.append(row)
-        else:
-            if len(rows) == limit:
-                horizon = rows[-1][1] + 1
         cursor.close()
-        return rows, [removal for removal in removals if removal.first < horizon], horizon
+        entries: list[_Entry] = []
+        damaged: list[Any] = []
+        behind = start
+        for row in rows:
+            if not message_intact(row):
+                damaged.append(row)
+                continue
+            if row[0] != channel or row[1] < behind:  # an intact row, and not the one that was asked for
+                raise damage(f"an index of the outbox leads astray, to message {row[1]} of channel {row[0]}")
+            entries.append((row[1], len(row[3]), OutMessage(row[1], decode_payload(row[2], row[3]))))
+            behind = row[1] + 1
+        return entries, damaged, horizon
 
     def _bury(self, channel: ChannelState, rows: Iterable[Any]) -> list[Removed]:
         """Replace damaged messages by removals. Their producers are told as the rows name them."""
@@ -451,16 +630,44 @@ class OutboxTable:
             self._channels.get(channel.record.id, change=True)
         return self._take(channel, taken, Reason.DAMAGED)
 
-    def _fill(self, channel: ChannelState, first: int, behind: int) -> Removed:
-        """Write a removal for a hole: of as many messages as numbers if that can be, else of an unknown count."""
+    def _fill(self, channel: ChannelState, first: int, behind: int, size: int = 0) -> Removed:
+        """Write a removal for a hole: of as many messages as numbers if that can be, else of an unknown count.
+
+        `size` is what is known of their payload bytes.
+        """
         self._channels.get(channel.record.id, change=True)
         count = behind - first
         possible = count <= channel.record.out_count
         logger.error("the outbox of channel %d lacks the numbers %d to %d", channel.record.id, first, behind - 1)
         self._add_removal(channel.record.id, Removal(first, behind, Reason.DAMAGED, count if possible else None))
         messages = count if possible else 0
-        channel.totals.damaged += self._count_off(channel, messages, 0)
-        return Removed(first, behind, Reason.DAMAGED, messages, 0, ())
+        size = size if possible else 0
+        channel.totals.damaged += self._count_off(channel, messages, size)
+        return Removed(first, behind, Reason.DAMAGED, messages, size, ())
+
+
+def _sizes(item: Taken | OutPack) -> list[int]:
+    """Payload bytes of each of its messages."""
+    return sizes_of(item) if isinstance(item, OutPack) else [item.size]
+
+
+def _first(item: Taken | OutPack, messages: int) -> Taken:
+    """Its first so many messages."""
+    if isinstance(item, Taken):
+        return item
+    size = item.size if messages == item.messages else sum(sizes_of(item)[:messages])
+    return Taken(item.seq, size, item.producer, item.producer_seq, messages)
+
+
+def _most(expired: Iterable[_Expired], messages: int) -> list[Taken]:
+    """The first so many messages."""
+    taken: list[Taken] = []
+    for _, _, item in expired:
+        if not messages:
+            break
+        taken.append(_first(item, min(messages, item.messages)))
+        messages -= taken[-1].messages
+    return taken
 
 
 def _behind(item: OutItem) -> int:

@@ -21,7 +21,7 @@ from rondevud.store.base import Limits
 from rondevud.store.database import check_integrity, connect, failure, open_database
 from rondevud.store.inbox_table import GAP
 from rondevud.store.marks import Marks
-from rondevud.store.rows import ChannelRows, ProducerRows, intact, set_aside
+from rondevud.store.rows import LAST_SENT, ChannelRows, ProducerRows, intact, set_aside
 from rondevud.store.salvage import rebuild
 from rondevud.store.tables import SqlTables
 
@@ -138,8 +138,8 @@ class _Rows:
     def _remove_stray(self, number: int) -> None:
         """Set rows aside that are outside of what a queue holds: numbers that have left it, or were never given."""
         state = ChannelRows(self._connection).get(number)
-        bounds = {"outbox": ("seq", state.base, state.record.next), "inbox": ("row", state.front, state.next_row)}
-        for table, (key, first, behind) in bounds.items():
+        self._tables.cut_packs(number)
+        for table, key, first, behind in state.bounds():
             rows = self._connection.execute(
                 f"SELECT rowid, * FROM {table} WHERE channel = ? AND ({key} < ? OR {key} >= ?)",  # noqa: S608 - constants
                 (number, first, behind),
@@ -161,10 +161,14 @@ class _Rows:
         channels = ChannelRows(self._connection)
         state = channels.get(number, change=True)
         out = self._connection.execute(
-            "SELECT count(*), ifnull(sum(length(payload)), 0) FROM outbox WHERE channel = ?", (number,)
+            "SELECT sum(messages), sum(bytes) FROM (SELECT count(*) AS messages, ifnull(sum(length(payload)), 0) AS bytes"
+            " FROM outbox WHERE channel = ?1 UNION ALL SELECT ifnull(sum(messages), 0), ifnull(sum(size), 0)"
+            " FROM outbox_packs WHERE channel = ?1)",
+            (number,),
         ).fetchone()
         held = self._connection.execute(
-            "SELECT ifnull(sum(length(payload)), 0), ifnull(sum(kind >= ?), 0) FROM inbox WHERE channel = ?",
+            "SELECT ifnull(sum(length(payload)), 0) + (SELECT ifnull(sum(size), 0) FROM inbox_packs WHERE channel = ?2),"
+            " ifnull(sum(kind >= ?1), 0) FROM inbox WHERE channel = ?2",
             (GAP, number),
         ).fetchone()
         aside = self._connection.execute(
@@ -202,7 +206,7 @@ class _Rows:
         """No producer ends before a message of it that is held."""
         producers = ProducerRows(self._connection)
         behind = self._connection.execute(
-            "SELECT producer, max(producer_seq) AS last FROM outbox WHERE channel = ? AND producer > 0 GROUP BY producer"
+            f"SELECT producer, max(last) AS last FROM ({LAST_SENT}) WHERE producer > 0 GROUP BY producer"  # noqa: S608
             " HAVING last > (SELECT last_seq FROM producers WHERE id = producer)",
             (channel,),
         ).fetchall()

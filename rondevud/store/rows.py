@@ -101,6 +101,11 @@ def weight(payload: Any) -> int:
     return len(payload) if isinstance(payload, bytes | str) else 0
 
 
+def is_number(value: object) -> bool:
+    """Whether a column that should hold a number does; a damaged one may be anything."""
+    return isinstance(value, int)
+
+
 def set_aside(connection: sqlite3.Connection, source: str, row: Sequence[Any]) -> None:
     """Keep the content of a damaged row; who calls deletes it from its table. Secrets stay in the database."""
     content = json.dumps([value.hex() if isinstance(value, bytes) else value for value in row])
@@ -138,6 +143,16 @@ class ChannelState:
     def mark(self) -> Mark:
         """How far it has come. None of its numbers ever falls."""
         return Mark(self.record.id, self.record.next, self.next_row, self.next_row - self.record.in_count - 1)
+
+    def bounds(self) -> tuple[tuple[str, str, int, int], ...]:
+        """Tables of its queues: by which column they are counted, from where and up to where they hold something."""
+        out, held = (self.base, self.record.next), (self.front, self.next_row)
+        return (
+            ("outbox", "seq", *out),
+            ("outbox_packs", "seq", *out),
+            ("inbox", "row", *held),
+            ("inbox_packs", "row", *held),
+        )
 
     def change(self, **fields: Any) -> None:
         self.record = replace(self.record, **fields)
@@ -270,6 +285,13 @@ class ChannelRows:
         self._flushed.clear()
 
 
+LAST_SENT = (
+    "SELECT producer, max(producer_seq) AS last FROM outbox WHERE channel = ?1 GROUP BY producer"
+    " UNION ALL SELECT producer, max(producer_seq + messages - 1) FROM outbox_packs WHERE channel = ?1 GROUP BY producer"
+)
+"""What an outbox holds of each producer, up to which number of its own."""
+
+
 @dataclass(slots=True)
 class ProducerState:
     channel: int
@@ -355,7 +377,8 @@ class ProducerRows:
         set_aside(self._connection, "producers", row)
         self._connection.execute("DELETE FROM producers WHERE id = ?", (row[0],))
         last_seq = self._connection.execute(
-            "SELECT ifnull(max(producer_seq), 0) FROM outbox WHERE channel = ? AND producer = ?", (channel, row[0])
+            f"SELECT ifnull(max(last), 0) FROM ({LAST_SENT}) WHERE producer = ?2",  # noqa: S608 - a constant
+            (channel, row[0]),
         ).fetchone()[0]
         return self._insert(ProducerState(channel, ProducerRecord(row[0], name, last_seq), stamp))
 

@@ -6,18 +6,31 @@ import contextlib
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from rondevud.errors import StoreFailed
 from rondevud.store.database import aside, connect, is_damage
-from rondevud.store.rows import channel_intact, intact, message_intact
+from rondevud.store.packs import InPack, OutPack
+from rondevud.store.packs import intact as pack_intact
+from rondevud.store.rows import channel_intact, intact, message_intact, received_intact
 from rondevud.syncing import sync
 
 logger = logging.getLogger(__name__)
 
-ROWID_TABLES = ("boots", "channels", "outbox", "inbox", "failed", "producers", "garbage", "damaged_rows")
+ROWID_TABLES = (
+    "boots",
+    "channels",
+    "outbox",
+    "outbox_packs",
+    "inbox",
+    "inbox_packs",
+    "failed",
+    "producers",
+    "garbage",
+    "damaged_rows",
+)
 KEYED_TABLES = {
     "meta": "name",
     "sessions": "connection_id",
@@ -26,6 +39,17 @@ KEYED_TABLES = {
     "inbox_holes": "channel, first",
 }
 """Tables without a rowid, and their primary keys."""
+
+CHECKS: dict[str, Callable[[Sequence[Any]], bool]] = {
+    "outbox": message_intact,
+    "outbox_packs": lambda row: pack_intact(OutPack._make(row)),
+    "inbox": received_intact,
+    "inbox_packs": lambda row: pack_intact(InPack._make(row)),
+    "channels": channel_intact,
+}
+"""Whether a row is as it was written, where that is not `intact`."""
+
+SENDERS = "SELECT max(producer) FROM outbox UNION ALL SELECT max(producer) FROM outbox_packs"
 
 PROBES = 20_000
 """Rowids that are looked at one by one between two places at which a table cannot be read."""
@@ -114,7 +138,7 @@ class _Salvage:
 
     def _write(self, table: str, rows: list[tuple[Any, ...]]) -> None:
         """A row that is whole takes the place of a damaged one with its key, never the other way round."""
-        checked = {"outbox": message_intact, "channels": channel_intact}.get(table, intact)
+        checked = CHECKS.get(table, intact)
         unchecked = table in {"meta", "boots", "garbage", "damaged_rows"}
         for row in rows:
             conflict = "REPLACE" if unchecked or checked(row) else "IGNORE"
@@ -124,10 +148,10 @@ class _Salvage:
 
     def _keep_numbers_apart(self) -> None:
         """Ids of channels and producers go on above every one that any row names."""
-        tables = ("outbox", "removals", "inbox", "failed", "producers", "garbage")
+        tables = ("outbox", "outbox_packs", "removals", "inbox", "inbox_packs", "failed", "producers", "garbage")
         channels = " UNION ALL ".join(f"SELECT max(channel) FROM {table}" for table in tables)  # noqa: S608
         self._target.execute("BEGIN IMMEDIATE")
-        for table, others in (("channels", channels), ("producers", "SELECT max(producer) FROM outbox")):
+        for table, others in (("channels", channels), ("producers", SENDERS)):
             query = f"SELECT max(ifnull(id, 0)) FROM (SELECT max(id) AS id FROM {table} UNION ALL {others})"  # noqa: S608
             highest = self._target.execute(query).fetchone()[0] or 0
             with contextlib.suppress(sqlite3.DatabaseError):

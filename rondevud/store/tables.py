@@ -34,7 +34,15 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-GARBAGE_TABLES = {"outbox": "seq", "inbox": "row", "inbox_holes": "first", "removals": "first", "failed": "row"}
+GARBAGE_TABLES = {
+    "outbox": "seq",
+    "outbox_packs": "seq",
+    "inbox": "row",
+    "inbox_packs": "row",
+    "inbox_holes": "first",
+    "removals": "first",
+    "failed": "row",
+}
 """Tables of a channel's queues, and by which column they are counted."""
 
 SMALL_TABLES = ("sessions", "channels", "declarations", "producers")
@@ -169,6 +177,12 @@ class SqlTables:
         result = self._handlers[type(operation)](operation)
         failpoints.hit_operation("write", operation)
         return cast("Result", result)
+
+    def cut_packs(self, number: int) -> None:
+        """Afterwards no pack of a channel is partly outside of what its queue holds."""
+        state = self._channels.get(number)
+        self._outbox.packs.cut(number, state.base, state.record.next)
+        self._inbox.packs.cut(number, state.front, state.next_row)
 
     def moved(self) -> int:
         """Payload bytes written and read since the last `flush` or `clear`."""

@@ -61,7 +61,7 @@ class Step(NamedTuple):
     """What is done behind the script, in the same transaction."""
 
 
-STEPS = (Step("schema.sql"), Step("schema-2.sql", _open_accounts))
+STEPS = (Step("schema.sql"), Step("schema-2.sql", _open_accounts), Step("schema-3.sql"))
 
 
 def version(connection: sqlite3.Connection) -> int:

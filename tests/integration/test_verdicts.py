@@ -141,7 +141,7 @@ async def test_a_message_found_damaged_is_a_gap_from_then_on(place):
     await place.stop()
     await put_into_inbox(place.directory, OutMessage(1, "a"), OutMessage(2, "b"), behind=3)
     with contextlib.closing(sqlite3.connect(place.directory / "state" / DATABASE)) as database, database:
-        database.execute("UPDATE inbox SET payload = x'63' WHERE seq = 2")
+        database.execute("UPDATE inbox_packs SET payload = x'6163'")
     await place.start()
     attached = await place.attach(credit=2)
     assert (attached["verdict"]["in"], attached["waiting"]) == ("resumed", 2)

@@ -12,11 +12,10 @@ import pytest
 from click.testing import CliRunner
 
 from rondevud.main import main
-from rondevud.records import Put
 from rondevud.signalling.identity import Identities
 from rondevud.statedir import DATABASE, StateDirectory
 from rondevud.store.sqlite import SqliteStore
-from tests.unit.store.kit import NOW, make_channel
+from tests.unit.store.kit import make_channel, put_singly
 
 
 @pytest.fixture
@@ -25,7 +24,7 @@ async def directory(tmp_path):
     StateDirectory(state).close()
     store = await SqliteStore.open(state / DATABASE)
     channel = await make_channel(store)
-    await store.execute(Put(channel, ("one", "two", "three"), NOW))
+    await put_singly(store, channel, "one", "two", "three")
     await store.close()
     Identities(state / "keys").obtain("alice")
     return state

@@ -7,6 +7,7 @@ room between rows, pages that nothing uses. All others hold the file together. S
 from __future__ import annotations
 
 import sqlite3
+import struct
 from collections.abc import Sequence
 from contextlib import closing
 from itertools import islice
@@ -17,12 +18,18 @@ LOG_HEADER, FRAME_HEADER = 32, 24
 
 INTERIOR_INDEX, INTERIOR_TABLE, LEAF_INDEX, LEAF_TABLE = 2, 5, 10, 13
 
-VALUES = {"outbox": (2, 3, 4, 5, 9, 10), "inbox": (2, 3, 4, 5, 6, 7, 8, 9, 10)}
-"""Columns of messages' rows that stand in no index, by their places in the table: a change of one does nothing else."""
+VALUES = {
+    "outbox": (2, 3, 4, 5, 9, 10),
+    "inbox": (2, 3, 4, 5, 6, 7, 8, 9, 10),
+    "outbox_packs": (13,),
+    "inbox_packs": (10,),
+}
+"""Columns of messages' rows that stand in no index, by their places in the table: a change of one does nothing else. Of
+packs only the payloads, each of which damages its own message."""
 
 
 class Row(NamedTuple):
-    """One row of a message's table: its channel, and its number there (of the inbox: its row)."""
+    """One message: its queue, its channel, and its number there (of the inbox: its row)."""
 
     table: str
     channel: int
@@ -98,7 +105,8 @@ class _Pages:
         assert self._number(52) == 0, "a file that vacuums itself"
         self._values: dict[Row, list[int]] = {}
         self._unused: list[int] = []
-        self._keys: dict[tuple[str, int], Row] = {}
+        self._keys: dict[tuple[str, int], list[tuple[Row, int]]] = {}
+        """By table and rowid the messages that are there, and their bytes of the values; -1: all of them."""
 
     def layout(self) -> Layout:
         with closing(sqlite3.connect(":memory:")) as connection:
@@ -106,7 +114,12 @@ class _Pages:
             roots = connection.execute("SELECT name, type, rootpage FROM sqlite_schema WHERE rootpage > 0").fetchall()
             for table, number in (("outbox", "seq"), ("inbox", "row")):
                 for key, *place in connection.execute(f"SELECT rowid, channel, {number} FROM {table}"):
-                    self._keys[table, key] = Row(table, *place)
+                    self._keys[table, key] = [(Row(table, *place), -1)]
+                query = f"SELECT rowid, channel, {number}, messages, sizes FROM {table}_packs"
+                for key, channel, first, count, sizes in connection.execute(query):
+                    lengths = [size >> 1 for size in struct.unpack(f"<{count}I", sizes)]
+                    rows = [Row(table, channel, first + offset) for offset in range(count)]
+                    self._keys[f"{table}_packs", key] = list(zip(rows, lengths, strict=True))
         for name, kind, root in [("sqlite_schema", "table", 1), *roots]:
             self._walk(root, name if kind == "table" else "")
         self._free()
@@ -153,7 +166,10 @@ class _Pages:
                 values += places[behind : behind + _width(serial)]
             behind, column = behind + _width(serial), column + 1
         assert behind == size
-        self._values[self._keys[table, key]] = values
+        for row, length in self._keys[table, key]:
+            end = len(values) if length < 0 else length
+            self._values[row], values = values[:end], values[end:]
+        assert not values
 
     def _payload(self, place: int, size: int) -> list[int]:
         """Where the bytes of a record are, those on overflow pages included; what these have to spare is unused."""

@@ -6,8 +6,12 @@ import asyncio
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -24,11 +28,15 @@ from rondevud.store.sqlite import SqliteStore
 EXAMPLES = int(os.environ.get("RONDEVUD_STORE_EXAMPLES", "100"))
 """How many scripts both stores get; the soak test asks for more."""
 
+SEEDS = max(4, EXAMPLES // 12)
+STEPS = 300
+"""How many long scripts there are, and of how many steps."""
+
 LIMITS = Limits(slice_rows=3, page_messages=4, page_bytes=20)
 CONNECTIONS, LABELS = ("a", "b"), ("x", "y")
 EPOCHS = (b"", b"11111111", b"22222222")
 
-channels = st.integers(0, 3)  # an index into the channels made so far
+channels = st.sampled_from([0] * 12 + [1, 1, 2, 3])  # an index into the channels made so far, the last one first
 numbers = st.integers(0, 60)
 payloads = st.one_of(st.text(max_size=6), st.binary(max_size=12))
 reasons = st.sampled_from(list(r.Reason))
@@ -51,7 +59,12 @@ puts = st.builds(
     first_seq=numbers,
     rejected=rejected,
 )
-items = st.lists(
+one_after_the_other = st.builds(
+    lambda first, bodies: tuple(r.OutMessage(first + place, body) for place, body in enumerate(bodies)),
+    numbers,
+    st.lists(payloads, min_size=2, max_size=9),
+)
+items = one_after_the_other | st.lists(
     st.one_of(
         st.builds(r.OutMessage, numbers, st.one_of(payloads, st.none())),
         st.builds(r.Removal, numbers, numbers, reasons, st.sampled_from([None, 0, 1, 4])),
@@ -73,16 +86,22 @@ sessions = st.builds(
 )
 rows = st.integers(0, 15)
 kinds = st.sampled_from(list(r.DeclarationKind))
-operations = st.one_of(
-    puts,
-    puts,
-    puts,
+of_queues = [
+    *[puts] * 6,
     st.builds(r.Acknowledge, channels, numbers),
     st.builds(r.Acknowledge, channels, numbers),
     st.builds(r.Expire, channels, stamps),
     st.builds(r.Expire, channels, stamps),
-    st.builds(r.Trim, channels, st.sampled_from([None, 0, 2]), st.sampled_from([None, 0, 10])),
+    st.builds(r.Trim, channels, st.sampled_from([None, 0, 2, 5]), st.sampled_from([None, 0, 10, 30])),
+    st.builds(r.Trim, channels, st.sampled_from([2, 5]), st.none()),
     st.builds(r.Remove, channels, numbers, numbers, reasons, st.booleans()),
+    st.builds(
+        lambda channel, first, count, reason: r.Remove(channel, first, first + count, reason),
+        channels,
+        numbers,
+        numbers,
+        reasons,
+    ),
     st.builds(r.ReadOut, channels, numbers),
     st.builds(r.ReadOut, channels, st.just(0)),
     st.builds(r.FindExpiry, channels, stamps),
@@ -96,9 +115,9 @@ operations = st.one_of(
         items,
         stamps,
     ),
-    st.builds(r.Receive, channels, st.none(), st.none(), st.sampled_from(EPOCHS), numbers, items, stamps),
+    *[st.builds(r.Receive, channels, st.none(), st.none(), st.sampled_from(EPOCHS), numbers, items, stamps)] * 4,
     st.builds(r.ReadIn, channels, numbers),
-    st.builds(r.AckIn, channels, numbers),
+    st.builds(r.AckIn, channels, rows),
     st.builds(r.AckIn, channels, rows, rows),
     st.builds(r.AckIn, channels, rows, rows, st.booleans()),
     st.builds(failed.CountTry, channels, rows, st.integers(0, 3)),
@@ -108,8 +127,12 @@ operations = st.one_of(
     st.builds(failed.FreeFailed, channels, st.one_of(st.none(), rows), st.booleans()),
     st.builds(ReadAccounts, channels),
     st.builds(r.TrimIn, channels, st.sampled_from([None, 0, 2, 5]), st.sampled_from([None, 0, 10])),
+    st.builds(r.TrimIn, channels, st.sampled_from([2, 5]), st.none()),
     st.builds(r.OpenProducer, channels, st.sampled_from([b"p", b"q"]), stamps),
     st.builds(r.OpenProducer, channels, st.sampled_from([b"p", b"q"]), stamps),
+    st.sampled_from(["reopen", "crash", "group", "group"]),
+]
+others = [
     st.builds(r.ForgetProducers, st.sampled_from([0, 10, 30.0]), stamps, st.frozensets(st.integers(1, 3), max_size=1)),
     st.builds(r.SaveSession, sessions),
     st.builds(r.DeleteSession, st.sampled_from(CONNECTIONS)),
@@ -128,8 +151,8 @@ operations = st.one_of(
     st.builds(r.SetChannelOptions, channels, st.binary(max_size=2)),
     st.builds(r.SetEpoch, channels, st.sampled_from(EPOCHS), numbers, st.booleans()),
     st.sampled_from([r.MarkAttached(0), r.MarkAttached(1)]),
-    st.sampled_from(["reopen", "crash", "group"]),
-)
+]
+operations = st.one_of(*of_queues, *of_queues, *of_queues, *others)
 
 
 class Model:
@@ -175,7 +198,8 @@ def crashed(path: Path) -> Path:
     return copy
 
 
-async def compare(path: Path, script: list) -> None:
+async def compare(path: Path, write: Callable[[Model], Iterable[Any]]) -> None:
+    """Give both stores the script that `write` makes, step by step, knowing what has become of the steps before."""
     model = Model()
     store = await SqliteStore.open(path, limits=LIMITS)
     waiting: list[tuple] = []
@@ -193,7 +217,7 @@ async def compare(path: Path, script: list) -> None:
     end = [r.LoadSessions(), *(read(index, 0) for read in readings for index in range(4))]
     end += [ReadAccounts(index) for index in range(4)]  # so the books of SQLite add up as well
     try:
-        for step in [*start, *script, *end]:
+        for step in chain(start, write(model), end):
             if step == "group":
                 grouped = True
             elif step == "reopen":
@@ -221,7 +245,70 @@ async def compare(path: Path, script: list) -> None:
 
 @pytest.mark.timeout(180)
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.lists(operations, min_size=5, max_size=60))
+@given(st.lists(operations, min_size=40, max_size=80))
 def test_both_stores_answer_alike(script):
     with tempfile.TemporaryDirectory() as directory:
-        asyncio.run(compare(Path(directory) / "store.sqlite3", script))
+        asyncio.run(compare(Path(directory) / "store.sqlite3", lambda _model: script))
+
+
+def likely(model: Model, random: Random) -> Iterator[Any]:
+    """A long script of what happens in a channel that is in use: numbers are mostly those that it holds."""
+    stamp = r.Stamp("boot-1", 0.0, 0.0)
+    for _ in range(STEPS):
+        index = random.choice([0, 0, 0, 1])
+        channel = model.tables._channels[model.made[index]]
+        record = channel.record
+        out = range(max(0, channel.base - 1), record.next + 2)
+        held = range(max(0, channel.next_row - record.in_count - 4), channel.next_row + 2)
+        stamp = r.Stamp(
+            random.choice(["boot-1"] * 20 + ["boot-2"]), stamp.boottime + random.choice([0, 1]), stamp.wall + 1
+        )
+        number, row = random.choice(out), random.choice(held)
+        bodies = tuple(
+            "ü" * random.randrange(4) if random.random() < 0.5 else bytes(random.randrange(12))
+            for _ in range(random.choice([0, 1, 1, 2, 3, 5, 9]))
+        )
+        closing = (None,) if random.random() < 0.02 else ()
+        age = random.choice([None, None, 0, 3.0, 9.0])
+        floor = record.next + 5 if random.random() < 0.05 else 0
+        first = record.recv_next + random.choice([0] * 9 + [3])
+        received = [r.OutMessage(first + place, body) for place, body in enumerate(bodies)]
+        if random.random() < 0.2:
+            received.insert(
+                random.randrange(len(received) + 1), r.Removal(first, first + 2, random.choice(list(r.Reason)), 1)
+            )
+        limits = (random.choice([None, 2, 6, 12]), random.choice([None, 15, 60]))
+        yield random.choices(
+            [
+                r.Put(
+                    index, (*bodies, *closing), stamp, floor, age, random.choice([0, 1, -1]), random.randrange(1, 99)
+                ),
+                r.Receive(
+                    index, None, None, record.peer_epoch or EPOCHS[1], first + len(bodies), tuple(received), stamp
+                ),
+                r.Acknowledge(index, number),
+                r.Remove(index, number, number + random.randrange(5), r.Reason.PURGED, random.random() < 0.8),
+                r.Trim(index, *limits),
+                r.Expire(index, stamp),
+                r.FindExpiry(index, stamp),
+                r.ReadOut(index, number),
+                r.ReadIn(index, row),
+                r.AckIn(index, row),
+                r.AckIn(index, row + random.randrange(5), row),
+                r.TrimIn(index, *limits),
+                failed.CountTry(index, row, random.randrange(4)),
+                failed.SetAside(index, row, 3, stamp),
+                failed.FreeFailed(index, random.choice([None, row]), random.random() < 0.7),
+                failed.ReadFailed(index, row),
+                ReadAccounts(index),
+                random.choice(["reopen", "crash"]),
+                "group",
+            ],
+            [8, 8, 2, 2, 0.7, 2, 1, 4, 4, 1, 2, 0.7, 1, 1, 0.5, 0.5, 1, 0.3, 2],
+        )[0]
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("seed", range(SEEDS))
+async def test_both_stores_answer_alike_for_long(tmp_path, seed):
+    await compare(tmp_path / "store.sqlite3", lambda model: likely(model, Random(seed)))

@@ -20,7 +20,6 @@ from rondevud.records import (
     ReadIn,
     ReadOut,
     Reason,
-    Receive,
 )
 from rondevud.store import examination, repair
 from rondevud.store.backup import BackupExists, back_up
@@ -29,7 +28,7 @@ from rondevud.store.examination import Examination, ExamineSlice
 from rondevud.store.rows import ChannelRows, sealed
 from rondevud.store.salvage import rebuild
 from rondevud.store.sqlite import SqliteStore
-from tests.unit.store.kit import NOW, PEER, later, make_channel
+from tests.unit.store.kit import NOW, later, make_channel, put_singly, receive_singly
 
 OUT = tuple(f"out {number}" for number in range(1, 11))
 ITEMS = tuple(OutMessage(number, f"in {number}") for number in range(1, 11))
@@ -46,7 +45,7 @@ async def filled(path):
         age = 1.0 if number == 3 else None
         await store.execute(Put(channel, (text,), NOW, producer=producer, first_seq=number, max_age=age))
     await store.execute(Expire(channel, later(2)))
-    await store.execute(Receive(channel, b"", 0, PEER, 11, ITEMS, NOW))
+    await receive_singly(store, channel, *ITEMS)
     await store.execute(AckIn(channel, 5, 4))
     await store.close()
 
@@ -220,7 +219,7 @@ async def test_a_page_that_sqlite_cannot_read_is_left_behind_with_everything_els
     store = await SqliteStore.open(path)
     channel = await make_channel(store, label="long")
     texts = tuple(f"{number} " + "x" * 500 for number in range(1, 101))
-    await store.execute(Put(channel, texts, NOW))
+    await put_singly(store, channel, *texts)
     await store.close()
     content = bytearray(path.read_bytes())
     page = content.index(b"50 xxx") // 4096

@@ -24,7 +24,7 @@ from rondevud.store.marks import Mark, Marks
 from rondevud.store.repair import repair
 from rondevud.store.sqlite import SqliteStore
 from tests.unit.store.full_store import copy
-from tests.unit.store.kit import NOW, PEER, make_channel
+from tests.unit.store.kit import NOW, PEER, make_channel, put_singly
 
 ENDS = ("", "-wal", "-marks")
 
@@ -45,7 +45,7 @@ async def killed(path: Path, *, then: tuple[str, ...] = ()) -> int:
     store = await SqliteStore.open(made)
     await store.execute(LoadSessions())
     if then:
-        await store.execute(Put(channel, then, NOW))
+        await put_singly(store, channel, *then)
         await store.execute(Receive(channel, PEER, 3, PEER, 4, (OutMessage(3, "drei"),), NOW))
     copy(made, path)
     await store.close()

@@ -36,7 +36,7 @@ from rondevud.records import (
 )
 from rondevud.store import sqlite, upgrades
 from rondevud.store.sqlite import SqliteStore
-from tests.unit.store.kit import NOW, PEER, SMALL, make_channel, session
+from tests.unit.store.kit import NOW, PEER, SMALL, make_channel, put_singly, receive_singly, session
 
 
 @pytest.fixture(autouse=True)
@@ -154,7 +154,7 @@ async def test_closing_leaves_no_log(path, opened):
 async def test_a_newer_schema_is_refused_by_both_versions(path, opened):
     await (await opened()).close()
     edit(path, "PRAGMA user_version = 77")
-    with pytest.raises(StoreError, match=r"77.*up to 2"):
+    with pytest.raises(StoreError, match=r"77.*up to 3"):
         await SqliteStore.open(path)
 
 
@@ -224,7 +224,7 @@ async def test_a_damaged_message_is_replaced_by_a_removal_and_told_once(path, op
     store = await opened()
     channel = await make_channel(store)
     producer = (await store.execute(OpenProducer(channel, b"app", NOW))).id
-    await store.execute(Put(channel, ("one", "two", "six"), NOW, producer=producer, first_seq=1))
+    await put_singly(store, channel, "one", "two", "six", producer=producer)
     edit(path, "UPDATE outbox SET payload = x'74776e' WHERE seq = 2")
     page = await store.execute(ReadOut(channel, 0))
     removal = Removal(2, 3, Reason.DAMAGED, 1)
@@ -254,7 +254,8 @@ async def test_every_column_of_a_message_is_covered(path, opened, change):
 
 async def test_a_hole_without_a_removal_is_damage(path, opened):
     store = await opened(limits=SMALL)
-    channel = await fill(store, *"abcdefgh", floor=50)
+    channel = await make_channel(store)
+    await put_singly(store, channel, *"abcdefgh", floor=50)
     edit(path, "DELETE FROM outbox WHERE seq IN (51, 52, 57)")
     edit(path, "DELETE FROM removals")
     first = await store.execute(ReadOut(channel, 0))
@@ -288,7 +289,7 @@ async def test_a_damaged_removal_becomes_a_damaged_range(path, opened):
 async def test_a_damaged_message_that_waits_becomes_a_gap(path, opened):
     store = await opened()
     channel = await make_channel(store)
-    await store.execute(Receive(channel, b"", 0, PEER, 3, (OutMessage(1, "one"), OutMessage(2, "two")), NOW))
+    await receive_singly(store, channel, OutMessage(1, "one"), OutMessage(2, "two"))
     edit(path, "UPDATE inbox SET payload = x'6f6e66' WHERE row = 1")
     page = await store.execute(ReadIn(channel, 0))
     assert page.damaged == 1
@@ -330,7 +331,7 @@ async def test_gaps_that_only_damage_made_are_never_counted_off(path, opened):
     store = await opened()
     channel = await make_channel(store)
     items = (OutMessage(1, "one"), OutMessage(2, "two"), Removal(3, 4, Reason.EXPIRED, 1))
-    await store.execute(Receive(channel, b"", 0, PEER, 4, items, NOW))
+    await receive_singly(store, channel, *items)
     edit(path, "UPDATE inbox SET kind = 3")
     assert [(await store.execute(AckIn(channel, behind))).gaps for behind in (3, 4)] == [1, 0]
     (row,) = (await store.execute(LoadSessions())).channels
