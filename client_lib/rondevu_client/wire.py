@@ -60,7 +60,7 @@ class Wire(asyncio.Protocol):
         self.lost = False
         self._on_lost: Callable[[Wire], None] | None = on_lost
         self._loop = asyncio.get_running_loop()
-        self._decoder = Decoder(LARGEST_MESSAGE)
+        self._decoder = Decoder(LARGEST_MESSAGE, trusted=True)
         self._pending: dict[int, _Call] = {}
         self._turns = asyncio.Semaphore(REQUESTS)
         self._last_msgid = 0

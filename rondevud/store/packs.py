@@ -72,6 +72,10 @@ def encode(payloads: Sequence[Payload]) -> Encoded:
 
 def runs(messages: Encoded) -> Iterator[tuple[int, int]]:
     """Ranges ``(first, behind)`` of messages that share a row; the closing one has its own."""
+    count = len(messages.datas)
+    if 0 < count <= PACK_MESSAGES and messages.kinds[-1] != CLOSING and sum(map(len, messages.datas)) <= PACK_BYTES:
+        yield 0, count
+        return
     first = size = 0
     for place, (kind, length) in enumerate(zip(messages.kinds, map(len, messages.datas), strict=True)):
         if kind == CLOSING:

@@ -18,7 +18,7 @@ async def outbox():
 
 
 def put(outbox, data, size=1, max_age=None):
-    entry = Entry(data, size, max_age, asyncio.get_running_loop().create_future())
+    entry = Entry([data], [size], max_age, asyncio.get_running_loop().create_future())
     outbox.put(entry)
     return entry.future
 
