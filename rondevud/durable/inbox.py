@@ -454,7 +454,9 @@ class Inbox:
             if message.tries:
                 self.failures.given(message)
         if attempts is None:  # observers get copies
-            fresh = Counter(compress(map(_enqueued, messages), map((1).__eq__, tries)))
+            moments = list(compress(map(_enqueued, messages), map((1).__eq__, tries)))
+            once = moments and moments[0] == moments[-1]  # they never fall within a run
+            fresh = {moments[0]: len(moments)} if once else Counter(moments)
             now = self._host.stamp().wall
             for enqueued, count in fresh.items():
                 self._latencies.deliver.observe(now - enqueued, count)
