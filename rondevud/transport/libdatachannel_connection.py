@@ -374,14 +374,14 @@ class LibdatachannelPeerConnection:
                 self.count("close_errors")
             done.set()
 
-        if not closer.close(self._natives, f"{self!r} closing", lambda closed: self.post(report, closed)):
-            self.count("queued_closes")
+        self._natives.close_in_thread(f"{self!r} closing", lambda closed: self.post(report, closed))
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 await done.wait()
         except TimeoutError:
             self.count("slow_closes")
             if closer.is_waiting(self._natives):
+                self.count("queued_closes")
                 logger.info("%r: others are still being closed, whose peers do not answer; it waits behind them", self)
                 self._engine.in_thread(self._natives.silence)
             else:

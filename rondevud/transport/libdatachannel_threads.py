@@ -170,12 +170,16 @@ class Natives:
         if held is not None:
             held.let_go()
 
+    def close_in_thread(self, name: str, done: Callable[[bool], None] = nothing) -> None:
+        """Have all closed by the `closer`. To be called once."""
+        _open.discard(self)
+        closer.close(self, name, done)
+
     def close(self) -> bool:
         """Have the library close all, in one attempt; whether it has. Takes long if the peer is gone.
 
         What still arrives is thrown away meanwhile, else the library would wait for ever.
         """
-        _open.discard(self)
         connection = self.connection.native
         for channel in list(self._channels):
             discard(channel)
@@ -253,16 +257,13 @@ class Closer:
         """What waits or is being closed."""
         return len(self._all)
 
-    def close(self, what: Closable, name: str, done: Callable[[bool], None] = nothing) -> bool:
-        """Have something closed; `done` is then called, in one of the threads, with whether that went well.
-
-        Returns whether a thread was free for it.
-        """
+    def close(self, what: Closable, name: str, done: Callable[[bool], None] = nothing) -> None:
+        """Have something closed; `done` is then called, in one of the threads, with whether that went well."""
         closing = Closing(what, name, done)
         with self._lock:
             self._all[what] = closing
             self._waiting.append(closing)
-            return self._start_thread()
+            self._start_thread()
 
     @property
     def waiting(self) -> int:
@@ -287,9 +288,9 @@ class Closer:
         for thread in list(self._threads):
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _start_thread(self) -> bool:
+    def _start_thread(self) -> None:
         if len(self._threads) >= self._limit:
-            return False
+            return
         thread = threading.Thread(target=self._run, name=f"webrtc closing {next(self._numbers)}", daemon=True)
         self._threads.add(thread)
         try:
@@ -297,8 +298,6 @@ class Closer:
         except RuntimeError as error:  # there are too many in the process, or on the machine
             self._threads.discard(thread)
             logger.warning("no thread can be started that closes a connection, so it waits: %s", error)
-            return False
-        return True
 
     def _run(self) -> None:
         while (closing := self._take()) is not None:
@@ -337,7 +336,7 @@ class Closer:
 
 
 _open: set[Natives] = set()
-"""Not closed yet. The library ends the process with SIGABRT when it ends with one of them."""
+"""Those that nobody has asked to close. The library ends the process with SIGABRT when it ends with one of them."""
 
 closer = Closer(CLOSING_THREADS)
 """The one of this process: connections are still being closed when their engine is gone."""
@@ -367,7 +366,7 @@ def _end() -> None:
     """
     deadline = time.monotonic() + (ABANDONED_TIMEOUT if _open or closer.waiting else EXIT_TIMEOUT)
     for natives in list(_open):
-        closer.close(natives, "closing what nobody closed")
+        natives.close_in_thread("closing what nobody closed")
     for each in closer.close_at_once():
         if isinstance(each, Natives):
             each.silence()

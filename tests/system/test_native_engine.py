@@ -70,7 +70,7 @@ def python():
 
 def prepare(machine: Machine, package: str, config: str, python: Path) -> None:
     shutil.copytree(python, machine.root / HOME)
-    (machine.root / DROP_INS).mkdir()
+    (machine.root / DROP_INS).mkdir(exist_ok=True)
     (machine.root / DROP_INS / "native.conf").write_text(DROP_IN)
     install(machine, package, config + ENGINE)
 
