@@ -149,12 +149,7 @@ def run(settings: Settings, work: Callable[[Daemon], Awaitable[Result]], *, reco
     from rondevu_client.client import Daemon  # noqa: PLC0415
 
     async def use() -> Result:
-        daemon = Daemon(
-            settings.socket,
-            reconnect,
-            client=f"rondevuctl (pid {os.getpid()})",
-            hello_timeout=settings.daemon_timeout,
-        )
+        daemon = Daemon(settings.socket, reconnect, client=client_name(), hello_timeout=settings.daemon_timeout)
         notice = asyncio.get_running_loop().call_later(NOTICE, _say_what_is_waited_for)
         try:
             await daemon.open()
@@ -167,14 +162,33 @@ def run(settings: Settings, work: Callable[[Daemon], Awaitable[Result]], *, reco
     return asyncio.run(use())
 
 
+def ask(settings: Settings, method: str, *, taking: float | None = None, **params: Any) -> Any:
+    """One request and its answer; parameters that are None are left out.
+
+    `taking` is how many seconds the daemon takes for it on purpose. Raises `RondevuClientError`, `TimeoutError`.
+    """
+    from rondevu_client import asking  # noqa: PLC0415 - as above
+    from rondevu_client.sockets import REQUEST_TIMEOUT  # noqa: PLC0415
+
+    return asking.ask(
+        method,
+        params,
+        given=settings.socket,
+        client=client_name(),
+        hello_timeout=settings.daemon_timeout,
+        timeout=REQUEST_TIMEOUT + (taking or 0.0),
+        notice=asking.Notice(NOTICE, _say_what_is_waited_for),
+    )
+
+
+def client_name() -> str:
+    """How the daemon shows this program."""
+    return f"rondevuctl (pid {os.getpid()})"
+
+
 def _say_what_is_waited_for() -> None:
     if sys.stderr.isatty():
         say("waiting for the daemon …")
-
-
-def ask(settings: Settings, method: str, **params: Any) -> Any:
-    """One request and its answer; parameters that are None are left out."""
-    return run(settings, lambda daemon: daemon.call(method, params))
 
 
 def is_pipe(fd: int) -> bool:

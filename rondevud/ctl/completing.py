@@ -50,17 +50,14 @@ def _beginning(items: list[CompletionItem], incomplete: str) -> list[CompletionI
 
 
 def _ask(context: click.Context, method: str, **params: Any) -> list[dict[str, Any]]:
-    import asyncio  # noqa: PLC0415
-
-    from rondevu_client.client import Daemon  # noqa: PLC0415
+    from rondevu_client import asking  # noqa: PLC0415 - only when a shell completes
     from rondevu_client.errors import RondevuClientError  # noqa: PLC0415
 
-    async def ask() -> Any:
-        async with asyncio.timeout(PATIENCE), Daemon(context.find_root().params.get("socket"), False) as daemon:
-            return await daemon.call(method, params)
-
+    given = context.find_root().params.get("socket")
     try:
-        rows: list[dict[str, Any]] = asyncio.run(ask())
+        rows: list[dict[str, Any]] = asking.ask(
+            method, params, given=given, client="rondevuctl (completion)", limit=PATIENCE
+        )
     except (RondevuClientError, OSError):  # a time-out is one of the latter
         return []
     return rows
