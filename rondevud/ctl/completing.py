@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 PATIENCE = 2.0
 """Seconds that the daemon has to answer: somebody is typing."""
@@ -17,13 +19,13 @@ def complete_connection(context: click.Context, _parameter: click.Parameter, inc
     found = []
     for row in _ask(context, "connections"):
         name = row["connection_id"] if by_id or not row["name"] else row["name"]
-        found.append(CompletionItem(name, help=f"{row['state']}, {row['service'] or row['target']}"))
+        found.append(_item(name, f"{row['state']}, {row['service'] or row['target']}"))
     return _beginning(found, incomplete)
 
 
 def complete_target(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The same, and services."""
-    services = [CompletionItem(f"service:{row['service']}", help="service") for row in _ask(context, "services")]
+    services = [_item(f"service:{row['service']}", "service") for row in _ask(context, "services")]
     return complete_connection(context, parameter, incomplete) + _beginning(services, incomplete)
 
 
@@ -33,7 +35,7 @@ def complete_session(context: click.Context, _parameter: click.Parameter, incomp
     for row in _ask(context, "sessions"):
         if row["service"]:
             state = f"{row['state']}, blocked" if row["blocked"] else row["state"]
-            found.append(CompletionItem(row["connection_id"], help=f"{state}, {row['service']}"))
+            found.append(_item(row["connection_id"], f"{state}, {row['service']}"))
     return _beginning(found, incomplete)
 
 
@@ -41,8 +43,14 @@ def complete_label(context: click.Context, _parameter: click.Parameter, incomple
     """Labels of the target that stands before."""
     target = context.params.get("target")
     rows = _ask(context, "channels", target=target) if target else []
-    labels = {row["label"]: CompletionItem(row["label"], help=row["state"]) for row in rows}
+    labels = {row["label"]: _item(row["label"], row["state"]) for row in rows}
     return _beginning(list(labels.values()), incomplete)
+
+
+def _item(value: str, about: str) -> CompletionItem:
+    from click.shell_completion import CompletionItem  # noqa: PLC0415 - loaded when a shell asks
+
+    return CompletionItem(value, help=about)
 
 
 def _beginning(items: list[CompletionItem], incomplete: str) -> list[CompletionItem]:
