@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import msgpack
 
-from rondevu_client.errors import BadFrame, BadMessage
+from rondevu_client.errors import BadFrame, BadMessage, RequestRefused
 from rondevu_client.outline import Outline
 
 PROTOCOL_VERSION = 1
@@ -29,6 +29,9 @@ MAX_DEPTH = 16
 
 MAX_MESSAGE = 16 * 1024 * 1024
 """Bytes of one payload unless the daemon is configured otherwise; `attach` tells."""
+
+LARGEST_MESSAGE = 64 * MAX_MESSAGE
+"""What is taken from a daemon: it may be configured for larger messages than the default."""
 
 FRAME_OVERHEAD = 64 * 1024
 """What a frame may be longer than one largest payload."""
@@ -225,6 +228,15 @@ def _notification(value: list[Any]) -> Notification | BadMessage:
     if type(value[2]) is not list:
         return BadMessage(f"a notification's parameters are an array, not {shown(value[2])}")
     return Notification(value[1], value[2])
+
+
+def read_error(error: Any) -> RequestRefused | None:
+    """The error of a response, None where there is none. Raises `BadMessage` for one that is no map."""
+    if error is None:
+        return None
+    if not isinstance(error, dict):
+        raise BadMessage("an error of the daemon is not a map")
+    return RequestRefused(str(error.get("code", "internal")), str(error.get("message", "")), error.get("data"))
 
 
 def _is_msgid(value: Any) -> bool:
