@@ -11,10 +11,10 @@ first number *behind* a range. 0 stands for "none yet": real numbers start at 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from itertools import count, repeat, tee
+from itertools import count, repeat
 from operator import itemgetter
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
@@ -149,14 +149,13 @@ class InGap(NamedTuple):
     enqueued: float
 
 
-def in_messages(first_row: int, epoch: bytes, messages: Iterable[OutMessage], enqueued: float) -> Iterator[InMessage]:
+def in_messages(first_row: int, epoch: bytes, messages: Sequence[OutMessage], enqueued: float) -> Iterator[InMessage]:
     """Rows of an inbox from `first_row` on for messages that have just been received, none of them a closing one."""
-    numbers, payloads = tee(messages)
     fields = zip(
         count(first_row),
         repeat(epoch),
-        map(itemgetter(0), numbers),
-        map(itemgetter(1), payloads),
+        map(itemgetter(0), messages),
+        map(itemgetter(1), messages),
         repeat(enqueued),
         repeat(0),
     )

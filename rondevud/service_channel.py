@@ -77,14 +77,14 @@ class ServiceObserver:
         if channel is not None and event.data.get("label") == self._label:
             self._watch(channel)
 
-    def deliver(self, connection_id: str, rows: list[list[Any]]) -> None:
+    def deliver(self, connection_id: str, rows: list[tuple[Any, ...]]) -> None:
         if self._listener is None:
             return
         ready = 0 if self._paused else min(self._left, len(rows))
         if ready:
             tag, self._next_tag = self._next_tag, self._next_tag + ready
             self._left -= ready
-            self._listener.messages(tag, [[*row, connection_id] for row in rows[:ready]])
+            self._listener.messages(tag, [(*row, connection_id) for row in rows[:ready]])
         if ready < len(rows) and self._listener is not None:
             self._listener.missed(len(rows) - ready)
 
@@ -132,7 +132,7 @@ class _Part:
         self._observer = observer
         self._connection_id = connection_id
 
-    def messages(self, tag: int, rows: list[list[Any]]) -> None:
+    def messages(self, tag: int, rows: list[tuple[Any, ...]]) -> None:
         self._observer.deliver(self._connection_id, rows)
 
     def gap(self, tag: int, gap: dict[str, Any]) -> None:

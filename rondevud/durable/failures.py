@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Sequence
 from enum import Enum
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from rondevud.durable.outbox import Host
@@ -193,10 +194,15 @@ def message_id(message: InMessage | FailedMessage) -> str:
     return f"{message.epoch.hex() or 'plain'}-{message.seq}"
 
 
+_epoch, _seq = attrgetter("epoch"), attrgetter("seq")
+
+
 def message_ids(messages: Sequence[InMessage]) -> list[str]:
     """`message_id` of each."""
-    prefixes = {epoch: f"{epoch.hex() or 'plain'}-" for epoch in {message.epoch for message in messages}}
-    return [f"{prefixes[message.epoch]}{message.seq}" for message in messages]
+    epochs = set(map(_epoch, messages))
+    if len(epochs) > 1:
+        return list(map(message_id, messages))
+    return list(map(f"{epochs.pop().hex() or 'plain'}-".__add__, map(str, map(_seq, messages))))
 
 
 def _description(message: FailedMessage) -> dict[str, Any]:

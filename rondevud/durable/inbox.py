@@ -446,10 +446,7 @@ class Inbox:
             return
         messages = [item for item in items if isinstance(item, InMessage)]  # all of them: a gap comes alone
         tries = self._tries(messages) if attempts is None else [attempts] * len(messages)
-        rows = [
-            [message.payload, id_, message.enqueued, attempt]
-            for message, id_, attempt in zip(messages, message_ids(messages), tries, strict=True)
-        ]
+        rows = list(zip(map(_payload, messages), message_ids(messages), map(_enqueued, messages), tries, strict=True))
         for message in messages:
             if message.tries:
                 self.failures.given(message)
@@ -592,7 +589,7 @@ class Inbox:
         self._share.set(0)
 
 
-_enqueued = attrgetter("enqueued")
+_payload, _enqueued = attrgetter("payload"), attrgetter("enqueued")
 
 
 def _rows(operation: Receive, first_row: int) -> list[InItem]:

@@ -245,7 +245,7 @@ class Handle:
 
     # --- listener of the receiver ------------------------------------------------------------------------------
 
-    def messages(self, tag: int, rows: list[list[Any]]) -> None:
+    def messages(self, tag: int, rows: list[tuple[Any, ...]]) -> None:
         self._last_tag = tag + len(rows) - 1
         failpoints.hit("message.before")
         self._notify(messages.MESSAGE, tag, rows)

@@ -94,7 +94,7 @@ class Producer(Protocol):
 class ReceiverListener(Protocol):
     """Hears what a receiver delivers. Tags count 1, 2, … per receiver, over messages and gaps."""
 
-    def messages(self, tag: int, rows: list[list[Any]]) -> None:
+    def messages(self, tag: int, rows: list[tuple[Any, ...]]) -> None:
         """Messages tagged ``tag, tag + 1, …``; a row is ``[payload, id, enqueued, attempt]``.
 
         Never more than the credit. A receiver over a whole service adds the connection id as fifth element.

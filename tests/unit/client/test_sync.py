@@ -252,7 +252,7 @@ def test_many_messages_go_and_come_in_one_call(place, channel, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         channel.receive_many()
     monkeypatch.undo()
-    assert place.inbox() == ["three", "four"]
+    place.until(lambda: [row.payload for row in place.channel().stored.inbox] == ["three", "four"])
     assert [channel.receive(PATIENCE).data, channel.receive(PATIENCE).data] == ["three", "four"]
     with pytest.raises(ValueError, match="at least"):
         channel.receive_many(0)
