@@ -66,7 +66,7 @@ class Plan:
             timing=Timing(0.5 if quick else 1.0, given.seconds or (1.5 if quick else 3.0)),
             delays=Timing(0.5 if quick else 1.0, given.seconds or (2.0 if quick else 10.0)),
             times=3 if quick else 10,
-            depths=[10, 1_000] if quick else [10, 1_000, 100_000, *([1_000_000] if given.long else [])],
+            depths=[10, 1_000] if quick else [10, 1_000, 10_000, 100_000, *([1_000_000] if given.long else [])],
             links=[10] if quick else [10, 100, 500],
             quiet=5.0 if quick else 20.0,
         )
