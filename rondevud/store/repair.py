@@ -91,6 +91,7 @@ class _Rows:
             self._note(f"set the session {connection_id} aside; its peer is told of a gap when it comes back")
         for lack in sessions.lacking:
             self._note(f"the store went back: {lack.as_text()}; its peer is told")
+        self._tables.flush()  # a queue that went back holds what is there of its later numbers
         self._tables.execute(LoadDeclarations())
         self._mend_producers()
         for channel in sessions.channels:
