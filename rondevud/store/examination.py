@@ -48,7 +48,8 @@ _REPAIR = "stop the daemon and run `rondevud doctor --repair`"
 
 KINDS = {
     "refused": Kind(
-        "SQLite cannot use the file; the daemon would move it aside and start with an empty store",
+        "SQLite cannot use the file; the daemon would set its schema right if it is that, or else move it aside and start"
+        " with an empty store",
         "`--repair` does that now; a backup can be put in its place",
     ),
     "unreadable": Kind(

@@ -35,7 +35,7 @@ Note = Callable[[str], None]
 
 def repair(path: Path, note: Note) -> None:
     """Mend the store at `path`, telling `note` each thing that was done, a line each. Raises `StoreError`."""
-    connection, moved = open_database(path)
+    connection, moved = open_database(path, note=note)
     try:
         if moved is not None:
             note(f"SQLite could not use the database: moved to {moved}; the store is empty now")
