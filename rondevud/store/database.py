@@ -68,7 +68,8 @@ def open_database(
 ) -> tuple[sqlite3.Connection, Path | None]:
     """The database at `path`, made when there is none, and where a damaged one was moved to.
 
-    One that is refused for the text of its schema alone is used with that set right, which `note` is told. Raises `StoreError` when it cannot be opened, belongs to another program or has a newer schema.
+    One that is refused for the text of its schema alone is used with that set right, which `note` is told. Raises
+    `StoreError` when it cannot be opened, belongs to another program or has a newer schema.
     """
     try:
         try:
