@@ -17,7 +17,17 @@ from rondevud.records import InGap, InItem, InMessage, OutItem, OutMessage, Reas
 from rondevud.store.base import Limits, check_numbers, oldest_over
 from rondevud.store.database import damage
 from rondevud.store.pack_table import PackTable
-from rondevud.store.packs import Encoded, InPack, claimed, decode_payload, encode, heaviness, runs, sealed
+from rondevud.store.packs import (
+    PACK_MESSAGES,
+    Encoded,
+    InPack,
+    claimed,
+    decode_payload,
+    encode,
+    heaviness,
+    runs,
+    sealed,
+)
 from rondevud.store.packs import contents as contents_of
 from rondevud.store.packs import payloads as payloads_of
 from rondevud.store.packs import sizes as sizes_of
@@ -99,6 +109,7 @@ class InboxTable:
                 gaps += 1
             row += len(run)
         self._make_room(channel, row)
+        record = channel.record  # what was in the way may have been damaged
         self._write(rows)
         self.packs.insert(packs)
         channel.next_row = row
@@ -285,8 +296,10 @@ class InboxTable:
         self._lost[pack.channel] = lost + len(marked), more_gaps + gaps
 
     def _lacking(self, channel: ChannelState, first: int, behind: int) -> list[int]:
-        """Rows of some that are neither held nor in a hole."""
-        number, holes = channel.record.id, self._holes(channel)
+        """Rows of a pack that are neither held nor in a hole. Where it is known how many they are, they were in no hole."""
+        number, (holes, _) = channel.record.id, self._read_holes(channel)
+        if holes is None:
+            holes = self._holes(channel) if behind - first == PACK_MESSAGES else Ranges()
         first, behind = max(first, channel.front), min(behind, channel.next_row)
         rows = self._connection.execute(
             "SELECT row FROM inbox WHERE channel = ? AND row >= ? AND row < ?", (number, first, behind)
@@ -457,8 +470,8 @@ class InboxTable:
 
     def append(self, channel: ChannelState, messages: Sequence[Sequence[Any]]) -> int:
         """Put messages, each ``(epoch, seq, kind, payload, enqueued)``, behind all rows; answers the row of the first."""
+        self._make_room(channel, channel.next_row + len(messages))
         first, record = channel.next_row, channel.record
-        self._make_room(channel, first + len(messages))
         for place, (epoch, seq, kind, payload, enqueued) in enumerate(messages, first):
             self.rewrite((record.id, place, epoch, seq, kind, payload, None, None, None, enqueued))
         channel.next_row += len(messages)
@@ -470,16 +483,23 @@ class InboxTable:
 
     def _holes(self, channel: ChannelState) -> Ranges:
         """Rows behind the front that are not there because they were acknowledged."""
+        holes, rows = self._read_holes(channel)
+        if holes is not None:
+            return holes
+        for row in rows:
+            set_aside(self._connection, "inbox_holes", row)
+        return self._find_holes(channel.record.id)
+
+    def _read_holes(self, channel: ChannelState) -> tuple[Ranges | None, list[Any]]:
+        """The holes as they are stored, None if these are damaged, and their rows."""
         if not channel.in_holes:
-            return Ranges()
+            return Ranges(), []
         rows = self._connection.execute(
             "SELECT channel, first, next, crc FROM inbox_holes WHERE channel = ? ORDER BY first", (channel.record.id,)
         ).fetchall()
         if all(map(intact, rows)) and sum(row[2] - row[1] for row in rows) == channel.in_holes:
-            return Ranges(row[1:3] for row in rows)
-        for row in rows:
-            set_aside(self._connection, "inbox_holes", row)
-        return self._find_holes(channel.record.id)
+            return Ranges(row[1:3] for row in rows), rows
+        return None, rows
 
     def _dig(self, channel: ChannelState, holes: Ranges, first: int, upto: int) -> None:
         """Make the rows ``first … upto - 1`` a hole, or move the front if nothing is left before them."""
@@ -499,13 +519,16 @@ class InboxTable:
         """What is known of the holes is damaged: whatever lacks between the front and the next row is taken for one."""
         channel = self._channels.get(number, change=True)
         front = channel.front
+        packs = Ranges(
+            (max(front, pack.row), pack.behind) for pack in self.packs.all_heads(number, front, channel.next_row)
+        )
         rows = self._connection.execute(
             "SELECT row FROM inbox WHERE channel = ? AND row >= ? AND row < ? ORDER BY row",
             (number, front, channel.next_row),
         )
         held = Ranges((row, row + 1) for (row,) in rows if is_number(row))
-        for pack in self.packs.all_heads(number, front, channel.next_row):
-            held.add(max(front, pack.row), min(pack.behind, channel.next_row))
+        for pack in packs:
+            held.add(pack[0], min(pack[1], channel.next_row))
         ends = [(front, front), *held, (channel.next_row, channel.next_row)]
         holes = Ranges((left[1], right[0]) for left, right in pairwise(ends) if left[1] < right[0])
         record, count = channel.record, held.count(front, channel.next_row)
@@ -518,7 +541,12 @@ class InboxTable:
         )
         channel.in_holes += lost
         channel.totals.damaged_in += lost
-        channel.change(in_count=count)
+        if lost:
+            size = self._connection.execute(
+                "SELECT ifnull(sum(length(payload)), 0) FROM inbox WHERE channel = ? AND row >= ?", (number, front)
+            ).fetchone()[0]
+            channel.change(in_count=count, in_bytes=size + self.packs.weigh(number, front, channel.next_row))
+            self._count_gaps(number)
         return holes
 
 

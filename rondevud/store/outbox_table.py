@@ -191,9 +191,9 @@ class OutboxTable:
         if operation.producer > 0 and (producer is None or producer.channel != operation.channel):
             raise StoreConflict(f"no producer {operation.producer} in channel {operation.channel}")
         jumped = bool(count) and self.raise_next(channel, operation.floor)
+        self._make_room(channel, channel.record.next + count)
         record = channel.record
         first, size = record.next, sum(map(len, encoded.datas))
-        self._make_room(channel, first + count)
         self._insert(operation, first, encoded)
         closing = bool(count) and encoded.kinds[-1] == CLOSING
         channel.change(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sqlite3
 import struct
-from contextlib import closing
+from contextlib import closing, suppress
 from itertools import chain
 from pathlib import Path
 from random import Random
@@ -911,3 +913,105 @@ def leaf_of(path: Path, table: str) -> int:
     assert page[0] == 5
     (cell,) = struct.unpack_from(">H", page, 12 + 2 * (struct.unpack_from(">H", page, 3)[0] // 2))
     return struct.unpack_from(">I", page, cell)[0]
+
+
+# --- any damage ------------------------------------------------------------------------------------------------------
+
+SEEDS = int(os.environ.get("RONDEVUD_STORE_EXAMPLES", "100")) // 5
+"""Stores with some things wrong at once, each used for a while."""
+
+VALUES = [0, 1, -1, 7, 300, 2**40, None, "x", "", b"", b"xx", bytes(40), 2.5]
+
+
+def spoil(path: Path, random: Random, *, places: bool) -> None:
+    """Some columns of some rows of packs, of their neighbours and of what else is in the queues.
+
+    With `places` also those that say where they belong, and what was removed, or the whole row: what is lost then is told
+    where it lacks, and nobody knows how many messages it was.
+    """
+    columns = {
+        "outbox_packs": OutPack._fields,
+        "inbox_packs": InPack._fields,
+        "outbox": ("payload", "producer", "crc"),
+        "inbox": ("payload", "kind", "crc"),
+        "inbox_holes": ("next", "crc"),
+        "removals": ("next", "messages", "crc"),
+    }
+    if not places:
+        del columns["removals"]
+        columns |= {"outbox_packs": OutPack._fields[2:], "inbox_packs": InPack._fields[2:]}
+    with closing(sqlite3.connect(path)) as connection, connection:
+        for _ in range(random.randrange(1, 6)):
+            table = random.choice([*columns, "outbox_packs", "inbox_packs"])
+            rowids = "first" if table in {"removals", "inbox_holes"} else "rowid"
+            found = [row[0] for row in connection.execute(f"SELECT {rowids} FROM {table}")]
+            for key in random.sample(found, min(len(found), random.randrange(1, 3))):
+                if places and random.random() < 0.2:
+                    connection.execute(f"DELETE FROM {table} WHERE {rowids} = ?", (key,))
+                    continue
+                column, value = random.choice(columns[table]), random.choice(VALUES)
+                with suppress(sqlite3.IntegrityError):
+                    connection.execute(f"UPDATE {table} SET {column} = ? WHERE {rowids} = ?", (value, key))
+
+
+async def use(store: SqliteStore, random: Random, channel: int) -> None:
+    """What daemons, peers and programs do, each with what is there."""
+    for _ in range(random.randrange(1, 8)):
+        record = await record_of(store, channel)
+        number, row = random.randrange(1, record.next + 2), random.randrange(1, 120)
+        count = random.choice([1, 2, 3, 9])
+        received = tuple(OutMessage(record.recv_next + place, f"in {row}") for place in range(count))
+        operation: Any = random.choice(
+            [
+                Put(
+                    channel, tuple(f"later {place}" for place in range(count)), NOW, max_age=random.choice([None, 20.0])
+                ),
+                Receive(channel, record.peer_epoch, record.recv_next, PEER, record.recv_next + count, received, NOW),
+                Acknowledge(channel, max(record.acked, min(number, record.next))),
+                Trim(channel, random.randrange(60), None),
+                Remove(channel, number, number + random.randrange(20), Reason.PURGED),
+                Expire(channel, later(random.choice([10, 60]))),
+                AckIn(channel, row),
+                AckIn(channel, row + random.randrange(9), row),
+                TrimIn(channel, random.randrange(60), None),
+                CountTry(channel, row, 2),
+                SetAside(channel, row, 3, NOW),
+                FreeFailed(channel, None, put_back=random.random() < 0.5),
+                ReadOut(channel, number),
+                ReadIn(channel, row),
+            ]
+        )
+        await store.execute(operation)
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+async def test_whatever_is_damaged_a_store_is_used_on_and_its_books_add_up(filled, seed, caplog):
+    caplog.set_level(logging.CRITICAL)
+    random, exact = Random(seed), seed % 4 < 2
+    limits = Limits(slice_rows=7, page_messages=9, page_bytes=200) if seed % 2 else Limits()
+    store = await SqliteStore.open(filled, limits=limits, pause=0.001)
+    await use(store, random, 1)
+    for _ in range(3):
+        await store.close()
+        spoil(filled, random, places=not exact)
+        if seed % 3 == 0:
+            mend(filled)
+            assert harm(filled) == []
+        store = await SqliteStore.open(filled, limits=limits, pause=0.001)
+        await use(store, random, 1)
+        before, _ = await read_out(store)
+        assert (await read_out(store))[0] == before
+        rows, _, _ = await read_in(store)
+        assert (await read_in(store))[0] == rows
+        record = await record_of(store)
+        assert len(rows) == record.in_count
+        if exact:
+            assert sum(not isinstance(what, Reason) for what in before.values()) == record.out_count
+            assert sum(isinstance(what, Reason) for what in rows.values()) == record.in_gaps
+    while (await store.execute(Acknowledge(1, record.next))).more:
+        pass
+    while (await store.execute(AckIn(1, 2**40))).more:
+        pass
+    record = await record_of(store)
+    assert (record.out_count, record.out_bytes, record.in_count, record.in_bytes, record.in_gaps) == (0, 0, 0, 0, 0)
+    await store.close()
