@@ -276,6 +276,7 @@ class House:
             "connected": sum(session.connected for session in self.holdings.sessions(None)),
             "clients": len(self.clients()),
             "tasks": len(asyncio.all_tasks()),
+            "closing": self._engine.closing,
             "store": "ok" if failing is None else str(failing),
             "store_bytes": self._environment.budget.held,
             "max_store_bytes": self._environment.budget.limit,

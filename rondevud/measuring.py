@@ -176,6 +176,7 @@ class Measuring:
         report.add("info", 1, **{word: status[word] or "" for word in words})
         for name in ("services", "clients", "tasks", "store_bytes"):
             report.add(name, status[name])
+        report.add("engine_closing", status["closing"])
         self._started = self._started or time.time() - status["uptime"]
         report.add("start_time_seconds", self._started)
         report.add("store_ok", status["store"] == "ok")

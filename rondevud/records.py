@@ -11,8 +11,11 @@ first number *behind* a range. 0 stands for "none yet": real numbers start at 1.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import count, repeat, tee
+from operator import itemgetter
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 Result = TypeVar("Result")
@@ -94,6 +97,12 @@ class OutMessage(NamedTuple):
     payload: Payload
 
 
+def out_messages(first: int, payloads: Iterable[Payload]) -> Iterator[OutMessage]:
+    """Messages with consecutive numbers from `first` on; a third of the price of calling `OutMessage` for each."""
+    fields = zip(count(first), payloads)
+    return map(tuple.__new__, repeat(OutMessage), fields)
+
+
 OutItem: TypeAlias = OutMessage | Removal
 
 
@@ -138,6 +147,20 @@ class InGap(NamedTuple):
     epoch: bytes
     removal: Removal
     enqueued: float
+
+
+def in_messages(first_row: int, epoch: bytes, messages: Iterable[OutMessage], enqueued: float) -> Iterator[InMessage]:
+    """Rows of an inbox from `first_row` on for messages that have just been received, none of them a closing one."""
+    numbers, payloads = tee(messages)
+    fields = zip(
+        count(first_row),
+        repeat(epoch),
+        map(itemgetter(0), numbers),
+        map(itemgetter(1), payloads),
+        repeat(enqueued),
+        repeat(0),
+    )
+    return map(tuple.__new__, repeat(InMessage), fields)
 
 
 InItem: TypeAlias = InMessage | InGap

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import inspect
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any
 
 from rondevu_client import messages
@@ -95,13 +95,27 @@ class Channel(Emitter):
         Waits while the window is full and while the daemon is away. Raises `MessageRejected`, and `Detached` or
         `ConnectionLost` when nobody will say what became of it. `max_age` (seconds) can only shorten the channel's.
         """
+        return await self._send([data], [_size_of(data)], max_age)
+
+    async def send_many(self, data: Iterable[Payload], *, max_age: float | None = None) -> int:
+        """Send several in this order, with none of another task between them; returns the number of the last one once the
+        daemon has stored all. They cost less than as many calls of `send`.
+
+        Raises as `send` does; nothing is sent when one of them cannot be, and of those that the daemon rejects the first
+        one is told when all are decided.
+        """
+        payloads = list(data)
+        if not payloads and self.mode != "observe":
+            return self._outbox.last_given
+        return await self._send(payloads, _sizes_of(payloads), max_age)
+
+    async def _send(self, payloads: list[Payload], sizes: list[int], max_age: float | None) -> int:
         if self.mode == "observe":
             raise ValueError("a channel that is only observed cannot send")
-        size = _size_of(data)
         self._check_usable()
-        if size > self.max_message:
-            raise MessageRejected(0, "too_large", f"{size} bytes are more than max_message, {self.max_message}")
-        entry = Entry(data, size, max_age, asyncio.get_running_loop().create_future())
+        if (largest := max(sizes)) > self.max_message:
+            raise MessageRejected(0, "too_large", f"{largest} bytes are more than max_message, {self.max_message}")
+        entry = Entry(payloads, sizes, max_age, asyncio.get_running_loop().create_future())
         self._outbox.put(entry)
         self._schedule()
         return await entry.future
@@ -217,6 +231,18 @@ class Channel(Emitter):
                 return await anext(self)
             except StopAsyncIteration:
                 raise Detached(self.end_reason or "detached") from None
+
+    async def receive_many(self, most: int = 256, timeout: float | None = None) -> list[Message]:
+        """What has come, `most` messages of it; waits for the first one as `receive` does. They cost less than one by one.
+
+        With `auto_ack` those that this task got before are acknowledged by asking. A gap ends what is returned, and is told
+        when the next ones are asked for. Raises `TimeoutError`, with which nothing is lost, `Detached` at the end, and
+        `ValueError` for less than one message.
+        """
+        if most < 1:
+            raise ValueError("one message at least")
+        first = await self.receive(timeout)
+        return [first, *self._inbox.take_messages(most - 1)]
 
     def on(self, event: str, listener: Listener) -> None:
         """As `Emitter.on`. A listener of ``message`` gets every message; it is acknowledged when all have returned.
@@ -588,6 +614,13 @@ class Channel(Emitter):
 def describe_failure(error: Exception) -> dict[str, Any]:
     """The data of event ``error`` for a handler or listener that raised."""
     return {"context": "handler", "code": type(error).__name__, "message": str(error)}
+
+
+def _sizes_of(payloads: list[Payload]) -> list[int]:
+    """`_size_of` each."""
+    types = set(map(type, payloads))
+    plain = types == {bytes} or (types == {str} and all(map(str.isascii, payloads)))  # type: ignore[arg-type]
+    return list(map(len if plain else _size_of, payloads))
 
 
 def _size_of(data: Payload) -> int:

@@ -22,14 +22,11 @@ from rondevu_client.messages import EVENT
 from rondevu_client.protocol import PROTOCOL_VERSION
 from rondevu_client.requests import Requests
 from rondevu_client.service import Handler, Service
-from rondevu_client.sockets import describe_problem, describe_unavailable, socket_candidates
+from rondevu_client.sockets import REQUEST_TIMEOUT, describe_problem, describe_unavailable, socket_candidates
 from rondevu_client.stream import EventStream
 from rondevu_client.wire import PASSING, Wire, open_wire
 
 logger = logging.getLogger(__name__)
-
-REQUEST_TIMEOUT = 60.0
-"""Seconds until a request that was not answered fails."""
 
 REOPEN_FIRST = 0.05
 """Seconds between looks for a socket that is gone; doubles."""
@@ -177,7 +174,7 @@ class Daemon(Emitter, Requests):
         self._closed = ConnectionLost("the daemon object is not open")
         self._ready.clear()
         tried: list[tuple[Path, str]] = []
-        for path in socket_candidates(self._given):
+        for path in map(Path, socket_candidates(self._given)):
             try:
                 self._wire = await self._greet(path)
             except OSError as error:  # a time-out is one, too

@@ -80,6 +80,18 @@ class Inbox:
         self._on_due()
         return item
 
+    def take_messages(self, most: int) -> list[Message]:
+        """What else is there, up to a gap."""
+        taken: list[Message] = []
+        items = self._items
+        while items and len(taken) < most and isinstance(items[0][1], Message):
+            taken.append(items.popleft()[1])  # type: ignore[arg-type]
+        if taken:
+            self._last_taken = taken[-1]._tag
+            self._consumed += len(taken)
+            self._on_due()
+        return taken
+
     def acknowledge(self, upto: int) -> None:
         """Done with everything up to that tag."""
         self._ack_due = max(upto, self._ack_due)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import accumulate, takewhile
 from typing import NamedTuple, TypeAlias
 
 from rondevu_client.errors import MessageRejected, MessagesRemoved, RemovedRange
@@ -26,15 +27,77 @@ Payload: TypeAlias = str | bytes
 
 
 class Entry:
-    """One message on its way into the daemon. The future's result is its number."""
+    """Messages that are sent together. The future's result is the number of the last one, once all are decided."""
 
-    __slots__ = ("data", "future", "max_age", "size")
+    __slots__ = ("_error", "_last", "_taken", "_undecided", "future", "max_age", "payloads", "size", "sizes")
 
-    def __init__(self, data: Payload, size: int, max_age: float | None, future: asyncio.Future[int]) -> None:
-        self.data = data
-        self.size = size
+    def __init__(
+        self, payloads: list[Payload], sizes: list[int], max_age: float | None, future: asyncio.Future[int]
+    ) -> None:
+        self.payloads = payloads
+        self.sizes = sizes
         self.max_age = max_age
         self.future = future
+        self.size = sum(sizes)
+        """Bytes of those that have no number so far."""
+        self._taken = 0
+        self._undecided = len(payloads)
+        self._last = 0
+        self._error: MessageRejected | None = None
+
+    def __len__(self) -> int:
+        """How many have no number so far."""
+        return len(self.payloads) - self._taken
+
+    def fitting(self, count: int, size: int) -> int:
+        """How many of them are within `count` and `size`, from the first one on that has no number."""
+        if len(self) <= count and self.size <= size:
+            return len(self)
+        sizes = accumulate(self.sizes[self._taken : self._taken + max(0, count)])
+        return sum(1 for _ in takewhile(lambda total: total <= size, sizes))
+
+    def take(self, count: int, first: int) -> _Run:
+        """Give so many of them the numbers from `first` on."""
+        end = self._taken + count
+        whole = count == len(self.payloads)
+        sizes = self.sizes if whole else self.sizes[self._taken : end]
+        run = _Run(first, self.payloads if whole else self.payloads[self._taken : end], sizes, self)
+        self._taken = end
+        self.size -= run.size
+        return run
+
+    def decide(self, count: int, last: int, error: MessageRejected | None = None) -> None:
+        """So many more are decided, up to the number `last`."""
+        self._undecided -= count
+        self._last = max(last, self._last)
+        self._error = self._error or error
+        if self._undecided or self.future.done():
+            return
+        if self._error is None:
+            self.future.set_result(self._last)
+        else:
+            self.future.set_exception(self._error)
+
+
+class _Run:
+    """Messages of one entry with consecutive numbers that the daemon has not decided."""
+
+    __slots__ = ("entry", "first", "payloads", "size", "sizes")
+
+    def __init__(self, first: int, payloads: list[Payload], sizes: list[int], entry: Entry) -> None:
+        self.first = first
+        self.payloads = payloads
+        self.sizes = sizes
+        self.size = sum(sizes)
+        self.entry = entry
+
+    @property
+    def last(self) -> int:
+        return self.first + len(self.payloads) - 1
+
+    def part(self, start: int, end: int) -> _Run:
+        """Those at the places ``start … end - 1``."""
+        return _Run(self.first + start, self.payloads[start:end], self.sizes[start:end], self.entry)
 
 
 class SendFrame(NamedTuple):
@@ -56,7 +119,9 @@ class Outbox:
         self._rejected_earlier: frozenset[int] = frozenset()
         self._window = 1
         self._waiting: deque[Entry] = deque()
-        self._undecided: dict[int, Entry] = {}
+        self._undecided: deque[_Run] = deque()
+        """In the order of their numbers."""
+        self._undecided_count = 0
         self._undecided_bytes = 0
         self._never_decided: int | None = None
         """The first number of which nobody will say any more what became of it."""
@@ -67,7 +132,7 @@ class Outbox:
     @property
     def undecided(self) -> int:
         """Messages the daemon has not decided, those that wait for the window included."""
-        return len(self._waiting) + len(self._undecided)
+        return self._undecided_count + sum(map(len, self._waiting))
 
     @property
     def undecided_bytes(self) -> int:
@@ -84,30 +149,37 @@ class Outbox:
         return sum(max(0, last - max(first, self.sent_upto + 1) + 1) for first, last in self._unacknowledged)
 
     def futures(self) -> list[asyncio.Future[int]]:
-        """Of every message that is not decided."""
-        return [entry.future for entry in (*self._undecided.values(), *self._waiting)]
+        """Of all messages that are not decided; each once."""
+        entries = dict.fromkeys([*(run.entry for run in self._undecided), *self._waiting])
+        return [entry.future for entry in entries]
 
     def put(self, entry: Entry) -> None:
         self._waiting.append(entry)
 
     def take(self) -> list[SendFrame]:
         """What fits into the window now, numbered and packed. Messages whose sender has gone away are left out."""
-        entries: list[Entry] = []
+        runs: list[_Run] = []
         while self._waiting:
             entry = self._waiting[0]
             if entry.future.done():
                 self._waiting.popleft()
                 continue
-            if self._undecided and (
-                len(self._undecided) >= self._window or self._undecided_bytes + entry.size > SEND_WINDOW_BYTES
-            ):
+            room, room_bytes = self._window - self._undecided_count, SEND_WINDOW_BYTES - self._undecided_bytes
+            count = entry.fitting(room, room_bytes) or int(not self._undecided_count)
+            if not count:
                 break
-            self._waiting.popleft()
-            self.last_given += 1
-            self._undecided[self.last_given] = entry
-            self._undecided_bytes += entry.size
-            entries.append(entry)
-        return _pack(zip(range(self.last_given - len(entries) + 1, self.last_given + 1), entries, strict=True))
+            run = entry.take(count, self.last_given + 1)
+            self.last_given = run.last
+            self._keep(run)
+            runs.append(run)
+            if not len(entry):
+                self._waiting.popleft()
+        return _pack(runs)
+
+    def _keep(self, run: _Run) -> None:
+        self._undecided.append(run)
+        self._undecided_count += len(run.payloads)
+        self._undecided_bytes += run.size
 
     def begin(
         self, last_seq: int, rejected: dict[int, str], removed: int, acknowledged: int, window: int
@@ -123,8 +195,8 @@ class Outbox:
             self._rejected_earlier = frozenset(rejected)
         self.last_given = max(last_seq, self.last_given)
         self._window = window
-        for seq in [seq for seq in self._undecided if seq <= last_seq]:
-            if seq in rejected:
+        for seq in sorted(rejected):
+            if seq <= last_seq:
                 self.reject(seq, rejected[seq], "rejected while the socket was closed")
         self.accept(last_seq)
         self.acknowledge(acknowledged)
@@ -133,21 +205,35 @@ class Outbox:
         if last_seq < self.last_accepted:
             self.remove(last_seq + 1, self.last_accepted, "lost")
         self.removed_known = removed
-        return _pack(self._undecided.items())
+        return _pack(self._undecided)
 
     def accept(self, upto: int) -> None:
-        while self._undecided and (seq := next(iter(self._undecided))) <= upto:
-            entry = self._settle(seq)
-            self._note_unacknowledged(seq)
-            self.last_accepted = seq
-            if not entry.future.done():
-                entry.future.set_result(seq)
+        while self._undecided and self._undecided[0].first <= upto:
+            run = self._undecided.popleft()
+            if run.last > upto:
+                self._undecided.appendleft(run.part(upto + 1 - run.first, len(run.payloads)))
+                run = run.part(0, upto + 1 - run.first)
+            self._note_unacknowledged(run.first, run.last)
+            self.last_accepted = run.last
+            self._settle(run)
 
     def reject(self, seq: int, code: str, message: str) -> None:
-        if seq in self._undecided:
-            entry = self._settle(seq)
-            if not entry.future.done():
-                entry.future.set_exception(MessageRejected(seq, code, message))
+        place = next((n for n, run in enumerate(self._undecided) if run.first <= seq <= run.last), None)
+        if place is None:
+            return
+        run = self._undecided[place]
+        at = seq - run.first
+        del self._undecided[place]
+        for part in (run.part(at + 1, len(run.payloads)), run.part(0, at)):
+            if part.payloads:
+                self._undecided.insert(place, part)
+        self._settle(run.part(at, at + 1), MessageRejected(seq, code, message))
+
+    def _settle(self, run: _Run, error: MessageRejected | None = None) -> None:
+        """What is not in `_undecided` any more is decided."""
+        self._undecided_count -= len(run.payloads)
+        self._undecided_bytes -= run.size
+        run.entry.decide(len(run.payloads), run.last, error)
 
     def remove(self, first: int, last: int, reason: str) -> None:
         """Of these numbers, what was accepted and is not settled otherwise will not reach the peer."""
@@ -182,7 +268,7 @@ class Outbox:
 
     def is_decided(self, upto: int) -> bool:
         """Whether the daemon has decided every number up to that one, of messages whose senders have gone away, too."""
-        first = next(iter(self._undecided), self._never_decided)
+        first = self._undecided[0].first if self._undecided else self._never_decided
         return first is None or first > upto
 
     def is_acknowledged(self, upto: int) -> bool:
@@ -203,18 +289,13 @@ class Outbox:
 
     def fail(self, error: Exception) -> None:
         """Nothing more will be decided here: every sender gets `error`."""
-        for entry in [*self._undecided.values(), *self._waiting]:
-            if not entry.future.done():
-                entry.future.set_exception(error)
-        self._never_decided = next(iter(self._undecided), None)
+        for future in self.futures():
+            if not future.done():
+                future.set_exception(error)
+        self._never_decided = self._undecided[0].first if self._undecided else None
         self._undecided.clear()
         self._waiting.clear()
-        self._undecided_bytes = 0
-
-    def _settle(self, seq: int) -> Entry:
-        entry = self._undecided.pop(seq)
-        self._undecided_bytes -= entry.size
-        return entry
+        self._undecided_count = self._undecided_bytes = 0
 
     def _note_removed(self, first: int, last: int, reason: str) -> None:
         if self._removed and self._removed[-1].reason == reason and self._removed[-1].last + 1 == first:
@@ -224,29 +305,44 @@ class Outbox:
         else:
             self._removed_unnumbered += last - first + 1
 
-    def _note_unacknowledged(self, seq: int) -> None:
-        if self._unacknowledged and self._unacknowledged[-1][1] == seq - 1:
-            self._unacknowledged[-1][1] = seq
+    def _note_unacknowledged(self, first: int, last: int) -> None:
+        if self._unacknowledged and self._unacknowledged[-1][1] == first - 1:
+            self._unacknowledged[-1][1] = last
         else:
-            self._unacknowledged.append([seq, seq])
+            self._unacknowledged.append([first, last])
 
 
-def _pack(entries: Iterable[tuple[int, Entry]]) -> list[SendFrame]:
+def _pack(runs: Iterable[_Run]) -> list[SendFrame]:
     """Neighbours with one age limit share a frame."""
     frames: list[SendFrame] = []
     size = 0
-    for seq, entry in entries:
-        last = frames[-1] if frames else None
-        if (
-            last is not None
-            and last.max_age == entry.max_age
-            and last.seq + len(last.payloads) == seq
-            and len(last.payloads) < FRAME_MESSAGES
-            and size + entry.size <= FRAME_BYTES
-        ):
-            last.payloads.append(entry.data)
-            size += entry.size
-        else:
-            frames.append(SendFrame(seq, [entry.data], entry.max_age))
-            size = entry.size
+    for run in runs:
+        for part in _bounded(run):
+            last = frames[-1] if frames else None
+            if (
+                last is not None
+                and last.max_age == run.entry.max_age
+                and last.seq + len(last.payloads) == part.first
+                and len(last.payloads) + len(part.payloads) <= FRAME_MESSAGES
+                and size + part.size <= FRAME_BYTES
+            ):
+                last.payloads.extend(part.payloads)
+                size += part.size
+            else:
+                frames.append(SendFrame(part.first, list(part.payloads), run.entry.max_age))
+                size = part.size
     return frames
+
+
+def _bounded(run: _Run) -> Iterator[_Run]:
+    """The run in parts that fit into a frame each, or are one message."""
+    if len(run.payloads) == 1 or (len(run.payloads) <= FRAME_MESSAGES and run.size <= FRAME_BYTES):
+        yield run
+        return
+    start = size = 0
+    for place, length in enumerate(run.sizes):
+        if place > start and (place - start == FRAME_MESSAGES or size + length > FRAME_BYTES):
+            yield run.part(start, place)
+            start, size = place, 0
+        size += length
+    yield run.part(start, len(run.payloads))

@@ -1,12 +1,17 @@
-"""Where the daemon's socket is looked for, and what to say when nobody answers."""
+"""Where the daemon's socket is looked for, for how long, and what to say when nobody answers."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-SYSTEM_SOCKET = Path("/run/rondevud/rondevud.sock")
+SYSTEM_SOCKET = "/run/rondevud/rondevud.sock"
+
+CONNECT_TIMEOUT = 5.0
+"""Seconds a daemon has to accept a connection."""
+
+REQUEST_TIMEOUT = 60.0
+"""Seconds until a request that was not answered fails."""
 
 _HOW_TO_START = (
     "Start it with `rondevud run`, or with `systemctl start rondevud` where it is installed as a service;"
@@ -27,21 +32,21 @@ FORBIDDEN = "you may not open it"
 SILENT = "is held open, but no daemon answers there"
 
 
-def socket_candidates(given: str | os.PathLike[str] | None, environ: Mapping[str, str] | None = None) -> list[Path]:
+def socket_candidates(given: str | os.PathLike[str] | None, environ: Mapping[str, str] | None = None) -> list[str]:
     """The paths to try, in order: the one given alone, else ``$RONDEVU_SOCKET``, the user's daemon, the system's."""
     if given is not None:
-        return [Path(given)]
+        return [os.fspath(given)]
     env = os.environ if environ is None else environ
     found = []
     if env.get("RONDEVU_SOCKET"):
-        found.append(Path(env["RONDEVU_SOCKET"]))
+        found.append(env["RONDEVU_SOCKET"])
     if env.get("XDG_RUNTIME_DIR"):
-        found.append(Path(env["XDG_RUNTIME_DIR"]) / "rondevud.sock")
+        found.append(f"{env['XDG_RUNTIME_DIR']}/rondevud.sock")
     found.append(SYSTEM_SOCKET)
     return found
 
 
-def describe_unavailable(tried: Sequence[tuple[Path, str]]) -> str:
+def describe_unavailable(tried: Sequence[tuple[str | os.PathLike[str], str]]) -> str:
     """The message for `DaemonUnavailable`: every path with what was wrong there, and what can be done."""
     lines = [f"  {path}: {problem}" for path, problem in tried]
     problems = [problem for _, problem in tried]

@@ -9,25 +9,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, cast
 
-from rondevu_client.errors import BadFrame, BadMessage, ConnectionLost, ProtocolError, RequestRefused
+from rondevu_client.errors import BadFrame, BadMessage, ConnectionLost, ProtocolError
 from rondevu_client.messages import check_from_daemon
 from rondevu_client.protocol import (
-    MAX_MESSAGE,
+    LARGEST_MESSAGE,
     Decoder,
     Frame,
     Notification,
     Response,
     encode_notification,
     encode_request,
+    read_error,
 )
+from rondevu_client.sockets import CONNECT_TIMEOUT
 
 logger = logging.getLogger(__name__)
-
-CONNECT_TIMEOUT = 5.0
-"""Seconds a daemon has to accept a connection."""
-
-LARGEST_MESSAGE = 64 * MAX_MESSAGE
-"""What is taken from a daemon: it may be configured for larger messages than the default."""
 
 REQUESTS = 32
 """Requests under way at once, half of what a daemon takes from one socket; more wait for their turn."""
@@ -60,7 +56,7 @@ class Wire(asyncio.Protocol):
         self.lost = False
         self._on_lost: Callable[[Wire], None] | None = on_lost
         self._loop = asyncio.get_running_loop()
-        self._decoder = Decoder(LARGEST_MESSAGE)
+        self._decoder = Decoder(LARGEST_MESSAGE, trusted=True)
         self._pending: dict[int, _Call] = {}
         self._turns = asyncio.Semaphore(REQUESTS)
         self._last_msgid = 0
@@ -180,7 +176,7 @@ class Wire(asyncio.Protocol):
             raise BadMessage("the daemon sent a request")
 
     def _take_response(self, frame: Response) -> None:
-        error = _read_error(frame.error)
+        error = read_error(frame.error)
         if frame.msgid is None:
             self._complaint = str(error)
             logger.warning("The daemon complains: %s", error)
@@ -227,11 +223,3 @@ async def open_wire(path: Path, on_lost: Callable[[Wire], None]) -> Wire:
     async with asyncio.timeout(CONNECT_TIMEOUT):
         _, wire = await asyncio.get_running_loop().create_unix_connection(lambda: Wire(on_lost), str(path))
     return wire
-
-
-def _read_error(error: Any) -> RequestRefused | None:
-    if error is None:
-        return None
-    if not isinstance(error, dict):
-        raise BadMessage("an error of the daemon is not a map")
-    return RequestRefused(str(error.get("code", "internal")), str(error.get("message", "")), error.get("data"))

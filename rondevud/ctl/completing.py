@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 PATIENCE = 2.0
 """Seconds that the daemon has to answer: somebody is typing."""
@@ -17,13 +19,13 @@ def complete_connection(context: click.Context, _parameter: click.Parameter, inc
     found = []
     for row in _ask(context, "connections"):
         name = row["connection_id"] if by_id or not row["name"] else row["name"]
-        found.append(CompletionItem(name, help=f"{row['state']}, {row['service'] or row['target']}"))
+        found.append(_item(name, f"{row['state']}, {row['service'] or row['target']}"))
     return _beginning(found, incomplete)
 
 
 def complete_target(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The same, and services."""
-    services = [CompletionItem(f"service:{row['service']}", help="service") for row in _ask(context, "services")]
+    services = [_item(f"service:{row['service']}", "service") for row in _ask(context, "services")]
     return complete_connection(context, parameter, incomplete) + _beginning(services, incomplete)
 
 
@@ -33,7 +35,7 @@ def complete_session(context: click.Context, _parameter: click.Parameter, incomp
     for row in _ask(context, "sessions"):
         if row["service"]:
             state = f"{row['state']}, blocked" if row["blocked"] else row["state"]
-            found.append(CompletionItem(row["connection_id"], help=f"{state}, {row['service']}"))
+            found.append(_item(row["connection_id"], f"{state}, {row['service']}"))
     return _beginning(found, incomplete)
 
 
@@ -41,8 +43,14 @@ def complete_label(context: click.Context, _parameter: click.Parameter, incomple
     """Labels of the target that stands before."""
     target = context.params.get("target")
     rows = _ask(context, "channels", target=target) if target else []
-    labels = {row["label"]: CompletionItem(row["label"], help=row["state"]) for row in rows}
+    labels = {row["label"]: _item(row["label"], row["state"]) for row in rows}
     return _beginning(list(labels.values()), incomplete)
+
+
+def _item(value: str, about: str) -> CompletionItem:
+    from click.shell_completion import CompletionItem  # noqa: PLC0415 - loaded when a shell asks
+
+    return CompletionItem(value, help=about)
 
 
 def _beginning(items: list[CompletionItem], incomplete: str) -> list[CompletionItem]:
@@ -50,17 +58,14 @@ def _beginning(items: list[CompletionItem], incomplete: str) -> list[CompletionI
 
 
 def _ask(context: click.Context, method: str, **params: Any) -> list[dict[str, Any]]:
-    import asyncio  # noqa: PLC0415
-
-    from rondevu_client.client import Daemon  # noqa: PLC0415
+    from rondevu_client import asking  # noqa: PLC0415 - only when a shell completes
     from rondevu_client.errors import RondevuClientError  # noqa: PLC0415
 
-    async def ask() -> Any:
-        async with asyncio.timeout(PATIENCE), Daemon(context.find_root().params.get("socket"), False) as daemon:
-            return await daemon.call(method, params)
-
+    given = context.find_root().params.get("socket")
     try:
-        rows: list[dict[str, Any]] = asyncio.run(ask())
+        rows: list[dict[str, Any]] = asking.ask(
+            method, params, given=given, client="rondevuctl (completion)", limit=PATIENCE
+        )
     except (RondevuClientError, OSError):  # a time-out is one of the latter
         return []
     return rows

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import click
 
-from rondevud.ctl.common import Settings, ask, connection_argument, json_option, pass_settings, run
+from rondevud.ctl.common import Settings, ask, connection_argument, json_option, pass_settings
 from rondevud.ctl.output import show_record, show_rows, with_service
 
 COLUMNS = (
@@ -55,7 +57,7 @@ def close(settings: Settings, target: str, drain: float | None) -> None:
 
     JSON: {}.
     """
-    show_record(run(settings, lambda daemon: daemon.close_connection(target, drain)), as_json=settings.json)
+    show_record(ask(settings, "close", taking=drain, target=target, drain=drain), as_json=settings.json)
 
 
 @click.command(short_help="Dial anew, now.")
@@ -85,7 +87,9 @@ def wait(settings: Settings, target: str, what: str, timeout: float | None) -> N
 
     JSON: {connection_id}.
     """
-    show_record(run(settings, lambda daemon: daemon.wait(target, what, timeout)), as_json=settings.json)
+    limit = math.inf if timeout is None else timeout
+    answer = ask(settings, "wait", taking=limit, target=target, timeout=timeout, **{"for": what})
+    show_record(answer, as_json=settings.json)
 
 
 COMMANDS = (connections, connect, close, reconnect, wait)

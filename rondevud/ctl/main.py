@@ -5,31 +5,16 @@ from __future__ import annotations
 import click
 
 from rondevu_client import __version__
-from rondevud.ctl import (
-    channels,
-    clients,
-    completion,
-    connections,
-    doctor,
-    events,
-    keys,
-    pipe,
-    queue,
-    receive_files,
-    send,
-    send_file,
-    services,
-    sessions,
-    status,
-    tail,
-    top,
-    users,
-    why,
-)
+from rondevud.ctl.commands import Commands
 from rondevud.ctl.common import DAEMON_TIMEOUT, EXIT_CODES, Cli, Settings
 
 
-@click.group(cls=Cli, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Cli,
+    commands=Commands(),
+    epilog=EXIT_CODES,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.option(
     "--socket",
     metavar="PATH",
@@ -55,30 +40,6 @@ def main(context: click.Context, socket: str | None, daemon_timeout: float, as_j
     """
     context.obj = Settings(socket, as_json, daemon_timeout)
 
-
-for _module in (
-    status,
-    users,
-    keys,
-    services,
-    connections,
-    sessions,
-    channels,
-    queue,
-    clients,
-    why,
-    send,
-    tail,
-    pipe,
-    send_file,
-    receive_files,
-    events,
-    top,
-    doctor,
-    completion,
-):
-    for _command in _module.COMMANDS:
-        main.add_command(_command)
 
 if __name__ == "__main__":
     main()

@@ -5,10 +5,7 @@ Text of peers is shown with its control characters escaped on a terminal, where 
 
 from __future__ import annotations
 
-import base64
-import json
 import re
-import shutil
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +25,8 @@ def is_terminal() -> bool:
 
 def terminal_width() -> int:
     """Columns of the terminal; 80 where there is none, unless ``COLUMNS`` says otherwise."""
+    import shutil  # noqa: PLC0415 - loads every compression there is
+
     return shutil.get_terminal_size().columns
 
 
@@ -38,16 +37,23 @@ def printable(text: str) -> str:
 
 def show_json(value: Any) -> None:
     """One document on one line, or indented on a terminal."""
-    indent = 2 if is_terminal() else None
-    click.echo(json.dumps(value, ensure_ascii=False, indent=indent, default=_encode))
+    click.echo(_as_json(value, indent=2 if is_terminal() else None))
 
 
 def show_json_line(value: Any) -> None:
     """One document of a stream of them, written at once."""
-    click.echo(json.dumps(value, ensure_ascii=False, default=_encode))
+    click.echo(_as_json(value))
+
+
+def _as_json(value: Any, indent: int | None = None) -> str:
+    import json  # noqa: PLC0415 - most of what is shown to people needs none
+
+    return json.dumps(value, ensure_ascii=False, indent=indent, default=_encode)
 
 
 def _encode(value: Any) -> str:
+    import base64  # noqa: PLC0415 - as above
+
     return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
@@ -147,4 +153,4 @@ def _compact(value: Any) -> str:
         return ", ".join(str(item["label"]) for item in value)
     if isinstance(value, Mapping) and not any(isinstance(item, Mapping | list) for item in value.values()):
         return ", ".join(f"{key} {one_line(key, item)}" for key, item in value.items())
-    return json.dumps(value, ensure_ascii=False, default=_encode)
+    return _as_json(value)

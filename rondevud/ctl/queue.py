@@ -54,9 +54,9 @@ def queue(
     {purged: {failed}}; with --put-back {put_back}.
     """
     _check_options(failed=failed, put_back=put_back, purge=purge, direction=direction)
-    where = {"target": target, "label": label}
+    where: dict[str, Any] = {"target": target, "label": label}
     if put_back is not None:
-        answer = ask(settings, "put_back", **where, **({} if put_back == "all" else {"id": put_back}))
+        answer = ask(settings, "put_back", **where, id=None if put_back == "all" else put_back)
         show_record(answer, as_json=settings.json)
     elif purge:
         answer = ask(settings, "purge", **where, direction="failed" if failed else direction or "both")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from rondevud.ctl.common import Settings, ask, json_option, pass_settings, run, say
+from rondevud.ctl.common import Settings, ask, json_option, pass_settings, say
 from rondevud.ctl.output import show_record, show_rows
 
 COLUMNS = ("service", "published", "uuid", "offers", "pool_size", "connections", "connected", "expires_at", "error")
@@ -75,7 +75,8 @@ def withdraw(settings: Settings, user: str, fqn: str, drain: float | None, keep_
 
     JSON: {}.
     """
-    answer = run(settings, lambda daemon: daemon.withdraw(user, fqn, drain=drain, keep_connections=keep_connections))
+    facts = {"username": user, "fqn": fqn, "drain": drain, "keep_connections": keep_connections}
+    answer = ask(settings, "withdraw", taking=drain, **facts)
     show_record(answer, as_json=settings.json)
 
 

@@ -9,7 +9,6 @@ from rondevud.ctl.common import (
     ask,
     json_option,
     pass_settings,
-    run,
     session_argument,
 )
 from rondevud.ctl.completing import complete_target
@@ -50,7 +49,7 @@ def forget(settings: Settings, target: str, purge: bool) -> None:
 
     JSON: {connection_id, purged: {out, in}}, the messages removed.
     """
-    show_record(run(settings, lambda daemon: daemon.forget(target, force=purge)), as_json=settings.json)
+    show_record(ask(settings, "forget", target=target, force=purge), as_json=settings.json)
 
 
 @click.command(short_help="End a session's link; its peer may come back later.")
@@ -65,7 +64,7 @@ def kick(settings: Settings, target: str, pause: float | None) -> None:
 
     JSON: {connection_id, was_connected}.
     """
-    show_record(run(settings, lambda daemon: daemon.kick(target, pause)), as_json=settings.json)
+    show_record(ask(settings, "kick", target=target, pause=pause), as_json=settings.json)
 
 
 @click.command(short_help="End a session's link and refuse its peer.")
@@ -79,7 +78,7 @@ def block(settings: Settings, target: str) -> None:
 
     JSON: {connection_id, blocked, was_connected}.
     """
-    show_record(run(settings, lambda daemon: daemon.block(target)), as_json=settings.json)
+    show_record(ask(settings, "block", target=target), as_json=settings.json)
 
 
 @click.command(short_help="Take the peer of a blocked session again.")
@@ -91,7 +90,7 @@ def unblock(settings: Settings, target: str) -> None:
 
     JSON: {connection_id, blocked}.
     """
-    show_record(run(settings, lambda daemon: daemon.unblock(target)), as_json=settings.json)
+    show_record(ask(settings, "unblock", target=target), as_json=settings.json)
 
 
 COMMANDS = (sessions, forget, kick, block, unblock)

@@ -15,7 +15,7 @@ def status(settings: Settings) -> None:
     """Show how the daemon is.
 
     JSON: {version, instance, pid, uptime, signalling, engine, services, connections, connected, clients, tasks,
-    store, store_bytes, max_store_bytes, counters, engine_counters, signalling_counters}.
+    closing, store, store_bytes, max_store_bytes, counters, engine_counters, signalling_counters}.
     """
     answer = ask(settings, "status")
     if not settings.json:

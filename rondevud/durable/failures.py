@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -191,6 +191,12 @@ class Failures:
 def message_id(message: InMessage | FailedMessage) -> str:
     """The same in every delivery."""
     return f"{message.epoch.hex() or 'plain'}-{message.seq}"
+
+
+def message_ids(messages: Sequence[InMessage]) -> list[str]:
+    """`message_id` of each."""
+    prefixes = {epoch: f"{epoch.hex() or 'plain'}-" for epoch in {message.epoch for message in messages}}
+    return [f"{prefixes[message.epoch]}{message.seq}" for message in messages]
 
 
 def _description(message: FailedMessage) -> dict[str, Any]:

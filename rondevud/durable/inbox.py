@@ -12,15 +12,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import accumulate, compress, islice
+from operator import attrgetter
 from typing import Any
 
 from rondevud import failpoints
 from rondevud.durable import frames
 from rondevud.durable.attempts import Attempts
 from rondevud.durable.budget import Budget, Share
-from rondevud.durable.failures import Answer, Failures, message_id
+from rondevud.durable.failures import Answer, Failures, message_ids
 from rondevud.durable.outbox import Host
 from rondevud.durable.outgoing import Direction
 from rondevud.durable.receiver import Receiver, ReceiverListener
@@ -44,6 +46,7 @@ from rondevud.records import (
     Receive,
     ReceiveResult,
     TrimIn,
+    in_messages,
 )
 
 logger = logging.getLogger(__name__)
@@ -231,7 +234,7 @@ class Inbox:
         self._fresh_from = min(self._fresh_from, result.first_row)
         self._stored_below = result.first_row + result.rows
         items = _rows(operation, result.first_row)
-        gaps = sum(isinstance(item, InGap) for item in items)
+        gaps = list(map(type, items)).count(InGap)
         self.gaps += gaps
         self._host.count("received", len(items) - gaps)
         fits = len(self._loaded) + len(items) <= LOADED and self._loaded_bytes + result.size <= LOADED_BYTES
@@ -378,13 +381,19 @@ class Inbox:
 
     def _next_run(self, most: int) -> list[InItem]:
         """Messages of neighbouring rows that go in one notification, or one gap."""
-        first = self._loaded.popleft()
-        run: list[InItem] = [first]
-        size = _size(first)
-        while self._loaded and len(run) < most and size < RUN_BYTES and _follows(self._loaded[0], run[-1]):
-            run.append(self._loaded.popleft())
-            size += _size(run[-1])
-        self._loaded_bytes -= size
+        loaded = self._loaded
+        run = list(islice(loaded, max(1, most)))
+        if set(map(type, run)) != {InMessage} or run[-1].row != run[0].row + len(run) - 1:
+            end = next((place for place in range(1, len(run)) if not _follows(run[place], run[place - 1])), len(run))
+            del run[end:]
+        sizes = _sizes(run)
+        for place, size in enumerate(accumulate(sizes[:-1]), 1):
+            if size >= RUN_BYTES:
+                del run[place:], sizes[place:]
+                break
+        for _ in run:
+            loaded.popleft()
+        self._loaded_bytes -= sum(sizes)
         return run
 
     def _page_read(self, page: InPage | StoreError) -> None:
@@ -403,7 +412,7 @@ class Inbox:
         if page.items:
             items = self._unclaimed(page.items)
             self._loaded.extend(items)
-            self._loaded_bytes += sum(map(_size, items))
+            self._loaded_bytes += sum(_sizes(items))
             self._next_row = page.next_row
         self._caught_up = not page.items or page.next_row == self._stored_below
         self.pump()
@@ -438,14 +447,16 @@ class Inbox:
         messages = [item for item in items if isinstance(item, InMessage)]  # all of them: a gap comes alone
         tries = self._tries(messages) if attempts is None else [attempts] * len(messages)
         rows = [
-            [message.payload, message_id(message), message.enqueued, attempt]
-            for message, attempt in zip(messages, tries, strict=True)
+            [message.payload, id_, message.enqueued, attempt]
+            for message, id_, attempt in zip(messages, message_ids(messages), tries, strict=True)
         ]
         for message in messages:
             if message.tries:
                 self.failures.given(message)
         if attempts is None:  # observers get copies
-            fresh = Counter(each.enqueued for each, attempt in zip(messages, tries, strict=True) if attempt == 1)
+            moments = list(compress(map(_enqueued, messages), map((1).__eq__, tries)))
+            once = moments and moments[0] == moments[-1]  # they never fall within a run
+            fresh = {moments[0]: len(moments)} if once else Counter(moments)
             now = self._host.stamp().wall
             for enqueued, count in fresh.items():
                 self._latencies.deliver.observe(now - enqueued, count)
@@ -581,8 +592,14 @@ class Inbox:
         self._share.set(0)
 
 
+_enqueued = attrgetter("enqueued")
+
+
 def _rows(operation: Receive, first_row: int) -> list[InItem]:
     """The rows that the store made of a batch (see `rondevud.records.Receive`)."""
+    items: tuple[Any, ...] = operation.items
+    if set(map(type, items)) == {OutMessage} and items[-1].payload is not None:
+        return list(in_messages(first_row, operation.epoch, items, operation.stamp.wall))
     rows: list[InItem] = []
     row, enqueued = first_row, operation.stamp.wall
     for item in operation.items:
@@ -604,6 +621,13 @@ def _follows(item: InItem, before: InItem) -> bool:
 def _size(item: InItem) -> int:
     """Payload bytes."""
     return frames.payload_size(item.payload) if isinstance(item, InMessage) else 0
+
+
+def _sizes(items: Sequence[InItem]) -> list[int]:
+    """`_size` of each."""
+    if set(map(type, items)) == {InMessage}:
+        return frames.payload_sizes([item.payload for item in items])  # type: ignore[union-attr]
+    return list(map(_size, items))
 
 
 def _gap(item: InGap) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from rondevud.records import (
     ReceiveResult,
     Removal,
     Stamp,
+    out_messages,
 )
 
 ROOM = 4 * 1024 * 1024
@@ -172,12 +173,10 @@ class Incoming:
         self.duplicates += duplicates
         if duplicates:
             payloads = payloads[duplicates:]
-        first, size = frame.seq + duplicates, sum(map(frames.payload_size, payloads))
+        first, size = frame.seq + duplicates, sum(frames.payload_sizes(payloads))
         if payloads and self._has_room(len(payloads), size):
             self._taken += size
-            self._append(
-                [OutMessage(seq, payload) for seq, payload in enumerate(payloads, first)], size, first + len(payloads)
-            )
+            self._append(list(out_messages(first, payloads)), size, first + len(payloads))
             self.received_closed = payloads[-1] is None
         else:  # one by one: those before the one that breaks a rule count
             for seq, payload in enumerate(payloads, first):

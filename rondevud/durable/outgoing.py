@@ -16,7 +16,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import NamedTuple
+from itertools import count, islice, takewhile
+from typing import Any, NamedTuple
 
 from rondevud.durable import frames
 from rondevud.errors import PeerError
@@ -34,6 +35,7 @@ from rondevud.records import (
     Removal,
     Remove,
     Removed,
+    out_messages,
 )
 
 LOADED_MESSAGES = 16_384
@@ -43,6 +45,9 @@ LOADED_BYTES = 1024 * 1024
 READ_AHEAD = 8_192
 """Messages loaded below which the next page is asked for: many, so that reading comes to the end of the outbox, from where
 on messages are loaded as they are stored."""
+
+PACK_MESSAGES = 512
+"""Messages of one frame at most."""
 
 IN_FLIGHT_FRAMES = 2_048
 """Frames without acknowledgement at most, whatever the peer's room: bounds memory when messages are tiny."""
@@ -277,7 +282,7 @@ class Outgoing:
             and self._loaded_bytes + result.size <= LOADED_BYTES
         )
         if contiguous:
-            self._loaded.extend(OutMessage(seq, payload) for seq, payload in enumerate(payloads, result.first))
+            self._loaded.extend(out_messages(result.first, payloads))
             self._loaded_bytes += result.size
             self._loaded_next = result.next
         self.next = self.stored_next = result.next
@@ -313,7 +318,7 @@ class Outgoing:
         for item in page.items:
             if item.next > self._loaded_next if isinstance(item, Removal) else True:
                 self._loaded.append(item)
-        self._loaded_bytes += sum(frames.payload_size(i.payload) for i in page.items if isinstance(i, OutMessage))
+        self._loaded_bytes += sum(frames.payload_sizes([i.payload for i in page.items if isinstance(i, OutMessage)]))
         self._loaded_next = page.next
 
     def acknowledged(self, result: Acknowledged | None) -> None:
@@ -442,18 +447,19 @@ class Outgoing:
     def _pack(self, seq: int) -> bytes:
         """As many of the loaded messages as one frame and the peer's room take; at least one."""
         loaded, room = self._loaded, self._room - self.in_flight_bytes
-        payloads: list[Payload] = []
-        total = 0
-        while loaded:
-            head = loaded[0]
-            if isinstance(head, Removal) or head.seq != seq + len(payloads):
+        heads: list[Any] = list(islice(loaded, PACK_MESSAGES))
+        if set(map(type, heads)) != {OutMessage} or heads[-1].seq != seq + len(heads) - 1:
+            together = zip(heads, count(seq), strict=False)
+            heads = [head for head, _ in takewhile(lambda pair: _is_message(*pair), together)]
+        payloads: list[Payload] = [head.payload for head in heads]
+        sizes = frames.payload_sizes(payloads)
+        total = sizes[0]
+        for place, size in enumerate(sizes[1:], 1):
+            if size > self._peer_max or total + size + 5 * place > frames.PACK or total + size > room:
+                del payloads[place:]
                 break
-            size = frames.payload_size(head.payload)
-            full = size > self._peer_max or total + size + 5 * len(payloads) > frames.PACK or total + size > room
-            if payloads and full:
-                break
-            payloads.append(head.payload)
             total += size
+        for _ in payloads:
             loaded.popleft()
         self._loaded_bytes -= total
         self.sent += len(payloads)
@@ -479,3 +485,8 @@ class Outgoing:
             self._large = None
             self.handed = max(self.handed, large.seq + 1)
         return frames.encode(frames.Piece(self.label, large.seq, offset, len(large.data), large.text, chunk))
+
+
+def _is_message(item: OutItem, seq: int) -> bool:
+    """Whether it is the message of that number."""
+    return isinstance(item, OutMessage) and item.seq == seq

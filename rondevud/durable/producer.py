@@ -48,7 +48,7 @@ class Submission:
         """Empty once they are decided."""
         self.count = len(payloads)
         self.max_age = max_age
-        self.size = sum(map(frames.payload_size, payloads))
+        self.size = sum(frames.payload_sizes(payloads))
         self.decided = False
         self.submitted_at: float | None = None
         """When the outbox got it, monotonic; None before."""

@@ -124,6 +124,9 @@ class Handle:
         if problem is not None:
             producer.reject(seq, len(payloads), "bad_option", problem)
             return
+        if self._admit_all(seq, payloads):
+            producer.send(seq, payloads, max_age)
+            return
         fine: list[Payload] = []
         for number, payload in enumerate(payloads, seq):
             refusal = self._admit(number, payload)
@@ -210,8 +213,13 @@ class Handle:
     # --- listener of the producer ------------------------------------------------------------------------------
 
     def accepted(self, upto_seq: int) -> None:
-        while self._unconfirmed and (seq := next(iter(self._unconfirmed))) <= upto_seq:
-            self._count(-self._unconfirmed.pop(seq))
+        unconfirmed = self._unconfirmed
+        first = next(iter(unconfirmed), 0)
+        last = next(reversed(unconfirmed), -1)
+        if 0 < first <= upto_seq and last - first + 1 == len(unconfirmed):  # no number is lacking between
+            self._count(-sum(map(unconfirmed.pop, range(first, min(upto_seq, last) + 1))))
+        while unconfirmed and (seq := next(iter(unconfirmed))) <= upto_seq:
+            self._count(-unconfirmed.pop(seq))
         self._accepted = max(upto_seq, self._accepted)
         if not self._writer.congested:
             self._tell_marks()
@@ -270,6 +278,22 @@ class Handle:
             self.feed.drop(1, event.number)
         else:
             self.feed.deliver(event)
+
+    def _admit_all(self, first: int, payloads: list[Any]) -> bool:
+        """Count new payloads in the window, if all of them are fine; else nothing."""
+        types = set(map(type, payloads))
+        if types != {bytes} and (types != {str} or not all(map(str.isascii, payloads))):
+            return False
+        sizes = list(map(len, payloads))
+        size, count = sum(sizes), len(self._unconfirmed) + len(sizes)
+        fits = count <= messages.SEND_WINDOW and self._unconfirmed_bytes + size <= messages.SEND_WINDOW_BYTES
+        new = first > next(reversed(self._unconfirmed), 0)
+        limit = self.channel.max_message if self.channel is not None else 0
+        if not fits or not new or max(sizes) > limit or self._usage.refusal(size) is not None:
+            return False
+        self._count(size)
+        self._unconfirmed.update(zip(range(first, first + len(sizes)), sizes, strict=True))
+        return True
 
     def _admit(self, number: int, payload: Any) -> tuple[str, str] | None:
         """Count a payload in the window; code and message when it is refused."""

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 BUSY_TIMEOUT = 5.0
 """Seconds to wait for a lock of another process (someone looks at the file with a tool)."""
 
-WAL_KEPT = 1024 * 1024
+WAL_KEPT = 16 * 1024 * 1024
 """Bytes to which the log is cut when it starts from its beginning again."""
 
 LOGGED = b"\2\2"

@@ -566,6 +566,12 @@ def _place(
 
 def _runs(items: Sequence[OutItem]) -> Iterator[Sequence[OutItem]]:
     """Messages with consecutive numbers together; removals and closing messages alone."""
+    whole: Sequence[Any] = items
+    if set(map(type, items)) == {OutMessage} and whole[-1].payload is not None:
+        numbers = [item.seq for item in whole]
+        if numbers == list(range(numbers[0], numbers[0] + len(numbers))):
+            yield items
+            return
     run: list[OutItem] = []
     for item in items:
         alone = not isinstance(item, OutMessage) or item.payload is None

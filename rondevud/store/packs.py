@@ -71,17 +71,19 @@ def encode(payloads: Sequence[Payload]) -> Encoded:
 
 
 def runs(messages: Encoded) -> Iterator[tuple[int, int]]:
-    """Ranges ``(first, behind)`` of messages that share a row; the closing one has its own."""
-    first = size = 0
-    for place, (kind, length) in enumerate(zip(messages.kinds, map(len, messages.datas), strict=True)):
-        if kind == CLOSING:
-            length = PACK_BYTES + 1  # noqa: PLW2901
-        if place > first and (size + length > PACK_BYTES or place - first == PACK_MESSAGES):
-            yield first, place
-            first, size = place, 0
-        size += length
-    if messages.datas:
-        yield first, len(messages.datas)
+    """Ranges ``(first, behind)`` of messages that share a row; the closing one, which is the last, has its own."""
+    lengths = list(map(len, messages.datas))
+    end = len(lengths) - (bool(lengths) and messages.kinds[-1] == CLOSING)
+    first = 0
+    while first < end:
+        behind = min(first + PACK_MESSAGES, end)
+        if sum(lengths[first:behind]) > PACK_BYTES:
+            fitting = sum(1 for size in accumulate(lengths[first:behind]) if size <= PACK_BYTES)
+            behind = first + max(1, fitting)
+        yield first, behind
+        first = behind
+    if end < len(lengths):
+        yield end, len(lengths)
 
 
 class Body(NamedTuple):
@@ -95,7 +97,12 @@ class Body(NamedTuple):
 
 def _body(messages: Encoded) -> Body:
     count = len(messages.datas)
-    sizes = [2 * len(data) + (kind == BINARY) for kind, data in zip(*messages, strict=True)]
+    lengths = map(len, messages.datas)
+    if BINARY not in messages.kinds or TEXT not in messages.kinds:
+        binary = int(TEXT not in messages.kinds)
+        sizes = [2 * length + binary for length in lengths]
+    else:
+        sizes = [2 * length + (kind == BINARY) for kind, length in zip(messages.kinds, lengths, strict=True)]
     return Body(struct.pack(f"<{count}I", *sizes), struct.pack(f"<{count}I", *map(crc32, messages.datas)))
 
 

@@ -168,7 +168,10 @@ CHANNEL_COLUMNS = (
 """In the order in which the checksum covers them."""
 
 _CHANGED = CHANNEL_COLUMNS.split(", ")[1:]
-_SETTINGS = ", ".join(f"{name} = ?{place}" for place, name in enumerate(_CHANGED, 2))
+_KEYS = {"connection_id", "label"}
+"""They never change, and a row that sets them has its index written as well."""
+
+_SETTINGS = ", ".join(f"{name} = ?{place}" for place, name in enumerate(_CHANGED, 2) if name not in _KEYS)
 _UPDATE = f"UPDATE channels SET {_SETTINGS} WHERE id = ?1"  # noqa: S608
 _INSERT = f"INSERT INTO channels ({', '.join(_CHANGED)}) VALUES ({', '.join('?' * len(_CHANGED))})"  # noqa: S608
 _totals = attrgetter(*TOTALS)
@@ -448,8 +451,8 @@ class ProducerRows:
         rows = [self._states[number].row() for number in self._changed]
         self._changed.clear()
         self._connection.executemany(
-            "UPDATE producers SET channel = ?2, name = ?3, last_seq = ?4, rejected = ?5, acknowledged_seq = ?6,"
-            " removed = ?7, unreported = ?8, used_boot = ?9, used_boottime = ?10, used_wall = ?11, crc = ?12 WHERE id = ?1",
+            "UPDATE producers SET last_seq = ?4, rejected = ?5, acknowledged_seq = ?6, removed = ?7, unreported = ?8,"
+            " used_boot = ?9, used_boottime = ?10, used_wall = ?11, crc = ?12 WHERE id = ?1",
             rows,
         )
 

@@ -45,11 +45,17 @@ COMMIT_OPERATIONS = 1_000
 COMMIT_BYTES = 8 * 1024 * 1024
 """Payload bytes after which a transaction takes no further operation."""
 
-PASSIVE_CHECKPOINT = 4 * 1024 * 1024
-"""Bytes of the log from which on it is checkpointed when nothing is queued."""
+IDLE_CHECKPOINT = 3 * 1024 * 1024
+"""Bytes of the log from which on it is checkpointed when nothing is queued: before it outgrows `RESERVED`."""
+
+BUSY_CHECKPOINT = 15 * 1024 * 1024
+"""The same whatever is queued: before it outgrows `WAL_KEPT`."""
+
+RESERVING_COMMITS = 16
+"""Commits after which the log gets the room that one in use has."""
 
 TRUNCATING_CHECKPOINT = 64 * 1024 * 1024
-"""Bytes of the log from which on it is checkpointed and cut whatever is queued."""
+"""Bytes of the log from which on it is checkpointed and cut: a reader kept it from beginning anew."""
 
 GARBAGE_COMMITS = 16
 """Under load, rows of deleted channels are removed a slice after every so many commits."""
@@ -510,5 +516,8 @@ class SqliteStore:
         size = self._upkeep.log_size()
         if size > TRUNCATING_CHECKPOINT:
             self._upkeep.checkpoint("TRUNCATE")
-        elif size > PASSIVE_CHECKPOINT and self._idle():
-            self._upkeep.checkpoint("PASSIVE")
+        elif size > IDLE_CHECKPOINT:
+            if self._upkeep.log_reaches(IDLE_CHECKPOINT if self._idle() else BUSY_CHECKPOINT):
+                self._upkeep.checkpoint("PASSIVE")
+        elif self._commits % RESERVING_COMMITS == 0 and self._idle():
+            self._upkeep.reserve_log()

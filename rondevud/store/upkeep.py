@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sqlite3
 import time
 from collections.abc import Callable
@@ -17,6 +18,14 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT_RETRY = 5.0
 """Seconds after a failed checkpoint before the next one."""
+
+RESERVED = 4 * 1024 * 1024
+"""Bytes that a log in use is given: a commit within them changes no length, and is synced in half the time (ext4: 0.7 ms
+instead of 1.2 to 1.9)."""
+
+LOG_HEADER, FRAME_HEADER = 32, 24
+LOG_FRAME = FRAME_HEADER + 4096
+"""Bytes of the log's header and of a frame, a page of the database and what stands before it."""
 
 STEPS_OF_LIFE = 1_000_000
 """Instructions of SQLite's machine between two signs of life in long work; some milliseconds."""
@@ -87,11 +96,38 @@ class Upkeep:
         return error is None
 
     def log_size(self) -> int:
-        """Bytes of the write-ahead log."""
+        """Bytes of the write-ahead log, those included that it only keeps."""
         try:
             return self._log.stat().st_size
         except OSError:
             return 0
+
+    def log_reaches(self, size: int) -> bool:
+        """Whether what is in the log goes beyond so many bytes; what it only keeps does not count."""
+        try:
+            with self._log.open("rb") as log:
+                header = log.read(LOG_HEADER)
+                log.seek(LOG_HEADER + size // LOG_FRAME * LOG_FRAME)
+                frame = log.read(FRAME_HEADER)
+        except OSError:
+            return False
+        # The salts of the header stand in each frame since the log began anew: https://www.sqlite.org/fileformat2.html §4.1
+        return len(header) == LOG_HEADER and len(frame) == FRAME_HEADER and header[16:24] == frame[8:16]
+
+    def reserve_log(self) -> None:
+        """Give the log the length `RESERVED`. SQLite takes zeros for its end."""
+        try:
+            with self._log.open("r+b") as log:
+                end = log.seek(0, os.SEEK_END)
+                try:
+                    log.write(bytes(max(0, RESERVED - end)))
+                    log.flush()
+                    os.fsync(log.fileno())
+                except OSError:
+                    log.truncate(end)
+                    raise
+        except OSError as error:
+            logger.debug("the log gets no room beforehand: %s", error)
 
     def checkpoint(self, mode: str) -> None:
         """Bring the log into the file; a failure is logged, and tried again after `CHECKPOINT_RETRY`.

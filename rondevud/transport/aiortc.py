@@ -347,6 +347,10 @@ class AiortcEngine:
         self._connections.add(connection)
         return connection
 
+    @property
+    def closing(self) -> int:
+        return sum(connection.state is ConnectionState.CLOSED for connection in self._connections)
+
     def forget(self, connection: AiortcPeerConnection) -> None:
         """Drop a connection that has closed; called by the connection itself."""
         self._connections.discard(connection)

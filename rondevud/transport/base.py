@@ -181,8 +181,15 @@ class Engine(Protocol):
     counters: Counter[str]
     """What went wrong or was dropped, by name; they only rise."""
 
+    @property
+    def closing(self) -> int:
+        """Connections whose end the library still waits for, after `close` has returned or while it runs."""
+
     def create_peer_connection(self) -> PeerConnection:
-        """Make a connection, in the running loop. Raises `TransportError` when the engine cannot be loaded or is closed."""
+        """Make a connection, in the running loop.
+
+        Raises `TransportError` when the engine cannot be loaded or is closed, and while too many are still `closing`.
+        """
 
     def absorb(self, context: dict[str, Any]) -> bool:
         """Take what a loop's exception handler was given if it comes from the library's own tasks and callbacks.

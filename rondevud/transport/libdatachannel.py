@@ -17,7 +17,7 @@ from rondevud.errors import TransportError
 from rondevud.transport import ice
 from rondevud.transport.base import IceServers
 from rondevud.transport.libdatachannel_connection import MAX_MESSAGE_SIZE, LibdatachannelPeerConnection
-from rondevud.transport.libdatachannel_threads import Inbox
+from rondevud.transport.libdatachannel_threads import CLOSING_MAX, Inbox, closer
 
 if TYPE_CHECKING:
     import libdatachannel
@@ -54,6 +54,12 @@ class LibdatachannelEngine:
     def create_peer_connection(self) -> LibdatachannelPeerConnection:
         if self._closed:
             raise TransportError("the WebRTC engine is closed")
+        if len(closer) >= CLOSING_MAX:
+            self.counters["connections_refused"] += 1
+            raise TransportError(
+                f"{len(closer):,} connections are still being closed, since their peers do not answer: no new one is made "
+                "before some of them are"
+            )
         require()
         import libdatachannel  # noqa: PLC0415
 
@@ -66,6 +72,10 @@ class LibdatachannelEngine:
         connection = LibdatachannelPeerConnection(self, native, self._inbox, next(self._numbers))
         self._connections.add(connection)
         return connection
+
+    @property
+    def closing(self) -> int:
+        return len(closer)
 
     def _configure(self) -> libdatachannel.Configuration:
         import libdatachannel  # noqa: PLC0415

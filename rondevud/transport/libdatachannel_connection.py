@@ -21,7 +21,7 @@ from rondevud.transport.base import (
 )
 from rondevud.transport.channels import check_channel, nothing
 from rondevud.transport.libdatachannel_channel import LibdatachannelDataChannel
-from rondevud.transport.libdatachannel_threads import Inbox, Natives
+from rondevud.transport.libdatachannel_threads import Inbox, Natives, closer
 from rondevud.transport.sdp import MAX_CANDIDATES, Candidate, Kind, check_description, parse_candidate
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT = 2.0
-"""Seconds that `close` waits for the library: it lets the association end in good order, which takes it half a minute when
-the peer is gone. It goes on in the background then."""
+"""Seconds that `close` waits for the library: it lets the association end in good order, which takes it 11 s and more when
+the peer is gone, and there may be others to be closed before. It goes on in the background then."""
 
 PROBE_STREAM = 1_023
 """The highest stream that the library takes; channels get the lowest that are free."""
@@ -366,7 +366,7 @@ class LibdatachannelPeerConnection:
         await asyncio.shield(self._begin_close())
 
     async def _shut_down(self) -> None:
-        """Have a thread close the library's part; it ends by itself when that takes longer than we wait."""
+        """Have the library's part closed in a thread; that goes on by itself when it takes longer than we wait."""
         done = asyncio.Event()
 
         def report(closed: bool) -> None:
@@ -380,7 +380,12 @@ class LibdatachannelPeerConnection:
                 await done.wait()
         except TimeoutError:
             self.count("slow_closes")
-            logger.info("%r: the peer does not answer; it is closed in the background", self)
+            if closer.is_waiting(self._natives):
+                self.count("queued_closes")
+                logger.info("%r: others are still being closed, whose peers do not answer; it waits behind them", self)
+                self._engine.in_thread(self._natives.silence)
+            else:
+                logger.info("%r: the peer does not answer; it is closed in the background", self)
         finally:
             self._engine.forget(self)
 

@@ -16,14 +16,17 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import itertools
 import logging
+import math
 import sys
 import threading
 import time
 import warnings
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from rondevud.transport.channels import nothing
 
@@ -36,7 +39,18 @@ BATCH = 256
 """Reports of the library's threads that are handled in one turn of the loop."""
 
 CLOSE_ATTEMPTS = 4
-"""The library waits 30 s in each."""
+"""The library waits 30 s at most in each: its `close` returns when the connection has ended, which takes it 11 s when the
+peer is gone. There is no call that only begins it; dropping an open object does not wait for the peer, but takes locks, with
+the interpreter's held, that a callback's thread may have."""
+
+GIVEN_UP = r"PeerConnection\.close\(\)"
+
+CLOSING_THREADS = 32
+"""Connections that are closed at the same time. What comes beyond that waits its turn, with its channels closed after a
+moment: a peer that is there hears so much, and of one that is not the library finds that out, and ends the connection."""
+
+CLOSING_MAX = 1_000
+"""Connections that wait or are being closed; when there are as many no new one is made."""
 
 RELEASE_TIMEOUT = 1.0
 RELEASE_INTERVAL = 0.002
@@ -156,20 +170,27 @@ class Natives:
         if held is not None:
             held.let_go()
 
+    def close_in_thread(self, name: str, done: Callable[[bool], None] = nothing) -> None:
+        """Have all closed by the `closer`. To be called once."""
+        _open.discard(self)
+        closer.close(self, name, done)
+
     def close(self) -> bool:
-        """Close all; whether the library did so. To be called in a thread of its own: it takes long if the peer is gone.
+        """Have the library close all, in one attempt; whether it has. Takes long if the peer is gone.
 
         What still arrives is thrown away meanwhile, else the library would wait for ever.
         """
-        _open.discard(self)
         connection = self.connection.native
         for channel in list(self._channels):
             discard(channel)
-        for _ in range(CLOSE_ATTEMPTS):
-            with warnings.catch_warnings(action="ignore"):  # it warns when it gives up waiting
-                connection.close()
-            if connection.state().name == "Closed":
-                break
+        # It warns when it gives up waiting. The filter stays: to put those back that were there is not for several threads.
+        warnings.filterwarnings("ignore", GIVEN_UP, RuntimeWarning)
+        with contextlib.suppress(RuntimeWarning):
+            connection.close()
+        return connection.state().name == "Closed"
+
+    def let_go(self) -> None:
+        """Drop all that was closed, as soon as that can be done."""
         self.silence()  # the library does not close those that never had a stream
         deadline = time.monotonic() + RELEASE_TIMEOUT
         while not all(held.is_released() for held in self._all()) and time.monotonic() < deadline:
@@ -177,28 +198,11 @@ class Natives:
         for held in self._all():
             held.let_go()
         self._channels.clear()
-        return connection.state().name == "Closed"
 
     def silence(self) -> None:
         """Close the channels alone; no thread of the library calls us for them from then on."""
         for channel in list(self._channels):
             channel.close()
-
-    def close_in_thread(self, name: str, done: Callable[[bool], None] = nothing) -> None:
-        """Start a thread that closes all; it calls `done` with whether that went well."""
-
-        def run() -> None:
-            closed = False
-            try:
-                closed = self.close()
-            except Exception:
-                logger.exception("%s failed", name)
-            finally:
-                _closing.pop(self, None)
-                done(closed)
-
-        _closing[self] = thread = threading.Thread(target=run, name=name, daemon=True)
-        thread.start()
 
     def _all(self) -> list[Held[Any]]:
         return [self.connection, *self._channels.values()]
@@ -216,10 +220,126 @@ def discard(channel: libdatachannel.DataChannel) -> int:
         count += 1
 
 
-_open: set[Natives] = set()
-"""Not closed yet. The library ends the process with SIGABRT when it ends with one of them."""
+class Closable(Protocol):
+    """What `Closer` closes."""
 
-_closing: dict[Natives, threading.Thread] = {}
+    def close(self) -> bool: ...
+
+    def let_go(self) -> None: ...
+
+
+@dataclass(eq=False)
+class Closing:
+    """One that is to be closed."""
+
+    what: Closable
+    name: str
+    done: Callable[[bool], None]
+    attempts: int = 0
+    begun: bool = False
+
+
+class Closer:
+    """Closes connections in a few threads, which end when nothing waits any more.
+
+    First come, first served; what could not be closed in one attempt goes to the end of the queue. To be used in any thread.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit: float = limit
+        self._lock = threading.Lock()
+        self._waiting: deque[Closing] = deque()
+        self._all: dict[Closable, Closing] = {}
+        self._threads: set[threading.Thread] = set()
+        self._numbers = itertools.count(1)
+
+    def __len__(self) -> int:
+        """What waits or is being closed."""
+        return len(self._all)
+
+    def close(self, what: Closable, name: str, done: Callable[[bool], None] = nothing) -> None:
+        """Have something closed; `done` is then called, in one of the threads, with whether that went well."""
+        closing = Closing(what, name, done)
+        with self._lock:
+            self._all[what] = closing
+            self._waiting.append(closing)
+            self._start_thread()
+
+    @property
+    def waiting(self) -> int:
+        """What waits for a thread."""
+        return len(self._waiting)
+
+    def is_waiting(self, what: Closable) -> bool:
+        """Whether nothing has been done for it yet."""
+        closing = self._all.get(what)
+        return closing is not None and not closing.begun
+
+    def close_at_once(self) -> list[Closable]:
+        """Begin with everything that waits, in as many threads as that takes; what is not closed yet."""
+        with self._lock:
+            self._limit = math.inf
+            for _ in range(len(self._waiting)):
+                self._start_thread()
+            return list(self._all)
+
+    def join(self, deadline: float) -> None:
+        """Wait until all is closed, or until then (monotonic)."""
+        for thread in list(self._threads):
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _start_thread(self) -> None:
+        if len(self._threads) >= self._limit:
+            return
+        thread = threading.Thread(target=self._run, name=f"webrtc closing {next(self._numbers)}", daemon=True)
+        self._threads.add(thread)
+        try:
+            thread.start()
+        except RuntimeError as error:  # there are too many in the process, or on the machine
+            self._threads.discard(thread)
+            logger.warning("no thread can be started that closes a connection, so it waits: %s", error)
+
+    def _run(self) -> None:
+        while (closing := self._take()) is not None:
+            closed = self._attempt(closing)
+            if not closed and closing.attempts < CLOSE_ATTEMPTS:
+                with self._lock:
+                    self._waiting.append(closing)
+                continue
+            try:
+                closing.what.let_go()
+            except Exception:
+                logger.exception("%s failed", closing.name)
+            with self._lock:
+                self._all.pop(closing.what, None)
+            try:
+                closing.done(closed)
+            except Exception:
+                logger.exception("who waited for %s could not be told", closing.name)
+
+    def _take(self) -> Closing | None:
+        """The next one; the thread ends where there is none."""
+        with self._lock:
+            if self._waiting:
+                return self._waiting.popleft()
+            self._threads.discard(threading.current_thread())
+            return None
+
+    def _attempt(self, closing: Closing) -> bool:
+        closing.begun = True
+        closing.attempts += 1
+        try:
+            return closing.what.close()
+        except Exception:
+            logger.exception("%s failed", closing.name)
+            return False
+
+
+_open: set[Natives] = set()
+"""Those that nobody has asked to close. The library ends the process with SIGABRT when it ends with one of them."""
+
+closer = Closer(CLOSING_THREADS)
+"""The one of this process: connections are still being closed when their engine is gone."""
 
 _leaving: set[Held[Any]] = set()
 """To be dropped when the library has let go of their callbacks."""
@@ -236,7 +356,7 @@ def drop_released() -> None:
 
 def is_closing() -> bool:
     """Whether connections are being closed, in threads that end the process with SIGABRT if they outlive the interpreter."""
-    return bool(_closing)
+    return len(closer) > 0
 
 
 def _end() -> None:
@@ -244,14 +364,13 @@ def _end() -> None:
 
     A thread of the library that calls us when the interpreter has ended takes the process with it (SIGABRT).
     """
-    deadline = time.monotonic() + (ABANDONED_TIMEOUT if _open else EXIT_TIMEOUT)
+    deadline = time.monotonic() + (ABANDONED_TIMEOUT if _open or closer.waiting else EXIT_TIMEOUT)
     for natives in list(_open):
-        natives.close_in_thread("webrtc closing")
-    closing = list(_closing.items())
-    for natives, _ in closing:
-        natives.silence()
-    for _, thread in closing:
-        thread.join(max(0.0, deadline - time.monotonic()))
+        natives.close_in_thread("closing what nobody closed")
+    for each in closer.close_at_once():
+        if isinstance(each, Natives):
+            each.silence()
+    closer.join(deadline)
     drop_released()
     while _leaving and time.monotonic() < deadline:
         time.sleep(RELEASE_INTERVAL)

@@ -10,6 +10,7 @@ import asyncio
 import atexit
 import contextlib
 import functools
+import itertools
 import json
 import os
 import signal
@@ -35,24 +36,38 @@ EARLY = ("PYTHON", "LD_", "MALLOC_", "SSL_")
 class Child:
     """A forked process, with what the tests use of `asyncio.subprocess.Process`."""
 
-    stdin: asyncio.WriteTransport
     stdout: asyncio.StreamReader
 
     def __init__(self, pid: int) -> None:
+        self.stdin: asyncio.WriteTransport | None = None
         self.pid = pid
         self.returncode: int | None = None
         self._dead = asyncio.Event()
 
     async def connect(self, stdin: IO[bytes], stdout: IO[bytes]) -> None:
-        """Take our ends of its standard input and output."""
+        """Take our ends of its standard input and output. If that is interrupted, they are closed, and the process ended."""
         loop = asyncio.get_running_loop()
-        self.stdin, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, stdin)
-        self.stdout = asyncio.StreamReader()
-        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(self.stdout), stdout)
+        try:
+            self.stdin, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, stdin)
+            self.stdout = asyncio.StreamReader()
+            await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(self.stdout), stdout)
+        except BaseException:
+            self.abandon()
+            stdin.close()
+            stdout.close()
+            raise
+
+    def abandon(self) -> None:
+        """Nobody wants it: end it."""
+        if self.stdin is not None:
+            self.stdin.close()
+        with contextlib.suppress(ProcessLookupError):
+            self.kill()
 
     def die(self, code: int) -> None:
         self.returncode = code
-        self.stdin.close()
+        if self.stdin is not None:
+            self.stdin.close()
         self._dead.set()
 
     async def wait(self) -> int:
@@ -74,13 +89,29 @@ class Nursery:
 
     def __init__(self) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._socket.settimeout(PATIENCE)
+        self.patience = PATIENCE
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, str(PROGRAMS / "nursery.py")], cwd=ROOT, env={**os.environ, **QUICK}, stdin=theirs
             )
-        self._children: dict[int, Child] = {}
+        self.children: dict[int, Child] = {}
         self._attending = 0
+        self._numbers = itertools.count(1)
+        self._awaited: int | None = None
+        """The number of the birth that somebody waits for."""
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def patience(self) -> float | None:
+        """Seconds that a birth may take."""
+        return self._socket.gettimeout()
+
+    @patience.setter
+    def patience(self, value: float) -> None:
+        self._socket.settimeout(value)
 
     def close(self) -> None:
         self._socket.close()
@@ -88,17 +119,32 @@ class Nursery:
 
     async def bear(self, arguments: list[str], env: Mapping[str, str], log: IO[bytes]) -> Child:
         """A process with these arguments, whole environment and standard error; see `can_be_born`."""
-        theirs, stdin = os.pipe()
-        stdout, theirs_too = os.pipe()
-        request = json.dumps({"arguments": arguments[1:], "env": dict(env)}).encode()
-        socket.send_fds(self._socket, [request], [theirs, theirs_too, log.fileno()])
-        os.close(theirs)
-        os.close(theirs_too)
-        child = None
-        while child is None:
-            child = self._hear()
-        await child.connect(os.fdopen(stdin, "wb", 0), os.fdopen(stdout, "rb", 0))
+        theirs, ours = os.pipe()
+        ours_too, theirs_too = os.pipe()
+        stdin, stdout = os.fdopen(ours, "wb", 0), os.fdopen(ours_too, "rb", 0)
+        try:
+            child = self._bear(arguments[1:], env, [theirs, theirs_too, log.fileno()])
+        except BaseException:
+            stdin.close()
+            stdout.close()
+            raise
+        finally:
+            os.close(theirs)
+            os.close(theirs_too)
+        await child.connect(stdin, stdout)
         return child
+
+    def _bear(self, arguments: list[str], env: Mapping[str, str], descriptors: list[int]) -> Child:
+        self._awaited = number = next(self._numbers)
+        request = json.dumps({"number": number, "arguments": arguments, "env": dict(env)}).encode()
+        try:
+            socket.send_fds(self._socket, [request], descriptors)
+            child = None
+            while child is None:
+                child = self._hear()
+            return child
+        finally:
+            self._awaited = None
 
     @contextlib.contextmanager
     def attended(self) -> Iterator[None]:
@@ -118,14 +164,18 @@ class Nursery:
             self._hear(socket.MSG_DONTWAIT)
 
     def _hear(self, flags: int = 0) -> Child | None:
-        """The next packet; the child, if it tells of a birth."""
+        """The next packet; the child, if it tells of the birth that is awaited. Who waited for another was interrupted."""
         packet = self._socket.recv(1024, flags)
         assert packet, "the nursery has ended"
-        word, pid, *code = packet.split()
-        if word == b"born":
-            child = self._children[int(pid)] = Child(int(pid))
+        word, *numbers = packet.split()
+        pid, number = map(int, numbers)
+        if word == b"dead":
+            self.children.pop(pid).die(number)
+            return None
+        child = self.children[pid] = Child(pid)
+        if number == self._awaited:
             return child
-        self._children.pop(int(pid)).die(int(code[0]))
+        child.abandon()
         return None
 
 

@@ -25,6 +25,9 @@ AHEAD_MESSAGES = 1_024
 AHEAD_BYTES = 4 * 1024 * 1024
 """What the library keeps under way; more would wait in this process."""
 
+BATCH_BYTES = 16 * 1024
+"""Bytes of the messages that one call sends; one message at least."""
+
 PATIENCE = 120.0
 """Seconds for everything to arrive."""
 
@@ -40,6 +43,7 @@ class Stream:
         self._interval = interval
         self._pad = bytes(size - HEAD.size)
         self._ahead = max(2, min(AHEAD_MESSAGES, AHEAD_BYTES // size) // share)
+        self._batch = max(1, min(self._ahead // 8, BATCH_BYTES // size))
         self._ack_every = max(1, self._ahead // 4)
         self.sent = 0
         self.accepting: list[float] = []
@@ -53,16 +57,17 @@ class Stream:
             await self._send_slowly(window)
         else:
             numbers = itertools.count(1)
-            await asyncio.gather(*(self._send_fast(window, numbers) for _ in range(self._ahead)))
+            await asyncio.gather(*(self._send_fast(window, numbers) for _ in range(self._ahead // self._batch)))
         await self._channel.flush()
 
     async def _send_fast(self, window: Window, numbers: itertools.count[int]) -> None:
-        send, pad, end = self._channel.send, self._pad, window.end
+        send, pack, pad, end = self._channel.send_many, HEAD.pack, self._pad, window.end
         now = 0.0
         while now < end:
             now = time.monotonic()
-            self.sent = next(numbers)
-            await send(HEAD.pack(self.sent, now) + pad)
+            batch = list(itertools.islice(numbers, self._batch))
+            self.sent = batch[-1]
+            await send([pack(number, now) + pad for number in batch])
 
     async def _send_slowly(self, window: Window) -> None:
         due = time.monotonic()
@@ -80,29 +85,32 @@ class Stream:
         last = self.sent + count
 
         async def send_some() -> None:
-            while (number := next(numbers)) <= last:
-                await self._channel.send(HEAD.pack(number, 0.0) + self._pad)
+            while batch := [number for number in itertools.islice(numbers, self._batch) if number <= last]:
+                await self._channel.send_many([HEAD.pack(number, 0.0) + self._pad for number in batch])
 
         begun = time.monotonic()
-        await asyncio.gather(*(send_some() for _ in range(min(count, self._ahead))))
+        await asyncio.gather(*(send_some() for _ in range(self._ahead // self._batch)))
         self.sent = last
         return time.monotonic() - begun
 
     async def receive_forever(self) -> None:
         arrivals, unpack, unacknowledged = self.arrivals, HEAD.unpack_from, 0
-        async for message in self._channel:
-            data = message.data
-            number, sent_at = unpack(data)  # type: ignore[arg-type]
-            if number != arrivals.messages + 1:
-                raise AssertionError(f"{self._channel.label}: message {number} after {arrivals.messages}")
+        most = 1 if self._interval else self._ack_every
+        while True:
+            received = await self._channel.receive_many(most)
             if not arrivals.messages:
                 self._used_before = [cpu_seconds(pid) for pid in self._watched]
-            arrivals.note(len(data))
-            if self._interval:
-                arrivals.note_delay(sent_at)
-            unacknowledged += 1
+            for message in received:
+                data = message.data
+                number, sent_at = unpack(data)  # type: ignore[arg-type]
+                if number != arrivals.messages + 1:
+                    raise AssertionError(f"{self._channel.label}: message {number} after {arrivals.messages}")
+                arrivals.note(len(data))
+                if self._interval:
+                    arrivals.note_delay(sent_at)
+            unacknowledged += len(received)
             if self._interval or unacknowledged >= self._ack_every:
-                await message.ack()
+                await received[-1].ack()
                 unacknowledged = 0
 
     def used(self) -> list[float]:

@@ -15,7 +15,7 @@ from tests.jury.trial import CONNECTING, SERVICE, Trial
 DAEMON = Path(__file__).with_name("recorded_daemon.py")
 MACHINES = (SERVICE, CONNECTING)
 
-CHECKPOINTS = {"RECORDED_PASSIVE": "60000", "RECORDED_TRUNCATING": "250000"}
+CHECKPOINTS = {"RECORDED_IDLE": "60000", "RECORDED_RESERVED": "100000", "RECORDED_TRUNCATING": "250000"}
 """Bytes of the log after which it is checkpointed, and cut: so that a short run sees both."""
 
 

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path.cwd()))  # as with -m: the source that is to be run 
 
 from rondevud import failpoints
 from rondevud.main import main
-from rondevud.store import sqlite
+from rondevud.store import sqlite, upkeep
 
 ACKNOWLEDGEMENT = 11
 
@@ -35,6 +35,7 @@ def mark(place: str, data: bytes | str) -> None:
 
 
 failpoints.hit_frame = mark
-sqlite.PASSIVE_CHECKPOINT = int(os.environ.get("RECORDED_PASSIVE", sqlite.PASSIVE_CHECKPOINT))
+sqlite.IDLE_CHECKPOINT = int(os.environ.get("RECORDED_IDLE", sqlite.IDLE_CHECKPOINT))
+upkeep.RESERVED = int(os.environ.get("RECORDED_RESERVED", upkeep.RESERVED))
 sqlite.TRUNCATING_CHECKPOINT = int(os.environ.get("RECORDED_TRUNCATING", sqlite.TRUNCATING_CHECKPOINT))
 main()

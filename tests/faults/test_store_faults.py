@@ -213,9 +213,12 @@ async def test_what_is_held_is_delivered_while_nothing_can_be_written(tmp_path, 
             await until_well(near)
             async with asyncio.timeout(PATIENCE):
                 assert await channel.send("n 0 ")
+                rest = [(await anext(other)).data]
+                while rest[-1] != "n 0 ":
+                    rest.append((await anext(other)).data)
                 await channel.flush()
             assert await first == code
-            assert (await other.receive(PATIENCE)).data == "n 0 "
+            assert set(rest[:-1]) <= {"no room"}, "what went into the room that the log had already"
         assert len(errors(stage, CONNECTING)) == 1, errors(stage, CONNECTING)
         assert not errors(stage, SERVICE)
 

@@ -34,6 +34,7 @@ STATUS = {
     "connected": "connected",
     "clients": "clients",
     "tasks": "tasks",
+    "closing": "engine_closing",
     "store": "store_ok",
     "store_bytes": "store_bytes",
     "max_store_bytes": "store_limit_bytes",

@@ -22,6 +22,7 @@ PLACES = {
     "engine": (
         "transport/aiortc.py",
         "transport/aiortc_channel.py",
+        "transport/libdatachannel.py",
         "transport/libdatachannel_connection.py",
         "transport/libdatachannel_channel.py",
     ),

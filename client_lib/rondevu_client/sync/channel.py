@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Iterable, Iterator
 
 from rondevu_client import channel as aio
 from rondevu_client import inbox as aio_inbox
@@ -61,8 +61,8 @@ class Channel(EmitterFacade):
     def __init__(self, background: Background, inner: aio.Channel) -> None:
         super().__init__(background)
         self._inner = self._emitter = inner
-        self._unseen: dict[threading.Thread, aio_inbox.Message | None] = {}
-        """What was fetched for a thread whose wait was interrupted before it had it; None is the end."""
+        self._unseen: dict[threading.Thread, list[aio_inbox.Message]] = {}
+        """What was fetched for a thread whose wait was interrupted before it had it; nothing is the end."""
 
     # --- sending -----------------------------------------------------------------------------------------------
 
@@ -73,6 +73,13 @@ class Channel(EmitterFacade):
         `max_age` (seconds) can only shorten the channel's.
         """
         return self._run(timeout, self._inner.send, data, max_age=max_age)
+
+    def send_many(self, data: Iterable[Payload], *, max_age: float | None = None, timeout: float | None = None) -> int:
+        """Send several in this order; returns the number of the last one once the daemon has stored all.
+
+        Raises as `send` does; of those that the daemon rejects the first one is told when all are decided.
+        """
+        return self._run(timeout, self._inner.send_many, data, max_age=max_age)
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until the peer's store has everything sent so far through this object.
@@ -95,30 +102,43 @@ class Channel(EmitterFacade):
 
         Raises `TimeoutError`, with which nothing is lost, and `Detached` at the end.
         """
-        message = self._next(timeout)
-        if message is None:
+        return self.receive_many(1, timeout)[0]
+
+    def receive_many(self, most: int = 256, timeout: float | None = None) -> list[Message]:
+        """What has come, `most` messages of it; waits for the first one. Asking acknowledges what this thread got before.
+
+        Raises as `receive` does, and `ValueError` for less than one message.
+        """
+        if most < 1:
+            raise ValueError("one message at least")
+        messages = self._next(timeout, most)
+        if not messages:
             raise Detached(self.end_reason or "detached")
-        return message
+        return messages
 
     def __iter__(self) -> Iterator[Message]:
         return self
 
     def __next__(self) -> Message:
         """As `receive`. Ends when the channel was closed or detached here; raises `Detached` when it was taken away."""
-        message = self._next(None)
-        if message is None:
+        messages = self._next(None, 1)
+        if not messages:
             raise StopIteration
-        return message
+        return messages[0]
 
-    def _next(self, timeout: float | None) -> Message | None:
+    def _next(self, timeout: float | None, most: int) -> list[Message]:
+        """`most` messages; none at the end."""
         thread = threading.current_thread()
-        self._run(timeout, self._fetch, thread)
-        message = self._unseen.pop(thread)
-        return None if message is None else Message(self._background, message)
+        self._run(timeout, self._fetch, thread, most)
+        fetched = self._unseen.pop(thread)
+        if fetched[most:]:
+            self._unseen[thread] = fetched[most:]
+        return [Message(self._background, message) for message in fetched[:most]]
 
-    async def _fetch(self, thread: threading.Thread) -> None:
+    async def _fetch(self, thread: threading.Thread, most: int) -> None:
         if thread not in self._unseen:
-            self._unseen[thread] = await self._inner._take_next(thread)
+            first = await self._inner._take_next(thread)
+            self._unseen[thread] = [] if first is None else [first, *self._inner._inbox.take_messages(most - 1)]
 
     # --- state -------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from typing import Any, Self, TypeVar, Unpack
 from rondevu_client import client as aio
 from rondevu_client.attaching import AttachParameters
 from rondevu_client.errors import ConnectionLost
+from rondevu_client.sockets import REQUEST_TIMEOUT
 from rondevu_client.sync.background import Background, ListenerThread
 from rondevu_client.sync.channel import Channel
 from rondevu_client.sync.connection import Connection
@@ -43,7 +44,7 @@ class Daemon(EmitterFacade, Requests):
         reconnect: bool = True,
         *,
         client: str | None = None,
-        request_timeout: float = aio.REQUEST_TIMEOUT,
+        request_timeout: float = REQUEST_TIMEOUT,
         hello_timeout: float | None = None,
         handler_threads: int = HANDLER_THREADS,
     ) -> None:

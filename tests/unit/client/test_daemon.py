@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from rondevu_client import Channel, Connection, Daemon, RequestRefused, Service
+from rondevu_client import Channel, Connection, Daemon, Detached, MessageRejected, RequestRefused, Service
 from rondevu_client import channel as channels
 from rondevu_client import client as client_module
 from rondevu_client.stream import EventStream
@@ -84,6 +84,13 @@ def refuse(monkeypatch, owner, name, *errors):
     return left
 
 
+async def until_come(channel, count):
+    """Wait until so many messages and gaps have come that nobody took."""
+    async with asyncio.timeout(PATIENCE):
+        while len(channel._inbox) < count:
+            await channel._change()
+
+
 # --- receiving -------------------------------------------------------------------------------------------------------
 
 
@@ -117,6 +124,67 @@ async def test_what_a_task_had_that_has_ended_is_acknowledged_by_the_next_who_as
     assert (await asyncio.create_task(channel.receive(PATIENCE))).data == "a"
     assert (await asyncio.create_task(channel.receive(PATIENCE))).data == "b"
     await place.until(lambda: place.inbox() == ["b"])
+
+
+async def test_what_was_received_together_is_acknowledged_by_asking_for_more(place, channel):
+    place.channel.deliver("a", "b", "c", "d")
+    received = await channel.receive_many(3, PATIENCE)
+    while len(received) < 3:
+        received += await channel.receive_many(3 - len(received), PATIENCE)
+    assert [message.data for message in received] == ["a", "b", "c"]
+    assert (await channel.receive(PATIENCE)).data == "d"
+    await place.until(lambda: place.inbox() == ["d"])
+    place.channel.deliver("e")
+    assert [message.data for message in await channel.receive_many(timeout=PATIENCE)] == ["e"]
+
+
+async def test_what_one_task_received_together_is_not_acknowledged_by_another(place, channel):
+    place.channel.deliver("a", "b", "c")
+    await until_come(channel, 3)
+    assert [message.data for message in await channel.receive_many(2)] == ["a", "b"]
+    other = asyncio.create_task(channel.receive_many(2))
+    assert [message.data for message in await other] == ["c"]
+    place.channel.deliver("d")
+    assert [message.data for message in await asyncio.create_task(channel.receive_many(1, PATIENCE))] == ["d"]
+    await channel._daemon.call("ping")
+    assert place.inbox() == ["a", "b", "c", "d"]
+
+
+async def test_a_gap_ends_what_is_received_together(place, channel):
+    gaps = []
+    channel.on("gap", gaps.append)
+    place.channel.deliver("a", "b")
+    place.channel.deliver("", gap={"first": 3, "next": 8, "count": 5, "reason": "expired"})
+    place.channel.deliver("c")
+    await until_come(channel, 4)
+    assert [message.data for message in await channel.receive_many()] == ["a", "b"]
+    assert gaps == []
+    assert [message.data for message in await channel.receive_many()] == ["c"]
+    assert [gap["count"] for gap in gaps] == [5]
+
+
+async def test_receiving_together_waits_for_one_message_and_not_for_more(place, channel):
+    with pytest.raises(TimeoutError):
+        await channel.receive_many(10, timeout=0.01)
+    with pytest.raises(ValueError, match="at least"):
+        await channel.receive_many(0)
+    place.channel.deliver("a")
+    assert [message.data for message in await channel.receive_many(10, PATIENCE)] == ["a"]
+    await channel.detach()
+    with pytest.raises(Detached):
+        await channel.receive_many(10, PATIENCE)
+
+
+async def test_what_is_sent_together_is_stored_together_and_in_order(place, channel):
+    assert await channel.send_many([]) == 0
+    first, second = await asyncio.gather(channel.send_many(["a", b"b"]), channel.send_many(iter(["c", "ü"])))
+    assert (first, second) == (2, 4)
+    assert [payload for _, payload, _ in place.channel.stored.outbox] == ["a", b"b", "c", "ü"]
+    with pytest.raises(TypeError, match="int"):
+        await channel.send_many(["d", 5])
+    with pytest.raises(MessageRejected, match="max_message"):
+        await channel.send_many(["d", "x" * (channel.max_message + 1)])
+    assert await channel.send_many(["e"]) == await channel.send_many([]) == 5
 
 
 async def test_a_listener_does_not_acknowledge_what_a_task_works_on(place, channel):

@@ -18,7 +18,7 @@ async def outbox():
 
 
 def put(outbox, data, size=1, max_age=None):
-    entry = Entry(data, size, max_age, asyncio.get_running_loop().create_future())
+    entry = Entry([data], [size], max_age, asyncio.get_running_loop().create_future())
     outbox.put(entry)
     return entry.future
 
@@ -35,6 +35,100 @@ async def test_a_frame_has_bounds(outbox):
         put(outbox, "x")
     put(outbox, "big", size=100_000)
     assert [len(frame.payloads) for frame in outbox.take()] == [FRAME_MESSAGES, 1, 1]
+
+
+def put_many(outbox, payloads, size=1, max_age=None):
+    entry = Entry(list(payloads), [size] * len(payloads), max_age, asyncio.get_running_loop().create_future())
+    outbox.put(entry)
+    return entry.future
+
+
+async def test_what_is_sent_together_has_one_outcome_the_number_of_its_last_message(outbox):
+    before, batch, after = put(outbox, "a"), put_many(outbox, "bcd"), put(outbox, "e")
+    assert outbox.take() == [(1, ["a", "b", "c", "d", "e"], None)]
+    outbox.accept(3)
+    assert (before.done(), batch.done(), after.done(), outbox.undecided) == (True, False, False, 2)
+    outbox.accept(5)
+    assert (before.result(), batch.result(), after.result(), outbox.undecided) == (1, 4, 5, 0)
+    assert outbox.unacknowledged == 5
+
+
+async def test_a_batch_goes_in_as_many_frames_as_it_needs(outbox):
+    put_many(outbox, "x" * (FRAME_MESSAGES + 2))
+    put_many(outbox, "yz", size=60_000)
+    assert [(frame.seq, len(frame.payloads)) for frame in outbox.take()] == [(1, 256), (257, 3), (260, 1)]
+
+
+async def test_a_batch_larger_than_the_window_goes_in_parts(outbox):
+    batch = put_many(outbox, "x" * 1500)
+    assert sum(len(frame.payloads) for frame in outbox.take()) == 1024
+    assert (outbox.take(), outbox.undecided, outbox.undecided_bytes) == ([], 1500, 1500)
+    outbox.accept(10)
+    assert outbox.take() == [(1025, ["x"] * 10, None)]
+    outbox.accept(1034)
+    assert [frame.seq for frame in outbox.take()] == [1035, 1291]
+    assert not batch.done()
+    outbox.accept(1500)
+    assert (batch.result(), outbox.undecided, outbox.undecided_bytes) == (1500, 0, 0)
+
+
+async def test_bytes_fill_the_window_too_and_one_message_always_fits(outbox):
+    batch = put_many(outbox, "abc", size=3 * 1024 * 1024)
+    assert outbox.take() == [(1, ["a"], None)]
+    outbox.accept(1)
+    assert outbox.take() == [(2, ["b"], None)]
+    outbox.accept(2)
+    assert outbox.take() == [(3, ["c"], None)]
+    outbox.accept(3)
+    assert batch.result() == 3
+    put(outbox, "huge", size=64 * 1024 * 1024)
+    assert outbox.take() == [(4, ["huge"], None)]
+
+
+async def test_the_first_refusal_within_a_batch_is_told_when_all_of_it_is_decided(outbox):
+    batch = put_many(outbox, "abcde")
+    outbox.take()
+    outbox.reject(4, "queue_full", "no room for it")
+    outbox.reject(2, "too_large", "")
+    outbox.accept(3)
+    assert not batch.done()
+    assert outbox.undecided == 1
+    outbox.accept(5)
+    with pytest.raises(MessageRejected) as caught:
+        batch.result()
+    assert (caught.value.seq, caught.value.code) == (4, "queue_full")
+    assert outbox.unacknowledged == 3
+
+
+async def test_of_a_batch_only_what_is_not_decided_is_sent_again(outbox):
+    batch = put_many(outbox, "abcdef")
+    outbox.take()
+    outbox.accept(2)
+    assert outbox.begin(4, {3: "queue_full"}, 0, 0, 1024) == [(5, ["e", "f"], None)]
+    outbox.accept(6)
+    with pytest.raises(MessageRejected):
+        batch.result()
+
+
+async def test_a_batch_whose_sender_has_gone_ends_where_it_was(outbox):
+    batch = put_many(outbox, "x" * 1100)
+    outbox.take()
+    batch.cancel()
+    after = put(outbox, "after")
+    outbox.accept(1024)
+    assert outbox.take() == [(1025, ["after"], None)]
+    outbox.accept(1025)
+    assert after.result() == 1025
+
+
+async def test_a_batch_fails_once_with_what_is_left_of_it(outbox):
+    batch = put_many(outbox, "x" * 1100)
+    outbox.take()
+    outbox.fail(Detached("closed"))
+    with pytest.raises(Detached):
+        batch.result()
+    assert (outbox.undecided, outbox.undecided_bytes) == (0, 0)
+    assert not outbox.is_decided(1)
 
 
 async def test_what_the_daemon_decided_meanwhile_is_not_sent_again(outbox):

@@ -10,18 +10,19 @@ from rondevu_client.sockets import SYSTEM_SOCKET, describe_problem, describe_una
 
 
 def test_a_socket_that_is_given_is_the_only_one_tried():
-    assert socket_candidates("/x/y", {"RONDEVU_SOCKET": "/z"}) == [Path("/x/y")]
+    assert socket_candidates("/x/y", {"RONDEVU_SOCKET": "/z"}) == ["/x/y"]
+    assert socket_candidates(Path("/x/y"), {}) == ["/x/y"]
 
 
 def test_the_environment_comes_before_the_user_and_the_user_before_the_system():
     environ = {"RONDEVU_SOCKET": "/env.sock", "XDG_RUNTIME_DIR": "/run/user/5"}
-    assert socket_candidates(None, environ) == [Path("/env.sock"), Path("/run/user/5/rondevud.sock"), SYSTEM_SOCKET]
+    assert socket_candidates(None, environ) == ["/env.sock", "/run/user/5/rondevud.sock", SYSTEM_SOCKET]
     assert socket_candidates(None, {"RONDEVU_SOCKET": "", "XDG_RUNTIME_DIR": ""}) == [SYSTEM_SOCKET]
 
 
 def test_who_may_not_open_a_socket_is_told_who_may_and_not_to_start_the_daemon():
     told = describe_unavailable(
-        [(Path("/a"), describe_problem(FileNotFoundError())), (Path("/b"), describe_problem(PermissionError()))]
+        [("/a", describe_problem(FileNotFoundError())), ("/b", describe_problem(PermissionError()))]
     )
     assert "/b: you may not open it" in told
     assert "usermod -aG" in told
@@ -29,7 +30,7 @@ def test_who_may_not_open_a_socket_is_told_who_may_and_not_to_start_the_daemon()
 
 
 def test_who_finds_nobody_is_told_how_to_start_the_daemon():
-    told = describe_unavailable([(Path("/a"), describe_problem(ConnectionRefusedError()))])
+    told = describe_unavailable([("/a", describe_problem(ConnectionRefusedError()))])
     assert "systemctl start rondevud" in told
     assert "usermod" not in told
 

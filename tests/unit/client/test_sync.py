@@ -232,6 +232,32 @@ def test_a_message_that_came_as_the_wait_was_interrupted_is_the_next_one(place, 
     assert [channel.receive(PATIENCE).data, channel.receive(PATIENCE).data] == ["one", "two"]
 
 
+def test_many_messages_go_and_come_in_one_call(place, channel, monkeypatch):
+    assert channel.send_many(["a", b"b"]) == 2
+    place.deliver("one", "two", "three", "four")
+
+    async def come(count):
+        while len(channel._inner._inbox) < count:
+            await channel._inner._change()
+
+    channel._background.run(PATIENCE, come, 4)
+    assert [message.data for message in channel.receive_many(2, PATIENCE)] == ["one", "two"]
+    run = channel._background.run
+
+    def run_and_interrupt(*args):
+        run(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(channel._background, "run", run_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        channel.receive_many()
+    monkeypatch.undo()
+    assert place.inbox() == ["three", "four"]
+    assert [channel.receive(PATIENCE).data, channel.receive(PATIENCE).data] == ["three", "four"]
+    with pytest.raises(ValueError, match="at least"):
+        channel.receive_many(0)
+
+
 def test_ctrl_c_interrupts_a_wait_without_end(place, channel):
     if threading.current_thread() is not threading.main_thread():
         pytest.skip("signals come to the main thread")

@@ -14,10 +14,11 @@ import sys
 
 import pytest
 
+from rondevu_client.protocol import encode_response
 from rondevud.ctl import queue
 from rondevud.errors import RequestError
 from rondevud.ipc.server import Server
-from tests.unit.ctl.conftest import run
+from tests.unit.ctl.conftest import run, start
 
 
 async def test_rows_are_columns_with_a_heading_when_nobody_looks(ctl):
@@ -268,6 +269,65 @@ async def test_who_waits_for_a_daemon_that_is_being_started_is_told_and_answered
         await server.stop()
     assert process.returncode == 0
     assert b"alice-chat" in out
+
+
+@pytest.fixture
+def hears(path):
+    """A daemon that says something when it has heard the hello, and then hangs up unless that is nothing."""
+    servers = []
+
+    async def begin(answer):
+        heard = asyncio.Event()
+
+        async def hear(reader, writer):
+            await reader.read(1000)
+            heard.set()
+            if answer:
+                writer.write(answer)
+                await writer.drain()
+            else:
+                await reader.read()
+            writer.close()
+
+        servers.append(await asyncio.start_unix_server(hear, path))
+        return heard
+
+    yield begin
+    for server in servers:
+        server.close()
+
+
+async def test_who_waits_for_a_daemon_may_interrupt_it(path, hears):
+    heard = await hears(b"")
+    process = await start(path, "status")
+    await heard.wait()
+    process.send_signal(signal.SIGINT)
+    assert await process.communicate() == (b"", b"")
+    assert process.returncode == 130
+
+
+async def test_something_else_at_the_socket_is_named_and_no_daemon(path, hears):
+    await hears(b"SSH-2.0-OpenSSH_9.2\r\n")
+    done = await run(path, "status")
+    assert (done.code, done.out) == (3, "")
+    assert f"{path}: the daemon's socket is closed: the daemon broke the protocol: a frame is an array" in done.err
+    assert "Traceback" not in done.err
+
+
+async def test_a_daemon_that_breaks_off_is_exit_code_3(path, hears):
+    await hears(encode_response(1, {"version": "0.1.0", "instance": "i"}))
+    done = await run(path, "status")
+    assert (done.code, done.out) == (3, "")
+    assert done.err.startswith("rondevuctl: the daemon's socket is closed")
+
+
+async def test_an_answer_for_which_no_reader_is_left_is_no_error(begin):
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = await begin("connections", stdout=writing)
+    os.close(writing)
+    assert await process.wait() == 0
+    assert await process.stderr.read() == b""
 
 
 async def test_a_reload_says_what_it_changed(ctl):

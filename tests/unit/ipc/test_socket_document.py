@@ -36,7 +36,7 @@ REFUSED = [vector for vector in VECTORS if vector["part"] == "refused"]
 SOURCES = sorted(
     path
     for path in (DOCS.parent / "rondevud").rglob("*.py")
-    if not {"rendezvous", "signalling", "transport", "store", "ctl"} & set(path.parts)
+    if not {"rendezvous", "signalling", "transport", "store", "ctl"} & set(path.relative_to(DOCS.parent).parts)
 )
 
 

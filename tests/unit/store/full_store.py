@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from unittest import mock
 
 from rondevud.errors import StoreError
 from rondevud.records import (
@@ -49,6 +50,7 @@ from rondevud.records import (
     SessionRecord,
     Sessions,
 )
+from rondevud.store import upkeep
 from rondevud.store.sqlite import SqliteStore
 from tests.unit.store.kit import NOW, later
 from tests.unit.store.pages import Row
@@ -100,6 +102,11 @@ def payload(random: Random, number: int) -> Payload:
 
 async def make(path: Path, *, log: bool) -> Content:
     """Write the store. With `log` it is left as a killed daemon leaves it: half in the database, half in its -wal."""
+    with mock.patch.object(upkeep, "RESERVED", 0):  # zeros behind the log would be most of its bytes
+        return await _make(path, log=log)
+
+
+async def _make(path: Path, *, log: bool) -> Content:
     random = Random(7)
     store = await SqliteStore.open(path)
     for number in range(SESSIONS):

@@ -82,7 +82,7 @@ class Traffic:
 @pytest.fixture
 async def copies(tmp_path, monkeypatch) -> list[Copy]:
     """Of a store whose log is checkpointed and begins anew now and then."""
-    monkeypatch.setattr(sqlite, "PASSIVE_CHECKPOINT", 60_000)
+    monkeypatch.setattr(sqlite, "IDLE_CHECKPOINT", 60_000)
     drawn = random.Random(20)
     path = tmp_path / "origin.sqlite3"
     log = path.with_name(f"{path.name}-wal")

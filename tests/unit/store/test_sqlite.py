@@ -617,7 +617,7 @@ async def test_rows_of_deleted_channels_are_removed_in_slices(path, opened, hook
 
 
 async def test_a_long_log_is_checkpointed_when_nothing_is_queued(opened, hooked, monkeypatch):
-    monkeypatch.setattr(sqlite, "PASSIVE_CHECKPOINT", 100_000)
+    monkeypatch.setattr(sqlite, "IDLE_CHECKPOINT", 100_000)
     monkeypatch.setattr(sqlite, "TRUNCATING_CHECKPOINT", 400_000)
     store = await opened(factory=hooked)
     channel = await fill(store, b"m" * 200_000)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import queue
 import subprocess
 import sys
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from rondevud.errors import ConfigError, TransportError
 from rondevud.transport import choice, libdatachannel_connection, libdatachannel_threads
 from rondevud.transport.base import ConnectionState, IceServer
 from rondevud.transport.libdatachannel import LibdatachannelEngine
-from rondevud.transport.libdatachannel_threads import Inbox
+from rondevud.transport.libdatachannel_threads import CLOSE_ATTEMPTS, Closer, Inbox
 from tests.engines import HAS_WHEELS
 
 PATIENCE = 60.0
@@ -272,6 +274,121 @@ def test_two_connections_meet_on_a_machine_without_a_network(tmp_path):
     assert done.stdout.strip() == "127.0.0.1", done.stderr
 
 
+class Door:
+    """What takes as long to close as the test wants."""
+
+    def __init__(self, number: int, began: queue.SimpleQueue[int]) -> None:
+        self.number = number
+        self.may_end = threading.Event()
+        self.outcomes: list[bool | Exception] = []
+        """Of the next attempts; then it closes."""
+        self.gone = threading.Event()
+        self._began = began
+
+    def close(self) -> bool:
+        self._began.put(self.number)
+        assert self.may_end.wait(PATIENCE)
+        outcome = self.outcomes.pop(0) if self.outcomes else True
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def let_go(self) -> None:
+        self.gone.set()
+
+
+class TestCloser:
+    @pytest.fixture
+    def began(self):
+        return queue.SimpleQueue()
+
+    @pytest.fixture
+    def doors(self, began):
+        made = [Door(number, began) for number in range(5)]
+        yield made
+        for door in made:
+            door.may_end.set()
+
+    def test_what_comes_when_all_threads_are_taken_waits_its_turn(self, began, doors):
+        closer, told = Closer(2), queue.SimpleQueue()
+        before = threading.active_count()
+        for door in doors:
+            closer.close(door, "closing", lambda closed, door=door: told.put((door.number, closed)))
+        assert {began.get(timeout=PATIENCE), began.get(timeout=PATIENCE)} == {0, 1}
+        assert (len(closer), closer.waiting, threading.active_count()) == (5, 3, before + 2)
+        assert [closer.is_waiting(door) for door in doors] == [False, False, True, True, True]
+        for number, following in ((1, 2), (2, 3), (0, 4)):
+            doors[number].may_end.set()
+            assert told.get(timeout=PATIENCE) == (number, True)
+            assert began.get(timeout=PATIENCE) == following
+            assert doors[number].gone.is_set()
+            assert threading.active_count() <= before + 2
+        threads = [each for each in threading.enumerate() if each.name.startswith("webrtc closing")]
+        assert len(threads) == 2
+        for number in (3, 4):
+            doors[number].may_end.set()
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert (len(closer), threading.active_count()) == (0, before)
+        closer.close(doors[0], "closing")
+        assert began.get(timeout=PATIENCE) == 0
+
+    def test_what_cannot_be_closed_goes_behind_the_others_and_is_given_up_in_the_end(self, began, doors):
+        closer, told = Closer(1), queue.SimpleQueue()
+        doors[0].outcomes = [False] * CLOSE_ATTEMPTS
+        for door in doors:
+            closer.close(door, "closing", lambda closed, door=door: told.put((door.number, closed)))
+        for door in doors:
+            door.may_end.set()
+        assert [told.get(timeout=PATIENCE) for _ in doors] == [(1, True), (2, True), (3, True), (4, True), (0, False)]
+        assert [began.get_nowait() for _ in range(began.qsize())] == [0, 1, 2, 3, 4] + [0] * (CLOSE_ATTEMPTS - 1)
+        assert doors[0].gone.is_set()
+
+    def test_one_that_fails_takes_no_thread_with_it(self, began, doors, caplog):
+        closer, told = Closer(1), queue.SimpleQueue()
+        doors[0].outcomes = [ValueError("broken")] * CLOSE_ATTEMPTS
+
+        def fail(closed: bool) -> None:
+            told.put(closed)
+            raise LookupError("nobody there")
+
+        for door in doors:
+            door.may_end.set()
+        for door in doors:
+            closer.close(door, "closing", fail)
+        assert sorted(told.get(timeout=PATIENCE) for _ in doors) == [False, True, True, True, True]
+        closer.join(time.monotonic() + PATIENCE)
+        assert len(closer) == 0
+        assert caplog.text.count("ValueError: broken") == CLOSE_ATTEMPTS
+        assert caplog.text.count("LookupError: nobody there") == len(doors)
+
+    def test_without_a_thread_to_be_had_it_waits_for_the_next_that_is(self, began, doors, monkeypatch, caplog):
+        def refuse(_: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        closer = Closer(2)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            closer.close(doors[0], "closing")
+        assert (closer.waiting, "can't start new thread" in caplog.text) == (1, True)
+        for door in doors[:2]:
+            door.may_end.set()
+        closer.close(doors[1], "closing")
+        assert [began.get(timeout=PATIENCE) for _ in range(2)] == [0, 1]
+
+    def test_at_the_end_everything_that_waits_is_begun_with(self, began, doors):
+        closer = Closer(1)
+        for door in doors:
+            closer.close(door, "closing")
+        assert closer.close_at_once() == doors
+        assert {began.get(timeout=PATIENCE) for _ in doors} == set(range(len(doors)))
+        assert closer.waiting == 0
+        for door in doors:
+            door.may_end.set()
+        closer.join(time.monotonic() + PATIENCE)
+        assert len(closer) == 0
+
+
 # --- the end of the process --------------------------------------------------------------------------------------------
 
 ENDING = """
@@ -449,11 +566,11 @@ async def main(cycles):
         await engine.close()
     assert len(failed) <= cycles // 50, failed
     deadline = time.monotonic() + 60
-    while threads._closing and time.monotonic() < deadline:  # those to a peer that left before it was an association
+    while len(threads.closer) and time.monotonic() < deadline:  # those to a peer that left before it was an association
         await asyncio.sleep(0.1)
     threads.drop_released()
     gc.collect()
-    left = [len(threads._open), len(threads._closing), len(threads._leaving)]
+    left = [len(threads._open), len(threads.closer), len(threads._leaving)]
     natives = sum(type(each).__name__ in ("PeerConnection", "DataChannel") for each in gc.get_objects())
     print(json.dumps([dict(engine.counters), left, natives]))
 
@@ -553,3 +670,112 @@ def test_a_process_ends_with_its_own_code_while_a_connection_to_a_silent_peer_is
     done = run_python("-c", STOPPED_PEER)
     assert (done.returncode, done.stdout) == (0, "True\n1 False\n"), done.stderr
     assert "terminate" not in done.stderr
+
+
+VANISHED = """
+import asyncio, contextlib, json, os, signal, subprocess, sys, threading, time
+from rondevud.errors import TransportError
+from rondevud.transport import libdatachannel as module, libdatachannel_connection, libdatachannel_threads as threads
+from rondevud.transport.libdatachannel import LibdatachannelEngine
+
+ANSWER = '''
+import asyncio, json, sys
+from rondevud.transport.libdatachannel import LibdatachannelEngine
+
+async def main():
+    engine, kept = LibdatachannelEngine(), []
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        connection = engine.create_peer_connection()
+        kept.append(connection)
+        print(json.dumps(await connection.create_answer(json.loads(line))), flush=True)
+
+asyncio.run(main())
+'''
+
+async def link(engine, answer):
+    connection = engine.create_peer_connection()
+    opened = asyncio.Event()
+    connection.create_data_channel("first").on_open = opened.set
+    await connection.accept_answer(await answer(await connection.create_offer()))
+    await asyncio.wait_for(opened.wait(), 60)
+    return connection
+
+def busy():
+    return sum(each.name.startswith("webrtc closing") for each in threading.enumerate())
+
+async def main(count, limit, to_the_end):
+    threads.closer._limit, module.CLOSING_MAX, libdatachannel_connection.CLOSE_TIMEOUT = limit, count, 0.2
+    engine = LibdatachannelEngine()
+    child = subprocess.Popen([sys.executable, "-c", ANSWER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    async def elsewhere(offer):
+        print(json.dumps(offer), file=child.stdin, flush=True)
+        return json.loads(await asyncio.to_thread(child.stdout.readline))
+
+    try:
+        absent = [await link(engine, elsewhere) for _ in range(count)]
+        near = engine.create_peer_connection()
+        near.create_data_channel("here")
+        far, shown, ended = engine.create_peer_connection(), asyncio.Event(), asyncio.Event()
+
+        def show(channel):
+            channel.on_close = ended.set
+            shown.set()
+
+        far.on_data_channel = show
+        await near.accept_answer(await far.create_answer(await near.create_offer()))
+        await asyncio.wait_for(shown.wait(), 60)
+        child.send_signal(signal.SIGSTOP)
+        await asyncio.gather(*(each.close() for each in absent))
+        report = [engine.closing, threads.closer.waiting, busy(), engine.counters["queued_closes"]]
+        try:
+            engine.create_peer_connection()
+        except TransportError as error:
+            report.append(str(error).partition(":")[0])
+        await near.close()
+        await asyncio.wait_for(ended.wait(), 60)
+        report.append(far.state.name)
+        most = 0
+        while to_the_end and engine.closing:
+            most = max(most, busy())
+            await asyncio.sleep(0.05)
+        print(json.dumps([*report, most, dict(engine.counters)]))
+    finally:
+        child.kill()
+        child.wait()
+
+asyncio.run(main(*map(int, sys.argv[1:])))
+"""
+
+
+@needs_library
+@pytest.mark.webrtc
+def test_peers_that_vanish_at_once_take_few_threads_and_the_process_ends_while_others_wait():
+    """At its end the library is still busy with some, and has not begun with others."""
+    done = run_python("-c", VANISHED, "6", "2", "0")
+    assert done.returncode == 0, done.stderr
+    assert "terminate" not in done.stderr
+    *report, counters = json.loads(done.stdout)
+    # The peer that is there has heard of the close of its channel, though that of its connection waits.
+    assert report == [
+        6,
+        4,
+        2,
+        4,
+        "6 connections are still being closed, since their peers do not answer",
+        "CONNECTED",
+        0,
+    ]
+    assert counters == {"queued_closes": 5, "slow_closes": 7, "connections_refused": 1}
+
+
+@needs_library
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+def test_two_hundred_peers_that_vanish_at_once_are_closed_in_the_end():
+    command = [sys.executable, "-c", VANISHED, "200", str(libdatachannel_threads.CLOSING_THREADS), "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    *_, most, counters = json.loads(done.stdout)
+    assert 0 < most <= libdatachannel_threads.CLOSING_THREADS
+    assert "close_errors" not in counters
