@@ -567,7 +567,7 @@ def _place(
 def _runs(items: Sequence[OutItem]) -> Iterator[Sequence[OutItem]]:
     """Messages with consecutive numbers together; removals and closing messages alone."""
     whole: Sequence[Any] = items
-    if set(map(type, items)) == {OutMessage} and whole[-1].payload is not None:
+    if set(map(type, items)) == {OutMessage} and all(item.payload is not None for item in whole):
         numbers = [item.seq for item in whole]
         if numbers == list(range(numbers[0], numbers[0] + len(numbers))):
             yield items
