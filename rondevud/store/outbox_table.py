@@ -18,11 +18,9 @@ from rondevud.store.base import (
     Taken,
     check_closing,
     check_numbers,
-    cut_removal,
     expiry,
     group_removed,
     join_ranges,
-    join_removals,
     producer_ranges,
 )
 from rondevud.store.database import damage
@@ -44,12 +42,11 @@ from rondevud.store.packs import (
 from rondevud.store.packs import contents as contents_of
 from rondevud.store.packs import payloads as payloads_of
 from rondevud.store.packs import sizes as sizes_of
+from rondevud.store.removal_table import RemovalTable
 from rondevud.store.rows import (
     ChannelRows,
     ChannelState,
     ProducerRows,
-    fields_crc,
-    intact,
     is_number,
     message_crc,
     message_intact,
@@ -95,6 +92,7 @@ class OutboxTable:
         self._producers = producers
         self._limits = limits
         self.packs = PackTable(connection, OutPack, self._lose)
+        self._removals = RemovalTable(connection)
         self._lost: dict[int, list[Removed]] = {}
         """By channel what was lost with packs and has not been told in an answer."""
         self._had_by_peer: list[Taken] = []
@@ -131,7 +129,7 @@ class OutboxTable:
         first = channel.record.next
         if floor <= first:
             return False
-        self._add_removal(channel.record.id, Removal(first, floor, Reason.RESTART, 0))
+        self._removals.add(channel.record.id, Removal(first, floor, Reason.RESTART, 0))
         channel.change(next=floor)
         return True
 
@@ -144,11 +142,11 @@ class OutboxTable:
             held = list(self._walk(number, first, behind, self._limits.slice_rows))
             for item in held:
                 if item.seq > first:
-                    self._add_removal(number, Removal(first, item.seq, Reason.DAMAGED, None))
+                    self._removals.add(number, Removal(first, item.seq, Reason.DAMAGED, None))
                 first = item.seq + item.messages
                 messages, size = messages + item.messages, size + item.size
             if not held:
-                self._add_removal(number, Removal(first, behind, Reason.DAMAGED, None))
+                self._removals.add(number, Removal(first, behind, Reason.DAMAGED, None))
                 first = behind
         record = channel.record
         channel.totals.accepted += messages
@@ -303,7 +301,7 @@ class OutboxTable:
         items: list[OutItem] = [Removal(seq, seq + 1, Reason.DAMAGED, 1) for (seq,) in rows if is_number(seq)]
         packs = self.packs.heads(number, first, behind)
         items += [Removal(pack.seq, pack.behind, Reason.DAMAGED, pack.messages) for pack in packs]
-        removals = self._removals_since(number, first, PACK_MESSAGES + 1)
+        removals = self._removals.since(number, first, PACK_MESSAGES + 1)
         items += [removal for removal in removals if removal.first < behind]
         return _holes(_in_line(items), first, behind)
 
@@ -318,57 +316,6 @@ class OutboxTable:
     def _take_lost(self, channel: int) -> list[Removed]:
         """What was lost with packs, for an answer that tells of it."""
         return self._lost.pop(channel, [])
-
-    # --- removals --------------------------------------------------------------------------------------------------
-
-    def _add_removal(self, channel: int, removal: Removal) -> None:
-        """Write a removal, joined with its neighbours where they have the same reason."""
-        neighbours = self._connection.execute(
-            "SELECT channel, first, next, reason, messages, crc FROM removals WHERE channel = ?1 AND first IN"
-            " ((SELECT max(first) FROM removals WHERE channel = ?1 AND first < ?2), ?3) ORDER BY first",
-            (channel, removal.first, removal.next),
-        ).fetchall()
-        for row in neighbours:
-            if not intact(row):
-                continue
-            other = Removal(row[1], row[2], Reason(row[3]), row[4])
-            pair = (other, removal) if other.first < removal.first else (removal, other)
-            if joined := join_removals(*pair):
-                removal = joined
-                self._connection.execute("DELETE FROM removals WHERE channel = ? AND first = ?", (channel, other.first))
-        fields = (channel, removal.first, removal.next, str(removal.reason), removal.messages)
-        self._connection.execute(
-            "INSERT OR REPLACE INTO removals VALUES (?, ?, ?, ?, ?, ?)", (*fields, fields_crc(fields))
-        )
-
-    def _removals_since(self, channel: int, number: int, most: int) -> list[Removal]:
-        """`most` removals that reach `number` or begin behind it, the first one cut; damaged ones are deleted."""
-        rows = self._connection.execute(
-            "SELECT channel, first, next, reason, messages, crc FROM removals WHERE channel = ?1 AND first >="
-            " ifnull((SELECT max(first) FROM removals WHERE channel = ?1 AND first <= ?2), ?2) ORDER BY first LIMIT ?3",
-            (channel, number, most + 1),
-        ).fetchall()
-        removals: list[Removal] = []
-        for row in rows:
-            if not intact(row):
-                logger.error("a removal in channel %d is damaged, at about number %s", channel, row[1])
-                self._connection.execute("DELETE FROM removals WHERE channel = ? AND first = ?", (channel, row[1]))
-            elif row[2] > number:
-                removals.append(cut_removal(Removal(row[1], row[2], Reason(row[3]), row[4]), number))
-        return removals[:most]
-
-    def _drop_removals(self, channel: int, number: int) -> None:
-        """Forget what lies below `number`, cutting a removal that goes on behind it."""
-        last = self._connection.execute(
-            "SELECT channel, first, next, reason, messages, crc FROM removals WHERE channel = ? AND first < ?"
-            " ORDER BY first DESC LIMIT 1",
-            (channel, number),
-        ).fetchone()
-        if last is None:
-            return
-        self._connection.execute("DELETE FROM removals WHERE channel = ? AND first < ?", (channel, number))
-        if intact(last) and last[2] > number:
-            self._add_removal(channel, cut_removal(Removal(last[1], last[2], Reason(last[3]), last[4]), number))
 
     # --- messages that leave ---------------------------------------------------------------------------------------
 
@@ -392,7 +339,7 @@ class OutboxTable:
         known = [row for row in rows if row[0] and all(map(is_number, row[:3]))]  # damage leaves anything
         ranges = join_ranges([*producer_ranges(packs), *(ProducerRange(*row[:4]) for row in known)])
         self._delete(record.id, 0, upto)
-        self._drop_removals(record.id, upto)
+        self._removals.drop(record.id, upto)
         channel.totals.acknowledged += self._count_off(channel, messages, size)
         self._producers.tell(ranges, acknowledged=True)
         channel.base = max(channel.base, upto)
@@ -458,7 +405,7 @@ class OutboxTable:
         for item in removed:
             self.packs.cut(number, item.first, item.next)
             self._delete(number, item.first, item.next)
-            self._add_removal(number, Removal(item.first, item.next, reason, item.messages))
+            self._removals.add(number, Removal(item.first, item.next, reason, item.messages))
             self._producers.tell(item.producers, acknowledged=False)
             channel.totals.remove(reason, self._count_off(channel, item.messages, item.size))
         return removed
@@ -614,7 +561,7 @@ class OutboxTable:
         """One page from `start` on."""
         number, limits = channel.record.id, self._limits
         packed, horizon = self._packed(channel, start)
-        removals = self._removals_since(number, start, limits.page_messages)
+        removals = self._removals.since(number, start, limits.page_messages)
         if len(removals) == limits.page_messages:
             horizon = min(horizon, removals[-1].next)
         singles, damaged, horizon = self._singles(number, start, horizon)
@@ -712,7 +659,7 @@ class OutboxTable:
         possible = lost.messages <= channel.record.out_count
         logger.error("the outbox of channel %d lacks the numbers %d to %d", channel.record.id, first, behind - 1)
         messages = lost.messages if possible else None
-        self._add_removal(channel.record.id, Removal(first, behind, Reason.DAMAGED, messages))
+        self._removals.add(channel.record.id, Removal(first, behind, Reason.DAMAGED, messages))
         if messages is None:
             return Removed(first, behind, Reason.DAMAGED, 0, 0, ())
         producers = producer_ranges([lost])
