@@ -5,17 +5,17 @@ Also the place where errors of sqlite3 become errors of the store.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import logging
 import os
 import shutil
 import sqlite3
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 from rondevud.errors import StoreError, StoreFailed
+from rondevud.store import schema_text
 from rondevud.store.marks import SUFFIX
 from rondevud.store.upgrades import APPLICATION_ID, STEPS, upgrade, version
 from rondevud.syncing import sync
@@ -59,12 +59,17 @@ def failure(error: Exception) -> StoreFailed:
     return StoreFailed(f"the store failed: {error}")
 
 
+def _nothing(_text: str) -> None:
+    pass
+
+
 def open_database(
-    path: Path, factory: type[sqlite3.Connection] = sqlite3.Connection
+    path: Path, factory: type[sqlite3.Connection] = sqlite3.Connection, note: Callable[[str], object] = _nothing
 ) -> tuple[sqlite3.Connection, Path | None]:
     """The database at `path`, made when there is none, and where a damaged one was moved to.
 
-    Raises `StoreError` when it cannot be opened, belongs to another program or has a newer schema.
+    One that is refused for the text of its schema alone is used with that set right, which `note` is told. Raises
+    `StoreError` when it cannot be opened, belongs to another program or has a newer schema.
     """
     try:
         try:
@@ -72,12 +77,31 @@ def open_database(
         except sqlite3.DatabaseError as error:
             if not is_damage(error):
                 raise
+            if (connection := _with_its_schema(path, error, factory, note)) is not None:
+                return connection, None
             moved = aside(path)
             _move(path, moved)
             logger.error("SQLite refuses %s (%s): moved to %s", path, error, moved)  # noqa: TRY400
             return _without_log(path, moved, factory) or _empty(path, factory), moved
     except (sqlite3.Error, OSError) as error:
         raise StoreError(f"cannot open {path}: {error}") from error
+
+
+def _with_its_schema(
+    path: Path, refusal: sqlite3.DatabaseError, factory: type[sqlite3.Connection], note: Callable[[str], object]
+) -> sqlite3.Connection | None:
+    """A database that is refused because of the text of its schema, with that set right; None if that is not the reason."""
+    try:
+        names = schema_text.mend(path, BUSY_TIMEOUT)
+        if not names:
+            return None
+        logger.error("SQLite refuses %s (%s): set its schema right at %s", path, refusal, ", ".join(names))
+        connection = connect(path, factory)
+    except sqlite3.DatabaseError as error:
+        logger.debug("its schema cannot be set right: %s", error)
+        return None
+    note(f"set the text of the schema right at {', '.join(names)}")
+    return connection
 
 
 def _without_log(path: Path, moved: Path, factory: type[sqlite3.Connection]) -> sqlite3.Connection | None:
@@ -213,23 +237,9 @@ def _check_owner(path: Path, connection: sqlite3.Connection) -> None:
         raise StoreError(f"{path} has schema version {found}; this program knows versions up to {len(STEPS)}")
 
 
-def _schema(connection: sqlite3.Connection) -> dict[str, str | None]:
-    return dict(connection.execute("SELECT name, sql FROM sqlite_schema").fetchall())
-
-
-@functools.cache
-def _fresh_schema() -> dict[str, str | None]:
-    """As it should be."""
-    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as fresh:
-        upgrade(fresh)
-        return _schema(fresh)
-
-
 def _check_schema(connection: sqlite3.Connection) -> None:
     """A flipped bit in a column's name would make every operation fail; take it for the damage that it is."""
-    present = _schema(connection)
-    wrong = [name for name, sql in _fresh_schema().items() if name not in present or present[name] != sql]
-    if wrong:
+    if wrong := schema_text.wrong_names(connection):
         raise damage(f"its schema is damaged at {', '.join(wrong)}")
 
 

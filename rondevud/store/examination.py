@@ -48,7 +48,8 @@ _REPAIR = "stop the daemon and run `rondevud doctor --repair`"
 
 KINDS = {
     "refused": Kind(
-        "SQLite cannot use the file; the daemon would move it aside and start with an empty store",
+        "SQLite cannot use the file; the daemon would set its schema right if it is that, or else move it aside and start"
+        " with an empty store",
         "`--repair` does that now; a backup can be put in its place",
     ),
     "unreadable": Kind(
@@ -60,6 +61,7 @@ KINDS = {
     "wrong_count": Kind("limits and `queue` go by this count", _REPAIR),
     "wrong_books": Kind("what `queue` says became of messages is not the whole truth", _REPAIR),
     "stray": Kind("these rows are outside of what their queue holds, and nobody gets them", _REPAIR),
+    "twice": Kind("a message is stored twice; one of both is used", f"nothing is needed, or {_REPAIR}"),
     "producer": Kind("a program that sends again after a crash could have a message sent twice", _REPAIR),
     "too_many": Kind("there is more than is told here", _REPAIR),
     "orphans": Kind(
@@ -262,6 +264,8 @@ class Examination:
         packed = self._packs(OutPack, channel, number, end, findings)
         rows, whole = self._rows("outbox", "seq", channel, number, packed.behind)
         behind = _behind(rows, whole, number, packed.behind)
+        findings += self._singles_apart(packed.packs, rows, f"outbox of channel {channel}, number")
+        findings += _damaged_in(packed.packs, number, behind, f"outbox of channel {channel}, number")
         held: list[tuple[int, int]] = []
         sent: dict[int, int] = {}
         for row in rows:
@@ -289,17 +293,23 @@ class Examination:
         return None if behind >= end else behind
 
     def _packs(self, kind: type[Pack], channel: int, first: int, end: int, findings: list[Finding]) -> Found[Pack]:
-        """One page of packs of a queue; what is damaged in it is a finding."""
+        """One page of packs of a queue; one that cannot be used is a finding of the page in which it begins."""
         found = scan(self._connection, kind, columns(kind), channel, (first, end), self._page, PAGE_BYTES)
         table, key = TABLES[kind]
-        words = {"outbox_packs": ("outbox", "number"), "inbox_packs": ("inbox", "row")}
-        queue, count = words[table]
-        findings += [_damaged(f"{table} of channel {channel}, {key} {pack.first}") for _, pack in found.unusable]
-        for pack in found.packs:
-            for place, message in enumerate(contents(pack)):
-                if not message.whole and first <= pack.first + place:
-                    findings.append(_damaged(f"{queue} of channel {channel}, {count} {pack.first + place}"))
+        for _, pack in found.unusable:
+            if not is_number(pack.first) or pack.first >= first:
+                findings.append(_damaged(f"{table} of channel {channel}, {key} {pack.first}"))
+        for _, pack, behind in found.twice:
+            if behind > first:
+                findings.append(_twice(f"{table} of channel {channel}, {key} {pack.first}"))
         return found
+
+    def _singles_apart(self, packs: Sequence[OutPack | InPack], rows: list[Any], where: str) -> Iterator[Finding]:
+        """Take rows out of `rows` that are in a pack as well."""
+        inside = Ranges((pack.first, pack.behind) for pack in packs)
+        twice = [row for row in rows if is_number(row[1]) and row[1] in inside]
+        rows[:] = [row for row in rows if row not in twice]
+        yield from (_twice(f"{where} {row[1]}") for row in twice)
 
     def _missing(self, channel: int, first: int, behind: int) -> Iterator[Finding]:
         for start, end in self._uncovered(channel, first, behind):
@@ -367,6 +377,8 @@ class Examination:
         packed = self._packs(InPack, record.id, first, state.next_row, findings)
         rows, whole = self._rows("inbox", "row", record.id, first, packed.behind)
         behind = _behind(rows, whole, first, packed.behind)
+        findings += self._singles_apart(packed.packs, rows, f"inbox of channel {record.id}, row")
+        findings += _damaged_in(packed.packs, first, behind, f"inbox of channel {record.id}, row")
         held = {row[1] for row in rows}
         for pack in packed.packs:
             start, end = max(first, pack.first), min(behind, pack.behind)
@@ -410,6 +422,18 @@ class Examination:
 
 def _damaged(where: str) -> Finding:
     return Finding("damaged_row", where, "fails its checksum")
+
+
+def _twice(where: str) -> Finding:
+    return Finding("twice", where, "is held by another row as well")
+
+
+def _damaged_in(packs: Sequence[OutPack | InPack], first: int, behind: int, where: str) -> Iterator[Finding]:
+    """Messages ``first … behind - 1`` that are damaged within intact packs."""
+    for pack in packs:
+        for number, message in enumerate(contents(pack), pack.first):
+            if not message.whole and first <= number < behind:
+                yield _damaged(f"{where} {number}")
 
 
 def _behind(rows: Sequence[Any], whole: bool, first: int, end: int) -> int:

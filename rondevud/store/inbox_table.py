@@ -7,7 +7,7 @@ import logging
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from heapq import merge
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any, TypeAlias
 
 from rondevud import records
@@ -17,7 +17,17 @@ from rondevud.records import InGap, InItem, InMessage, OutItem, OutMessage, Reas
 from rondevud.store.base import Limits, check_numbers, oldest_over
 from rondevud.store.database import damage
 from rondevud.store.pack_table import PackTable
-from rondevud.store.packs import PACK_MESSAGES, InPack, decode_payload, encode, runs, sealed
+from rondevud.store.packs import (
+    PACK_MESSAGES,
+    Encoded,
+    InPack,
+    claimed,
+    decode_payload,
+    encode,
+    heaviness,
+    runs,
+    sealed,
+)
 from rondevud.store.packs import contents as contents_of
 from rondevud.store.packs import payloads as payloads_of
 from rondevud.store.packs import sizes as sizes_of
@@ -49,14 +59,23 @@ class InboxTable:
         self._channels = channels
         self._limits = limits
         self.packs = PackTable(connection, InPack, self._lose)
-        self._lost = 0
-        """Rows that were lost with packs since the reading that is going on began."""
+        self._lost: dict[int, tuple[int, int]] = {}
+        """By channel how many rows were lost with packs, and how many more gaps there are, since a reading has told."""
+        self._leaving = range(0)
+        """Rows of which nothing is told if they are lost: a program has taken them."""
+        self._left_bytes = 0
         self._clear_from: set[int] = set()
         """Channels that hold nothing at or above their next row."""
         self.trusted = False
         """Whether what an index does not lead to is not there: its indexes have been made anew."""
         self.moved = 0
         """Payload bytes written and read since whoever watches it set it to 0."""
+
+    def clear(self) -> None:
+        """Forget what a rollback may have undone."""
+        self._lost.clear()
+        self._clear_from.clear()
+        self.packs.clear()
 
     def receive(self, operation: records.Receive) -> records.ReceiveResult:
         channel = self._channels.get(operation.channel, change=True)
@@ -70,7 +89,7 @@ class InboxTable:
         rows: list[tuple[Any, ...]] = []
         size, gaps, enqueued = 0, 0, float(operation.stamp.wall)
         row = first_row = channel.next_row
-        self._make_room(channel, first_row + len(operation.items))
+        packs: list[InPack] = []
         for run in _runs(operation.items):
             head = run[0]
             if isinstance(head, OutMessage):
@@ -78,7 +97,9 @@ class InboxTable:
                 if head.payload is None:
                     closed = 1
                     continue
-                size += self._insert((record.id, row, operation.epoch), run, enqueued)
+                encoded = encode([message.payload for message in run if isinstance(message, OutMessage)])
+                size += sum(map(len, encoded.datas))
+                _place((record.id, row, operation.epoch, head.seq, enqueued), encoded, rows, packs)
             else:
                 count += (head.messages or 0) if head.reason is Reason.LOST else 0
                 if head.messages == 0 or head.reason is Reason.RESTART:
@@ -87,7 +108,10 @@ class InboxTable:
                 rows.append(sealed_row((record.id, row, operation.epoch, head.first, GAP, b"", *gap, enqueued)))
                 gaps += 1
             row += len(run)
+        self._make_room(channel, row)
+        record = channel.record  # what was in the way may have been damaged
         self._write(rows)
+        self.packs.insert(packs)
         channel.next_row = row
         channel.totals.received += row - first_row - gaps
         channel.change(
@@ -101,23 +125,6 @@ class InboxTable:
         )
         self.moved += size
         return records.ReceiveResult(first_row, row - first_row, size)
-
-    def _insert(self, place: tuple[int, int, bytes], run: Sequence[Any], enqueued: float) -> int:
-        """Store messages with consecutive numbers from a row on; answers their payload bytes."""
-        (channel, first, epoch), seq = place, run[0].seq
-        encoded = encode([message.payload for message in run])
-        packs: list[InPack] = []
-        rows: list[tuple[Any, ...]] = []
-        for start, behind in runs(encoded):
-            if behind - start > 1:
-                pack = InPack(channel, first + start, 0, 0, epoch, seq + start, enqueued, b"", b"", 0, b"")
-                packs.append(sealed(pack, encoded.part(start, behind)))
-                continue
-            fields = (channel, first + start, epoch, seq + start, encoded.kinds[start], encoded.datas[start])
-            rows.append((*fields, None, None, None, enqueued, received_crc(*fields, None, enqueued)))
-        self._write(rows)
-        self.packs.insert(packs)
-        return sum(map(len, encoded.datas))
 
     def _write(self, rows: Iterable[tuple[Any, ...]]) -> None:
         self._connection.executemany("INSERT OR REPLACE INTO inbox VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
@@ -150,15 +157,11 @@ class InboxTable:
         channel = self._channels.get(operation.channel)
         record = channel.record
         # Every row is there or in a hole, so one that is lacking is known.
-        self._lost = 0
         holes = self._holes(channel)
         start = max(operation.row, channel.front)
-        held, horizon = self._packed(channel, start)
-        damaged = self._lost
-        singles, horizon = self._singles(channel, start, horizon)
-        held.update(singles)
+        held, horizon = self._held(channel, start)
         items: list[InItem] = []
-        size = 0
+        size = damaged = 0
         for number in islice(holes.outside(start, horizon), self._limits.page_messages):
             found = held.get(number)
             if found is None and not self.trusted:
@@ -175,7 +178,29 @@ class InboxTable:
                 item = _item(self._mark_damaged((record.id, number, *item[2:])))
             items.append(item)
         gaps = self._count_gaps(operation.channel) if damaged else 0
-        return records.InPage(items, items[-1].row + 1 if items else operation.row, damaged, gaps)
+        lost, more_gaps = self._lost.pop(operation.channel, (0, 0))
+        return records.InPage(items, items[-1].row + 1 if items else operation.row, damaged + lost, gaps + more_gaps)
+
+    def _held(self, channel: ChannelState, start: int) -> tuple[dict[Any, _Entry], int]:
+        """What a page has by rows, and the row up to which that is all of it."""
+        held, horizon = self._packed(channel, start)
+        singles, horizon = self._singles(channel, start, horizon)
+        twice = held.keys() & singles.keys()
+        for row in twice:  # files of different times have been put together
+            self._keep_once(channel.record.id, row, single=isinstance(singles[row][1], InMessage | InGap))
+        if twice:
+            return self._held(channel, start)
+        held.update(singles)
+        return held, horizon
+
+    def _keep_once(self, channel: int, row: int, *, single: bool) -> None:
+        """Of a row that is in a pack as well one is deleted: the pack's, if the single one is intact, for it is newer."""
+        logger.error("row %d in the inbox of channel %d is there twice", row, channel)
+        if single:
+            self.packs.cut(channel, row, row + 1)
+            self.packs.delete(channel, row, row + 1)
+        else:
+            self._connection.execute("DELETE FROM inbox WHERE channel = ? AND row = ?", (channel, row))
 
     def _packed(self, channel: ChannelState, start: int) -> tuple[dict[int, _Entry], int]:
         """What a page has of packs, by rows, and the row up to which that is all of them."""
@@ -247,25 +272,42 @@ class InboxTable:
             self._write([(*fields, None, None, None, pack.enqueued, wrong)])
 
     def _lose(self, pack: InPack) -> None:
-        """Mark the rows of a pack as damaged of which nobody knows how many it held: all that lack where it was."""
+        """Mark the rows of a pack that is not as it was written as damaged: all that lack where it was.
+
+        The first one gets the pack's bytes, so that those counted in the channel's row stay true.
+        """
         if not is_number(pack.channel) or not is_number(pack.row):
             return
         try:
             channel = self._channels.get(pack.channel, change=True)
         except StoreConflict:
             return
-        first, behind = max(pack.row, channel.front), min(pack.row + PACK_MESSAGES, channel.next_row)
+        stored: Any = pack.payload
+        content = stored if isinstance(stored, bytes) else bytes(heaviness(pack))
+        lacking = self._lacking(channel, pack.row, pack.row + claimed(pack))
+        marked = [row for row in lacking if row not in self._leaving]
+        for row in marked:
+            self._mark_damaged((pack.channel, row, channel.record.peer_epoch, None, None, content, *(None,) * 5))
+            content = b""
+        if len(marked) < len(lacking):
+            self._left_bytes += len(content)
+        gaps = self._count_gaps(pack.channel)
+        lost, more_gaps = self._lost.get(pack.channel, (0, 0))
+        self._lost[pack.channel] = lost + len(marked), more_gaps + gaps
+
+    def _lacking(self, channel: ChannelState, first: int, behind: int) -> list[int]:
+        """Rows of a pack that are neither held nor in a hole. Where it is known how many they are, they were in no hole."""
+        number, (holes, _) = channel.record.id, self._read_holes(channel)
+        if holes is None:
+            holes = self._holes(channel) if behind - first == PACK_MESSAGES else Ranges()
+        first, behind = max(first, channel.front), min(behind, channel.next_row)
         rows = self._connection.execute(
-            "SELECT row FROM inbox WHERE channel = ? AND row >= ? AND row < ?", (pack.channel, first, behind)
+            "SELECT row FROM inbox WHERE channel = ? AND row >= ? AND row < ?", (number, first, behind)
         ).fetchall()
         held = {row for (row,) in rows}
-        for other in self.packs.heads(pack.channel, first, behind):
-            held.update(range(other.row, other.behind))
-        for row in self._holes(channel).outside(first, behind):
-            if row not in held:
-                self._mark_damaged((pack.channel, row, channel.record.peer_epoch, *(None,) * 8))
-                self._lost += 1
-        self._count_gaps(pack.channel)
+        for pack in self.packs.heads(number, first, behind):
+            held.update(range(pack.row, pack.behind))
+        return [row for row in holes.outside(first, behind) if row not in held]
 
     def _mark_damaged(self, row: Sequence[Any]) -> tuple[Any, ...]:
         """Write a gap in place of a row that is damaged or lacking; 0 stands for a number that nobody knows.
@@ -319,10 +361,11 @@ class InboxTable:
         upto = min(end, first + self._limits.slice_rows)
         if upto <= first:
             return records.InRemoved(0, 0, 0, 0, more=False)
-        record = channel.record
         count = upto - first - holes.count(first, upto)
-        self.packs.cut(record.id, first, upto)
+        left = self._cut(channel.record.id, first, upto)
+        record = channel.record
         size, gaps = self._weigh(channel, first, upto, count)
+        size = min(record.in_bytes, size + left)
         self._remove(record.id, first, upto)
         self._dig(channel, holes, first, upto)
         channel.change(
@@ -332,6 +375,15 @@ class InboxTable:
         )
         return records.InRemoved(count, size, gaps, upto, more=upto < end)
 
+    def _cut(self, channel: int, first: int, upto: int) -> int:
+        """Cut packs at both ends of rows that leave; answers bytes of those rows that are lost meanwhile."""
+        self._leaving, self._left_bytes = range(first, upto), 0
+        try:
+            self.packs.cut(channel, first, upto)
+        finally:
+            self._leaving = range(0)
+        return self._left_bytes
+
     def trim_in(self, operation: records.TrimIn) -> records.InRemoved:
         channel = self._channels.get(operation.channel, change=True)
         removed = self._delete(channel, 0, self._over(channel, operation, self._limits.slice_rows))
@@ -340,14 +392,14 @@ class InboxTable:
 
     def _over(self, channel: ChannelState, limits: records.TrimIn, most: int) -> int:
         """The row behind the oldest ones, `most` of them at most, that exceed the limits; 0 = none do."""
+        packs, _ = self.packs.some_heads(channel.record.id, channel.front, channel.next_row, most)
         record = channel.record
         rows = self._connection.execute(
             "SELECT row, length(payload) FROM inbox WHERE channel = ? AND row >= ? ORDER BY row LIMIT ?",
             (record.id, channel.front, most),
         ).fetchall()
-        packs = self.packs.heads(record.id, channel.front, channel.next_row, most)
         packed = (pair for pack in packs for pair in zip(itertools.count(pack.row), sizes_of(pack), strict=False))
-        oldest = islice(merge(rows, packed), most)
+        oldest = islice((pair for pair in merge(rows, packed) if pair[0] >= channel.front), most)
         return oldest_over(oldest, record.in_count, record.in_bytes, limits.max_count, limits.max_bytes)
 
     def _weigh(self, channel: ChannelState, first: int, upto: int, count: int) -> tuple[int, int]:
@@ -360,12 +412,14 @@ class InboxTable:
             " WHERE channel = ? AND row >= ? AND row < ?",
             (GAP, record.id, first, upto),
         ).fetchone()
-        size += sum(pack.size for pack in self.packs.heads(record.id, first, upto))
+        size += self.packs.weigh(record.id, first, upto)
         return size, min(gaps, record.in_gaps)  # damage that nobody has read so far may look like a gap
 
     def skip(self, channel: ChannelState, behind: int) -> None:
         """Rows up to `behind` were given before the store went back: none of them is there, or given again."""
         holes, first = self._holes(channel), channel.next_row
+        self.packs.cut(channel.record.id, first, behind)
+        self._remove(channel.record.id, first, behind)
         channel.next_row = behind
         channel.in_holes += behind - first
         self._dig(channel, holes, first, behind)
@@ -386,23 +440,25 @@ class InboxTable:
 
     def find(self, channel: ChannelState, row: int) -> Any:
         """A row that is held, is a message and as it was written; None for any other. It has a row of its own then."""
+        if not channel.front <= row < channel.next_row or row in self._holes(channel):
+            return None
         self._unpack(channel.record.id, row)
         found = self._connection.execute(
             "SELECT * FROM inbox WHERE channel = ? AND row = ?", (channel.record.id, row)
         ).fetchone()
-        held = found is not None and channel.front <= row < channel.next_row
-        return found if held and received_intact(found) and found[4] < GAP else None
+        return found if found is not None and received_intact(found) and found[4] < GAP else None
 
     def _unpack(self, channel: int, row: int) -> None:
         """Give a message that is in a pack a row of its own."""
-        for head in self.packs.heads(channel, row, row + 1):
-            self.packs.cut(channel, row, row + 1)
-            for pack in self.packs.read(channel, row, row + 1, 1, 0)[0]:
-                self.packs.delete(channel, row, row + 1)
-                ((kind, data, whole),) = contents_of(pack)
-                fields = (channel, row, pack.epoch, pack.seq, kind, data)
-                crc = received_crc(*fields, None, pack.enqueued)
-                self._write([(*fields, None, None, None, head.enqueued, crc if whole else ~crc & 0xFFFFFFFF)])
+        if not self.packs.heads(channel, row, row + 1):
+            return
+        self.packs.cut(channel, row, row + 1)
+        ((pack,), _) = self.packs.read(channel, row, row + 1, 1, 0)
+        self.packs.delete(channel, row, row + 1)
+        ((kind, data, whole),) = contents_of(pack)
+        fields = (channel, row, pack.epoch, pack.seq, kind, data)
+        crc = received_crc(*fields, None, pack.enqueued)
+        self._write([(*fields, None, None, None, pack.enqueued, crc if whole else ~crc & 0xFFFFFFFF)])
 
     def rewrite(self, fields: Sequence[Any]) -> None:
         """Other fields of a row that is held."""
@@ -414,6 +470,7 @@ class InboxTable:
 
     def append(self, channel: ChannelState, messages: Sequence[Sequence[Any]]) -> int:
         """Put messages, each ``(epoch, seq, kind, payload, enqueued)``, behind all rows; answers the row of the first."""
+        self._make_room(channel, channel.next_row + len(messages))
         first, record = channel.next_row, channel.record
         for place, (epoch, seq, kind, payload, enqueued) in enumerate(messages, first):
             self.rewrite((record.id, place, epoch, seq, kind, payload, None, None, None, enqueued))
@@ -426,16 +483,23 @@ class InboxTable:
 
     def _holes(self, channel: ChannelState) -> Ranges:
         """Rows behind the front that are not there because they were acknowledged."""
+        holes, rows = self._read_holes(channel)
+        if holes is not None:
+            return holes
+        for row in rows:
+            set_aside(self._connection, "inbox_holes", row)
+        return self._find_holes(channel.record.id)
+
+    def _read_holes(self, channel: ChannelState) -> tuple[Ranges | None, list[Any]]:
+        """The holes as they are stored, None if these are damaged, and their rows."""
         if not channel.in_holes:
-            return Ranges()
+            return Ranges(), []
         rows = self._connection.execute(
             "SELECT channel, first, next, crc FROM inbox_holes WHERE channel = ? ORDER BY first", (channel.record.id,)
         ).fetchall()
         if all(map(intact, rows)) and sum(row[2] - row[1] for row in rows) == channel.in_holes:
-            return Ranges(row[1:3] for row in rows)
-        for row in rows:
-            set_aside(self._connection, "inbox_holes", row)
-        return self._find_holes(channel.record.id)
+            return Ranges(row[1:3] for row in rows), rows
+        return None, rows
 
     def _dig(self, channel: ChannelState, holes: Ranges, first: int, upto: int) -> None:
         """Make the rows ``first … upto - 1`` a hole, or move the front if nothing is left before them."""
@@ -454,17 +518,21 @@ class InboxTable:
     def _find_holes(self, number: int) -> Ranges:
         """What is known of the holes is damaged: whatever lacks between the front and the next row is taken for one."""
         channel = self._channels.get(number, change=True)
-        record, front = channel.record, channel.front
-        rows = self._connection.execute(
-            "SELECT row FROM inbox WHERE channel = ? AND row >= ? AND row < ?", (number, front, channel.next_row)
+        front = channel.front
+        packs = Ranges(
+            (max(front, pack.row), pack.behind) for pack in self.packs.all_heads(number, front, channel.next_row)
         )
-        held = [row for (row,) in rows]
-        for pack in self.packs.heads(number, front, channel.next_row):
-            held += range(pack.row, pack.behind)
-        held.sort()
-        pairs = zip([front - 1, *held], [*held, channel.next_row], strict=True)
-        holes = Ranges((row + 1, behind) for row, behind in pairs if row + 1 < behind)
-        lost = record.in_count - len(held)
+        rows = self._connection.execute(
+            "SELECT row FROM inbox WHERE channel = ? AND row >= ? AND row < ? ORDER BY row",
+            (number, front, channel.next_row),
+        )
+        held = Ranges((row, row + 1) for (row,) in rows if is_number(row))
+        for pack in packs:
+            held.add(pack[0], min(pack[1], channel.next_row))
+        ends = [(front, front), *held, (channel.next_row, channel.next_row)]
+        holes = Ranges((left[1], right[0]) for left, right in pairwise(ends) if left[1] < right[0])
+        record, count = channel.record, held.count(front, channel.next_row)
+        lost = record.in_count - count
         logger.error("the holes in the inbox of channel %s were damaged; %d messages are lost with them", number, lost)
         self._connection.execute("DELETE FROM inbox_holes WHERE channel = ?", (number,))
         self._connection.executemany(
@@ -473,14 +541,33 @@ class InboxTable:
         )
         channel.in_holes += lost
         channel.totals.damaged_in += lost
-        channel.change(in_count=len(held))
+        if lost:
+            size = self._connection.execute(
+                "SELECT ifnull(sum(length(payload)), 0) FROM inbox WHERE channel = ? AND row >= ?", (number, front)
+            ).fetchone()[0]
+            channel.change(in_count=count, in_bytes=size + self.packs.weigh(number, front, channel.next_row))
+            self._count_gaps(number)
         return holes
+
+
+def _place(
+    place: tuple[int, int, bytes, int, float], encoded: Encoded, rows: list[tuple[Any, ...]], packs: list[InPack]
+) -> None:
+    """Make rows and packs of messages with consecutive numbers; `place` is channel, first row, epoch, first number, time."""
+    channel, first, epoch, seq, enqueued = place
+    for start, behind in runs(encoded):
+        if behind - start > 1:
+            pack = InPack(channel, first + start, 0, 0, epoch, seq + start, enqueued, b"", b"", 0, b"")
+            packs.append(sealed(pack, encoded.part(start, behind)))
+            continue
+        fields = (channel, first + start, epoch, seq + start, encoded.kinds[start], encoded.datas[start])
+        rows.append((*fields, None, None, None, enqueued, received_crc(*fields, None, enqueued)))
 
 
 def _runs(items: Sequence[OutItem]) -> Iterator[Sequence[OutItem]]:
     """Messages with consecutive numbers together; removals and closing messages alone."""
     whole: Sequence[Any] = items
-    if set(map(type, items)) == {OutMessage} and whole[-1].payload is not None:
+    if set(map(type, items)) == {OutMessage} and all(item.payload is not None for item in whole):
         numbers = [item.seq for item in whole]
         if numbers == list(range(numbers[0], numbers[0] + len(numbers))):
             yield items

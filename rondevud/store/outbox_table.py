@@ -18,36 +18,35 @@ from rondevud.store.base import (
     Taken,
     check_closing,
     check_numbers,
-    cut_removal,
     expiry,
     group_removed,
     join_ranges,
-    join_removals,
     producer_ranges,
 )
 from rondevud.store.database import damage
 from rondevud.store.pack_table import PackTable
 from rondevud.store.packs import (
     CLOSING,
-    PACK_BYTES,
     PACK_MESSAGES,
     TEXT,
     Encoded,
     OutPack,
+    claimed,
     decode_payload,
     encode,
+    heaviness,
+    part,
     runs,
     sealed,
 )
 from rondevud.store.packs import contents as contents_of
 from rondevud.store.packs import payloads as payloads_of
 from rondevud.store.packs import sizes as sizes_of
+from rondevud.store.removal_table import RemovalTable
 from rondevud.store.rows import (
     ChannelRows,
     ChannelState,
     ProducerRows,
-    fields_crc,
-    intact,
     is_number,
     message_crc,
     message_intact,
@@ -93,8 +92,12 @@ class OutboxTable:
         self._producers = producers
         self._limits = limits
         self.packs = PackTable(connection, OutPack, self._lose)
-        self._lost: list[Removed] = []
-        """What was lost with packs since the reading that is going on began."""
+        self._removals = RemovalTable(connection)
+        self._lost: dict[int, list[Removed]] = {}
+        """By channel what was lost with packs and has not been told in an answer."""
+        self._had_by_peer: list[Taken] = []
+        """What was lost with packs and the peer has: it is below `_leaving`."""
+        self._leaving = 0
         self._clear_from: set[int] = set()
         """Channels that hold nothing at or above their next number."""
         self._boots: dict[str, int] = {}
@@ -106,6 +109,10 @@ class OutboxTable:
     def clear(self) -> None:
         """Forget what a rollback may have undone."""
         self._boots.clear()
+        self._lost.clear()
+        self._had_by_peer.clear()
+        self._clear_from.clear()
+        self.packs.clear()
 
     def _boot(self, boot: str) -> int:
         """The small id of a boot, given at its first use."""
@@ -122,7 +129,7 @@ class OutboxTable:
         first = channel.record.next
         if floor <= first:
             return False
-        self._add_removal(channel.record.id, Removal(first, floor, Reason.RESTART, 0))
+        self._removals.add(channel.record.id, Removal(first, floor, Reason.RESTART, 0))
         channel.change(next=floor)
         return True
 
@@ -130,34 +137,47 @@ class OutboxTable:
         """Numbers up to `behind` were given before the store went back: say `damaged` of those that are not there."""
         number, first = channel.record.id, channel.record.next
         self.packs.cut(number, first, behind)
-        held = list(self._walk(number, first, behind))
-        for item in [*held, Taken(behind, 0, 0, 0)]:
-            if item.seq > first:
-                self._add_removal(number, Removal(first, item.seq, Reason.DAMAGED, None))
-            first = item.seq + item.messages
-        record, messages = channel.record, sum(item.messages for item in held)
+        messages = size = 0
+        while first < behind:
+            held = list(self._walk(number, first, behind, self._limits.slice_rows))
+            for item in held:
+                if item.seq > first:
+                    self._removals.add(number, Removal(first, item.seq, Reason.DAMAGED, None))
+                first = item.seq + item.messages
+                messages, size = messages + item.messages, size + item.size
+            if not held:
+                self._removals.add(number, Removal(first, behind, Reason.DAMAGED, None))
+                first = behind
+        record = channel.record
         channel.totals.accepted += messages
-        channel.change(
-            next=behind,
-            out_count=record.out_count + messages,
-            out_bytes=record.out_bytes + sum(item.size for item in held),
-        )
+        channel.change(next=behind, out_count=record.out_count + messages, out_bytes=record.out_bytes + size)
 
     def _walk(
-        self, channel: int, first: int, behind: int, most: int | None = None, *, closing: bool = True
+        self, channel: int, first: int, behind: int, most: int, *, closing: bool = True
     ) -> Iterator[Taken | OutPack]:
         """What is held from `first` to `behind`, in the order of the numbers: single messages, and packs without payloads.
 
-        With `most` it may end behind so many messages; with `closing` false it leaves closing messages out. No pack
-        reaches over either end.
+        It may end behind `most` messages; with `closing` false it leaves closing messages out.
         """
+        packs, end = self.packs.some_heads(channel, first, behind, most)
         rows = self._connection.execute(
             f"SELECT {_TAKEN} FROM outbox WHERE channel = ? AND seq >= ? AND seq < ? AND kind >= ?"  # noqa: S608 - a constant
             " ORDER BY seq LIMIT ?",
-            (channel, first, behind, CLOSING if closing else TEXT, -1 if most is None else most + 1),
+            (channel, first, min(behind, end), CLOSING if closing else TEXT, most + 1),
         ).fetchall()
-        packs = self.packs.heads(channel, first, behind, most)
-        return merge(starmap(Taken, rows), packs, key=attrgetter("seq"))
+        if len(rows) > most:
+            packs = [pack for pack in packs if pack.seq < rows[-1][0]]
+        items: Iterable[Taken | OutPack] = merge(starmap(Taken, rows), packs, key=attrgetter("seq"))
+        for item in items:
+            last = item.seq + item.messages
+            start, end = max(first, item.seq), min(behind, last)
+            if start >= end:  # another one holds it as well
+                continue
+            first = end
+            if isinstance(item, OutPack) and (start, end) != (item.seq, last):
+                yield part(item, start - item.seq, end - item.seq)
+            else:
+                yield item
 
     def put(self, operation: records.Put) -> records.PutResult:
         channel = self._channels.get(operation.channel, change=True)
@@ -169,9 +189,9 @@ class OutboxTable:
         if operation.producer > 0 and (producer is None or producer.channel != operation.channel):
             raise StoreConflict(f"no producer {operation.producer} in channel {operation.channel}")
         jumped = bool(count) and self.raise_next(channel, operation.floor)
+        self._make_room(channel, channel.record.next + count)
         record = channel.record
         first, size = record.next, sum(map(len, encoded.datas))
-        self._make_room(channel, first + count)
         self._insert(operation, first, encoded)
         closing = bool(count) and encoded.kinds[-1] == CLOSING
         channel.change(
@@ -251,79 +271,51 @@ class OutboxTable:
             self._write([(*fields[:9], wrong, pack.accepted)])
 
     def _lose(self, pack: OutPack) -> None:
-        """Say that the messages of a pack are damaged of which nobody knows how many it held: all that lack where it was."""
+        """Say that the messages of a pack that is not as it was written are damaged: all that lack where it was."""
         if not is_number(pack.channel) or not is_number(pack.seq):
             return
         try:
             channel = self._channels.get(pack.channel, change=True)
         except StoreConflict:
             return
-        first = max(pack.seq, channel.base)
-        behind = min(pack.seq + PACK_MESSAGES, channel.record.next)
-        rows = self._connection.execute(
-            "SELECT seq FROM outbox WHERE channel = ? AND seq >= ? AND seq < ?", (pack.channel, first, behind)
-        ).fetchall()
-        held = [Removal(seq, seq + 1, Reason.DAMAGED, 1) for (seq,) in rows]
-        others = [
-            Removal(max(other.seq, first), other.behind, Reason.DAMAGED, other.messages)
-            for other in self.packs.heads(pack.channel, first, behind)
-        ]
-        removals = [removal for removal in self._removals_since(pack.channel, first) if removal.first < behind]
-        size = pack.size if is_number(pack.size) and 0 <= pack.size <= PACK_BYTES else 0
-        for hole in _holes(_in_line([*held, *others, *removals]), first, behind):
-            self._lost.append(self._fill(channel, *hole, size))
+        count, size = claimed(pack), heaviness(pack)
+        for first, behind in self._lacking(channel, pack.seq, pack.seq + count):
+            sender = self._sender(channel, pack) if (first, behind) == (pack.seq, pack.seq + count) else (0, 0)
+            lost = Taken(first, size, *sender, behind - first)
             size = 0
+            if first < self._leaving:
+                left = _first(lost, min(behind, self._leaving) - first)
+                self._had_by_peer.append(left)
+                lost = Taken(
+                    left.seq + left.messages, 0, sender[0], sender[1] + left.messages, behind - first - left.messages
+                )
+            if lost.messages:
+                self._lost.setdefault(channel.record.id, []).append(self._fill(channel, lost))
 
-    # --- removals --------------------------------------------------------------------------------------------------
-
-    def _add_removal(self, channel: int, removal: Removal) -> None:
-        """Write a removal, joined with its neighbours where they have the same reason."""
-        neighbours = self._connection.execute(
-            "SELECT channel, first, next, reason, messages, crc FROM removals WHERE channel = ?1 AND first IN"
-            " ((SELECT max(first) FROM removals WHERE channel = ?1 AND first < ?2), ?3) ORDER BY first",
-            (channel, removal.first, removal.next),
-        ).fetchall()
-        for row in neighbours:
-            if not intact(row):
-                continue
-            other = Removal(row[1], row[2], Reason(row[3]), row[4])
-            pair = (other, removal) if other.first < removal.first else (removal, other)
-            if joined := join_removals(*pair):
-                removal = joined
-                self._connection.execute("DELETE FROM removals WHERE channel = ? AND first = ?", (channel, other.first))
-        fields = (channel, removal.first, removal.next, str(removal.reason), removal.messages)
-        self._connection.execute(
-            "INSERT OR REPLACE INTO removals VALUES (?, ?, ?, ?, ?, ?)", (*fields, fields_crc(fields))
-        )
-
-    def _removals_since(self, channel: int, number: int) -> list[Removal]:
-        """One page of removals that reach `number` or begin behind it, the first one cut; damaged ones are deleted."""
+    def _lacking(self, channel: ChannelState, first: int, behind: int) -> list[tuple[int, int]]:
+        """Which of `PACK_MESSAGES` numbers at most are neither held nor removed."""
+        number, first, behind = channel.record.id, max(first, channel.base), min(behind, channel.record.next)
         rows = self._connection.execute(
-            "SELECT channel, first, next, reason, messages, crc FROM removals WHERE channel = ?1 AND first >="
-            " ifnull((SELECT max(first) FROM removals WHERE channel = ?1 AND first <= ?2), ?2) ORDER BY first LIMIT ?3",
-            (channel, number, self._limits.page_messages + 1),
+            "SELECT seq FROM outbox WHERE channel = ? AND seq >= ? AND seq < ?", (number, first, behind)
         ).fetchall()
-        removals: list[Removal] = []
-        for row in rows:
-            if not intact(row):
-                logger.error("a removal in channel %d is damaged, at about number %s", channel, row[1])
-                self._connection.execute("DELETE FROM removals WHERE channel = ? AND first = ?", (channel, row[1]))
-            elif row[2] > number:
-                removals.append(cut_removal(Removal(row[1], row[2], Reason(row[3]), row[4]), number))
-        return removals[: self._limits.page_messages]
+        items: list[OutItem] = [Removal(seq, seq + 1, Reason.DAMAGED, 1) for (seq,) in rows if is_number(seq)]
+        packs = self.packs.heads(number, first, behind)
+        items += [Removal(pack.seq, pack.behind, Reason.DAMAGED, pack.messages) for pack in packs]
+        removals = self._removals.since(number, first, PACK_MESSAGES + 1)
+        items += [removal for removal in removals if removal.first < behind]
+        return _holes(_in_line(items), first, behind)
 
-    def _drop_removals(self, channel: int, number: int) -> None:
-        """Forget what lies below `number`, cutting a removal that goes on behind it."""
-        last = self._connection.execute(
-            "SELECT channel, first, next, reason, messages, crc FROM removals WHERE channel = ? AND first < ?"
-            " ORDER BY first DESC LIMIT 1",
-            (channel, number),
-        ).fetchone()
-        if last is None:
-            return
-        self._connection.execute("DELETE FROM removals WHERE channel = ? AND first < ?", (channel, number))
-        if intact(last) and last[2] > number:
-            self._add_removal(channel, cut_removal(Removal(last[1], last[2], Reason(last[3]), last[4]), number))
+    def _sender(self, channel: ChannelState, pack: OutPack) -> tuple[int, int]:
+        """Producer and its first number, as a pack that is not as it was written names them; zeros if that cannot be."""
+        if not (is_number(pack.producer) and is_number(pack.producer_seq)):
+            return 0, 0
+        state = self._producers.find(pack.producer)
+        known = state is not None and state.channel == channel.record.id
+        return (pack.producer, pack.producer_seq) if known else (0, 0)
+
+    def _take_lost(self, channel: int) -> list[Removed]:
+        """What was lost with packs, for an answer that tells of it."""
+        return self._lost.pop(channel, [])
 
     # --- messages that leave ---------------------------------------------------------------------------------------
 
@@ -335,21 +327,19 @@ class OutboxTable:
         if operation.recv_next <= record.acked:
             return records.Acknowledged(record.acked, 0, 0, (), more=False)
         upto = self._slice_end(channel, operation.recv_next)
+        packs, upto = self._acknowledged(record.id, upto)
         self.packs.cut(record.id, upto)
         rows = self._connection.execute(
             "SELECT producer, min(producer_seq), max(producer_seq), count(*), ifnull(sum(length(payload)), 0) FROM outbox"
             " WHERE channel = ? AND seq < ? GROUP BY producer ORDER BY producer",
             (record.id, upto),
         ).fetchall()
-        packs = [_first(pack, pack.messages) for pack in self.packs.heads(record.id, 0, upto)]
         messages = sum(row[3] for row in rows) + sum(pack.messages for pack in packs)
         size = sum(row[4] for row in rows) + sum(pack.size for pack in packs)
-        known = [
-            row for row in rows if row[0] and all(isinstance(field, int) for field in row[:3])
-        ]  # damage leaves anything
+        known = [row for row in rows if row[0] and all(map(is_number, row[:3]))]  # damage leaves anything
         ranges = join_ranges([*producer_ranges(packs), *(ProducerRange(*row[:4]) for row in known)])
         self._delete(record.id, 0, upto)
-        self._drop_removals(record.id, upto)
+        self._removals.drop(record.id, upto)
         channel.totals.acknowledged += self._count_off(channel, messages, size)
         self._producers.tell(ranges, acknowledged=True)
         channel.base = max(channel.base, upto)
@@ -358,6 +348,20 @@ class OutboxTable:
             channel.totals.damaged += channel.record.out_count
             channel.change(out_count=0, out_bytes=0)
         return records.Acknowledged(upto, messages, size, ranges, more=upto < operation.recv_next)
+
+    def _acknowledged(self, channel: int, upto: int) -> tuple[list[Taken], int]:
+        """What packs hold below `upto`, and the number up to which one operation deletes: `upto`, unless a count is wrong.
+
+        What is damaged there is acknowledged like the rest: the peer has it.
+        """
+        self._leaving = upto
+        try:
+            packs, behind = self.packs.some_heads(channel, 0, upto, self._limits.slice_rows)
+            had = self._had_by_peer.copy()
+        finally:
+            self._leaving = 0
+            self._had_by_peer.clear()
+        return [*(_first(pack, min(pack.behind, upto) - pack.seq) for pack in packs), *had], min(upto, behind)
 
     def _slice_end(self, channel: ChannelState, recv_next: int) -> int:
         """The number up to which one operation may delete."""
@@ -401,7 +405,7 @@ class OutboxTable:
         for item in removed:
             self.packs.cut(number, item.first, item.next)
             self._delete(number, item.first, item.next)
-            self._add_removal(number, Removal(item.first, item.next, reason, item.messages))
+            self._removals.add(number, Removal(item.first, item.next, reason, item.messages))
             self._producers.tell(item.producers, acknowledged=False)
             channel.totals.remove(reason, self._count_off(channel, item.messages, item.size))
         return removed
@@ -419,7 +423,7 @@ class OutboxTable:
                 if row[0] is None:
                     break
                 last = row[0]
-                boots.add(last)
+                boots.update({last} if is_number(last) else ())  # damage leaves anything
         return sorted(boots - {boot})
 
     def expire(self, operation: records.Expire) -> records.RemoveResult:
@@ -431,9 +435,13 @@ class OutboxTable:
         left = limit - sum(item.messages for item in taken)
         if left:
             old = [self._expired(number, other, "wall_expiry", stamp.wall) for other in self._other_boots(number, boot)]
-            taken += _most(merge(*old), left)
+            taken += _most(merge(*old, key=itemgetter(0, 1)), left)
         removed = self._take(channel, sorted(taken), Reason.EXPIRED)
-        return records.RemoveResult(removed, more=self._next_expiry(number, stamp) == 0.0)
+        return self._removed(number, removed, more=self._next_expiry(number, stamp) == 0.0)
+
+    def _removed(self, channel: int, removed: list[Removed], *, more: bool) -> records.RemoveResult:
+        """The answer, with what was lost by the way."""
+        return records.RemoveResult(sorted([*removed, *self._take_lost(channel)]), more)
 
     def _expired(self, channel: int, boot: int, column: str, moment: float) -> list[_Expired]:
         """What has expired of one boot, the earliest first; more than one operation takes."""
@@ -445,7 +453,7 @@ class OutboxTable:
         ).fetchall()
         packs = self.packs.expired(channel, boot, column, moment, limit)
         found = [(row[0], row[1], Taken(*row[1:])) for row in rows]
-        return sorted([*found, *((getattr(pack, column), pack.seq, pack) for pack in packs)])
+        return sorted([*found, *((getattr(pack, column), pack.seq, pack) for pack in packs)], key=itemgetter(0, 1))
 
     def _next_expiry(self, channel: int, stamp: Stamp) -> float | None:
         boot = self._boot(stamp.boot)
@@ -470,30 +478,32 @@ class OutboxTable:
 
     def trim(self, operation: records.Trim) -> records.RemoveResult:
         channel = self._channels.get(operation.channel, change=True)
-        count, size = channel.record.out_count, channel.record.out_bytes
         taken: list[Taken] = []
         left = self._limits.slice_rows
+        items = list(self._walk(operation.channel, 0, channel.record.next, left, closing=False))
+        count, size = channel.record.out_count, channel.record.out_bytes  # less now if something was found damaged
 
         def too_much() -> bool:
             over_count = operation.max_count is not None and count > operation.max_count
             return over_count or (operation.max_bytes is not None and size > operation.max_bytes)
 
-        for item in self._walk(operation.channel, 0, channel.record.next, left, closing=False):
+        more = False
+        for item in items:
             messages = 0
             for length in _sizes(item):
-                if not left or not too_much():
+                if not too_much() or not left:
+                    more = too_much()
                     break
                 messages, left, count, size = messages + 1, left - 1, count - 1, size - length
             if messages:
                 taken.append(_first(item, messages))
             if messages < item.messages:
                 break
-        return records.RemoveResult(self._take(channel, taken, Reason.OVERFLOW), more=not left and too_much())
+        return self._removed(operation.channel, self._take(channel, taken, Reason.OVERFLOW), more=more)
 
     def remove(self, operation: records.Remove) -> records.RemoveResult:
         channel = self._channels.get(operation.channel, change=True)
         left = self._limits.slice_rows
-        self.packs.cut(operation.channel, operation.first, operation.next)
         taken: list[Taken] = []
         more = False
         closing = not operation.keep_closing
@@ -504,7 +514,7 @@ class OutboxTable:
             if more:
                 break
             left -= item.messages
-        return records.RemoveResult(self._take(channel, taken, operation.reason), more)
+        return self._removed(operation.channel, self._take(channel, taken, operation.reason), more=more)
 
     def oldest(self, channel: ChannelState) -> float | None:
         """When the oldest message that is held was accepted, seconds since 1970; None where nobody knows."""
@@ -526,10 +536,9 @@ class OutboxTable:
         start, end = max(operation.first, channel.base), channel.record.next
         damaged: list[Removed] = []
         for _ in range(2 * self._limits.page_messages):  # again after damage was replaced by removals
-            self._lost.clear()
             page = self._page(channel, start)
             items = _in_line([*page.messages, *page.removals])
-            found = [*self._lost, *self._bury(channel, page.damaged)]
+            found = [*self._take_lost(operation.channel), *self._bury(channel, page.damaged)]
             if not page.damaged and not found:
                 holes = [Removal(*hole, Reason.DAMAGED, None) for hole in _holes(items, start, page.horizon)]
                 items = sorted([*items, *holes], key=itemgetter(0))[: self._limits.page_messages]
@@ -538,7 +547,7 @@ class OutboxTable:
                     raise damage(
                         f"the outbox of channel {operation.channel} seems to lack the number {lacking[0].first}"
                     )
-                found = [self._fill(channel, hole.first, hole.next) for hole in lacking]
+                found = [self._fill(channel, Taken(hole.first, 0, 0, 0, hole.next - hole.first)) for hole in lacking]
                 if not found:
                     break
             damaged.extend(found)
@@ -552,11 +561,18 @@ class OutboxTable:
         """One page from `start` on."""
         number, limits = channel.record.id, self._limits
         packed, horizon = self._packed(channel, start)
-        removals = self._removals_since(number, start)
+        removals = self._removals.since(number, start, limits.page_messages)
         if len(removals) == limits.page_messages:
             horizon = min(horizon, removals[-1].next)
         singles, damaged, horizon = self._singles(number, start, horizon)
         entries = [entry for entry in packed if entry[0] < horizon]
+        if entries and (singles or damaged):
+            twice = {seq for seq, *_ in entries}.intersection(
+                [*(seq for seq, *_ in singles), *(row[1] for row in damaged)]
+            )
+            if twice:
+                self._keep_packed(number, twice)
+                return self._page(channel, start)
         if singles:
             entries = sorted([*entries, *singles], key=itemgetter(0))
         size = 0
@@ -568,6 +584,12 @@ class OutboxTable:
             size += length
         removals = [removal for removal in removals if removal.first < horizon]
         return _Page([message for _, _, message in entries], removals, damaged, horizon, size)
+
+    def _keep_packed(self, channel: int, numbers: Iterable[int]) -> None:
+        """Delete single messages that are in a pack as well: files of different times have been put together."""
+        for number in numbers:
+            logger.error("message %d in the outbox of channel %d is there twice", number, channel)
+            self._connection.execute("DELETE FROM outbox WHERE channel = ? AND seq = ?", (channel, number))
 
     def _packed(self, channel: ChannelState, start: int) -> tuple[list[_Entry], int]:
         """What a page has of packs, and the number up to which that is all of them."""
@@ -630,20 +652,20 @@ class OutboxTable:
             self._channels.get(channel.record.id, change=True)
         return self._take(channel, taken, Reason.DAMAGED)
 
-    def _fill(self, channel: ChannelState, first: int, behind: int, size: int = 0) -> Removed:
-        """Write a removal for a hole: of as many messages as numbers if that can be, else of an unknown count.
-
-        `size` is what is known of their payload bytes.
-        """
+    def _fill(self, channel: ChannelState, lost: Taken) -> Removed:
+        """Write a removal for a hole: of as many messages as numbers if that can be, else of an unknown count."""
         self._channels.get(channel.record.id, change=True)
-        count = behind - first
-        possible = count <= channel.record.out_count
+        first, behind = lost.seq, lost.seq + lost.messages
+        possible = lost.messages <= channel.record.out_count
         logger.error("the outbox of channel %d lacks the numbers %d to %d", channel.record.id, first, behind - 1)
-        self._add_removal(channel.record.id, Removal(first, behind, Reason.DAMAGED, count if possible else None))
-        messages = count if possible else 0
-        size = size if possible else 0
-        channel.totals.damaged += self._count_off(channel, messages, size)
-        return Removed(first, behind, Reason.DAMAGED, messages, size, ())
+        messages = lost.messages if possible else None
+        self._removals.add(channel.record.id, Removal(first, behind, Reason.DAMAGED, messages))
+        if messages is None:
+            return Removed(first, behind, Reason.DAMAGED, 0, 0, ())
+        producers = producer_ranges([lost])
+        self._producers.tell(producers, acknowledged=False)
+        channel.totals.damaged += self._count_off(channel, messages, lost.size)
+        return Removed(first, behind, Reason.DAMAGED, messages, lost.size, producers)
 
 
 def _sizes(item: Taken | OutPack) -> list[int]:
@@ -654,7 +676,7 @@ def _sizes(item: Taken | OutPack) -> list[int]:
 def _first(item: Taken | OutPack, messages: int) -> Taken:
     """Its first so many messages."""
     if isinstance(item, Taken):
-        return item
+        return item._replace(messages=messages)
     size = item.size if messages == item.messages else sum(sizes_of(item)[:messages])
     return Taken(item.seq, size, item.producer, item.producer_seq, messages)
 
@@ -674,7 +696,7 @@ def _behind(item: OutItem) -> int:
     return item.seq + 1 if isinstance(item, OutMessage) else item.next
 
 
-def _in_line(items: list[OutItem]) -> list[OutItem]:
+def _in_line(items: Iterable[OutItem]) -> list[OutItem]:
     """The items in order; what another one covers already is left out (damage can make rows reappear)."""
     line: list[OutItem] = []
     for item in sorted(items, key=lambda item: item[0]):

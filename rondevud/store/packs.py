@@ -110,16 +110,23 @@ def _numbers(count: int, data: bytes) -> tuple[int, ...]:
     return struct.unpack(f"<{count}I", data)
 
 
+def _slices(pack: OutPack | InPack) -> list[bytes]:
+    """The bytes that stand where each message of an intact pack should: fewer where the payload is too short."""
+    stored: Any = pack.payload
+    payload = stored if isinstance(stored, bytes) else b""
+    ends = list(accumulate(sizes(pack)))
+    return [payload[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
 def payloads(pack: OutPack | InPack) -> list[Payload] | None:
     """The payloads of an intact pack; None when one of them is damaged."""
-    payload: Any = pack.payload
-    coded = _numbers(pack.messages, pack.sizes)
-    if not isinstance(payload, bytes) or len(payload) != pack.size:
+    stored: Any = pack.payload
+    if len(stored if isinstance(stored, bytes) else b"") < pack.size:
         return None
-    ends = list(accumulate([size >> 1 for size in coded]))
-    datas = [payload[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    datas = _slices(pack)
     if tuple(map(crc32, datas)) != _numbers(pack.messages, pack.checks):
         return None
+    coded = _numbers(pack.messages, pack.sizes)
     return [data if size & 1 else data.decode() for data, size in zip(datas, coded, strict=True)]
 
 
@@ -226,14 +233,31 @@ def sizes(pack: OutPack | InPack) -> list[int]:
 
 
 def contents(pack: OutPack | InPack) -> list[Message]:
-    """The messages of an intact pack."""
-    stored: Any = pack.payload
-    payload = stored if isinstance(stored, bytes) else b""
-    ends = list(accumulate(sizes(pack)))
-    datas = [payload[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-    kinds = [BINARY if size & 1 else TEXT for size in _numbers(pack.messages, pack.sizes)]
-    whole = [crc32(data) == check for data, check in zip(datas, _numbers(pack.messages, pack.checks), strict=True)]
-    return list(map(Message, kinds, datas, whole))
+    """The messages of an intact pack. Each has as many bytes as it was written with, so that counts stay true."""
+    coded, checks = _numbers(pack.messages, pack.sizes), _numbers(pack.messages, pack.checks)
+    found = []
+    for data, size, check in zip(_slices(pack), coded, checks, strict=True):
+        length = size >> 1
+        whole = len(data) == length and crc32(data) == check
+        found.append(Message(BINARY if size & 1 else TEXT, data.ljust(length, b"\0"), whole))
+    return found
+
+
+def claimed(pack: OutPack | InPack) -> int:
+    """How many messages a pack that is not intact held: what two of its columns agree on, else as many as can be."""
+    columns: tuple[Any, ...] = (pack.sizes, pack.checks)
+    counts = [pack.messages, *(len(column) / 4 for column in columns if isinstance(column, bytes))]
+    agreed = [count for count in counts if counts.count(count) > 1]
+    return int(agreed[0]) if agreed and 0 < agreed[0] <= PACK_MESSAGES else PACK_MESSAGES
+
+
+def heaviness(pack: OutPack | InPack) -> int:
+    """Payload bytes of a pack that is not intact."""
+    payload: Any = pack.payload
+    if isinstance(payload, bytes):
+        return len(payload)
+    size: Any = pack.size
+    return size if isinstance(size, int) and 0 <= size <= PACK_BYTES else 0
 
 
 def part(pack: Pack, first: int, behind: int) -> Pack:

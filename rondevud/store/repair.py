@@ -35,7 +35,7 @@ Note = Callable[[str], None]
 
 def repair(path: Path, note: Note) -> None:
     """Mend the store at `path`, telling `note` each thing that was done, a line each. Raises `StoreError`."""
-    connection, moved = open_database(path)
+    connection, moved = open_database(path, note=note)
     try:
         if moved is not None:
             note(f"SQLite could not use the database: moved to {moved}; the store is empty now")
@@ -91,6 +91,7 @@ class _Rows:
             self._note(f"set the session {connection_id} aside; its peer is told of a gap when it comes back")
         for lack in sessions.lacking:
             self._note(f"the store went back: {lack.as_text()}; its peer is told")
+        self._tables.flush()  # a queue that went back holds what is there of its later numbers
         self._tables.execute(LoadDeclarations())
         self._mend_producers()
         for channel in sessions.channels:

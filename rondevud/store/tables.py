@@ -208,6 +208,7 @@ class SqlTables:
         self._channels.clear()
         self._producers.clear()
         self._outbox.clear()
+        self._inbox.clear()
         self._outbox.moved = self._inbox.moved = 0
         self._has_garbage = True
 

@@ -621,3 +621,14 @@ async def test_operations_on_unknown_channels_conflict(store):
     for operation in (Acknowledge(9, 1), ReadOut(9, 0), ReadIn(9, 0), AckIn(9, 1), FindExpiry(9, NOW), MarkAttached(9)):
         with pytest.raises(StoreError, match="no channel 9"):
             await store.execute(operation)
+
+
+async def test_a_closing_message_with_messages_behind_it_is_no_row_of_the_inbox(store):
+    channel = await make_channel(store)
+    items = (OutMessage(1, "a"), OutMessage(2, None), OutMessage(3, "b"), OutMessage(4, "c"))
+    received = await receive(store, channel, *items, expect_epoch=b"", recv_next=5)
+    assert (received.first_row, received.rows) == (1, 3)
+    page = await store.execute(ReadIn(channel, 0))
+    assert [(item.row, item.seq, item.payload) for item in page.items] == [(1, 1, "a"), (2, 3, "b"), (3, 4, "c")]
+    (record,) = (await store.execute(LoadSessions())).channels
+    assert (record.recv_count, record.in_closed, record.in_count) == (4, 1, 3)

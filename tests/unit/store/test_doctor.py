@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from contextlib import closing
 
 import pytest
@@ -21,7 +20,7 @@ from rondevud.records import (
     ReadOut,
     Reason,
 )
-from rondevud.store import examination, repair
+from rondevud.store import examination
 from rondevud.store.backup import BackupExists, back_up
 from rondevud.store.database import check_integrity, connect
 from rondevud.store.examination import Examination, ExamineSlice
@@ -29,6 +28,7 @@ from rondevud.store.rows import ChannelRows, sealed
 from rondevud.store.salvage import rebuild
 from rondevud.store.sqlite import SqliteStore
 from tests.unit.store.kit import NOW, later, make_channel, put_singly, receive_singly
+from tests.unit.store.mending import edit, examine, mend
 
 OUT = tuple(f"out {number}" for number in range(1, 11))
 ITEMS = tuple(OutMessage(number, f"in {number}") for number in range(1, 11))
@@ -48,29 +48,6 @@ async def filled(path):
     await receive_singly(store, channel, *ITEMS)
     await store.execute(AckIn(channel, 5, 4))
     await store.close()
-
-
-def edit(path, *statements):
-    with closing(sqlite3.connect(path)) as connection, connection:
-        for statement in statements:
-            connection.execute(statement)
-
-
-def examine(path, **options):
-    """Kinds and places of what is found."""
-    found = []
-    with closing(connect(path)) as connection:
-        assert check_integrity(connection) == []
-        looking = Examination(**options)
-        while (findings := looking.next_slice(connection)) is not None:
-            found += findings
-    return [(finding.kind, finding.where) for finding in found]
-
-
-def mend(path) -> list[str]:
-    done: list[str] = []
-    repair.repair(path, done.append)
-    return done
 
 
 async def held(path):

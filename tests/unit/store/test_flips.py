@@ -180,7 +180,7 @@ async def test_a_flipped_bit_of_what_holds_the_file_together_is_told_too(tmp_pat
             Damage("", 18, 2),
             Damage("", 19, 3),
         ]  # the versions in the header, for which there is one chance in 8
-        judge(*await try_all(files, content, [*single(places), *groups[:STRUCTURE]], directory), least_whole=0.6)
+        judge(*await try_all(files, content, [*single(places), *groups[:STRUCTURE]], directory), least_whole=0.95)
     finally:
         directory.rmdir()
 
