@@ -285,6 +285,7 @@ class SqliteStore:
         finally:
             with contextlib.suppress(sqlite3.Error):
                 self._connection.close()
+            self._upkeep.close()
             self._marks.close()
             self._call(self._end, self._drain(StoreFailed("the store has ended")))
 
@@ -420,6 +421,7 @@ class SqliteStore:
             self._rebuilt = True
             logger.error("the store was damaged; what can be read is in a new file, the damaged one is %s", kept)
             logger.error("what could not be read is in: %s", ", ".join(lost) or "no table")
+        self._upkeep.close()
         self._connection = connect(self.path, self._factory)
         self._use_connection()
         return self._rebuilt

@@ -40,6 +40,13 @@ class Upkeep:
         self._tables = tables
         self._live = live
         self._next_checkpoint = 0.0
+        self._reader = -1
+        """Of the log, opened when it is first looked at. SQLite has no locks on that file, which closing would lift."""
+
+    def close(self) -> None:
+        if self._reader >= 0:
+            os.close(self._reader)
+            self._reader = -1
 
     def roll_back(self) -> None:
         """End a transaction that failed, if it did not end by itself, and forget what it changed."""
@@ -105,10 +112,10 @@ class Upkeep:
     def log_reaches(self, size: int) -> bool:
         """Whether what is in the log goes beyond so many bytes; what it only keeps does not count."""
         try:
-            with open(self._log, "rb") as log:  # noqa: PTH123
-                header = log.read(LOG_HEADER)
-                log.seek(LOG_HEADER + size // LOG_FRAME * LOG_FRAME)
-                frame = log.read(FRAME_HEADER)
+            if self._reader < 0:
+                self._reader = os.open(self._log, os.O_RDONLY | os.O_CLOEXEC)
+            header = os.pread(self._reader, LOG_HEADER, 0)
+            frame = os.pread(self._reader, FRAME_HEADER, LOG_HEADER + size // LOG_FRAME * LOG_FRAME)
         except OSError:
             return False
         # The salts of the header stand in each frame since the log began anew: https://www.sqlite.org/fileformat2.html §4.1
