@@ -19,7 +19,7 @@ from tests.acceptance.processes import CONNECTION, LIMIT, PATIENCE, ROOT, Daemon
 from tests.acceptance.programs.patient import patient_client
 from tests.acceptance.test_daemon_killed import assert_drained, finish, start_both_ways
 from tests.acceptance.test_failpoints import UPGRADING
-from tests.unit.store.test_upgrades import IN, OUT, RECORDED
+from tests.unit.store.test_upgrades import DATA, IN, OUT
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.once, LIMIT]
 
@@ -31,7 +31,7 @@ async def test_a_daemon_dies_in_the_upgrade(tmp_path, point):
     async with Stage(tmp_path) as stage:
         service, connection = await stage.declared_pair()
         connection.state.mkdir(mode=0o700, exist_ok=True)
-        (connection.state / DATABASE).write_bytes(gzip.decompress(RECORDED.read_bytes()))
+        (connection.state / DATABASE).write_bytes(gzip.decompress((DATA / "store-version-1.sqlite3.gz").read_bytes()))
         await service.start()
         process = await connection.start(f"{point}:1")
         assert await process.exited() == -signal.SIGKILL
