@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from itertools import repeat
 from typing import Any
 
 from rondevu_client import messages
@@ -214,10 +215,9 @@ class Handle:
 
     def accepted(self, upto_seq: int) -> None:
         unconfirmed = self._unconfirmed
-        first = next(iter(unconfirmed), 0)
-        last = next(reversed(unconfirmed), -1)
-        if 0 < first <= upto_seq and last - first + 1 == len(unconfirmed):  # no number is lacking between
-            self._count(-sum(map(unconfirmed.pop, range(first, min(upto_seq, last) + 1))))
+        if unconfirmed and (first := next(iter(unconfirmed))) <= upto_seq:  # numbers mostly follow each other
+            together = range(first, min(upto_seq + 1, first + len(unconfirmed)))
+            self._count(-sum(map(unconfirmed.pop, together, repeat(0))))
         while unconfirmed and (seq := next(iter(unconfirmed))) <= upto_seq:
             self._count(-unconfirmed.pop(seq))
         self._accepted = max(upto_seq, self._accepted)
@@ -287,7 +287,7 @@ class Handle:
         sizes = list(map(len, payloads))
         size, count = sum(sizes), len(self._unconfirmed) + len(sizes)
         fits = count <= messages.SEND_WINDOW and self._unconfirmed_bytes + size <= messages.SEND_WINDOW_BYTES
-        new = first > next(reversed(self._unconfirmed), 0)
+        new = self._unconfirmed.keys().isdisjoint(range(first, first + len(sizes)))
         limit = self.channel.max_message if self.channel is not None else 0
         if not fits or not new or max(sizes) > limit or self._usage.refusal(size) is not None:
             return False

@@ -7,7 +7,7 @@ import contextlib
 
 import pytest
 
-from rondevu_client.messages import SEND_WINDOW
+from rondevu_client.messages import SEND_WINDOW, SEND_WINDOW_BYTES
 from rondevu_client.protocol import encode_request
 from rondevud.events import EventBus
 from rondevud.ipc import writer
@@ -106,6 +106,26 @@ async def test_more_bytes_than_the_window_are_rejected_but_one_message_always_go
     handle = (await attach(client))["handle"]
     client.notify("send", handle, 1, [b"x" * (5 * 2**20), b"y"])
     assert await rejections(client, 1) == [[2, "window"]]
+
+
+@pytest.mark.parametrize("kind", [bytes, str])
+async def test_numbers_that_come_again_and_out_of_order_leave_the_window_as_it_was(client, channel, kind):
+    channel.max_message = 8 * 2**20
+    channel.hold = True
+    handle = (await attach(client))["handle"]
+    payload = b"x" * 1_000 if kind is bytes else "x" * 1_000
+    for first, count in [(10, 1), (13, 1), (12, 1), (3, 1), (9, 6)]:
+        client.notify("send", handle, first, [payload] * count)
+    await client.result("ping")
+    channel.release()
+    assert await client.notification("accepted") == [handle, 14]
+    quarter = payload * (SEND_WINDOW_BYTES // 4 // 1_000)
+    client.notify("send", handle, 15, [quarter] * 4 + ["é"])
+    assert await client.notification("accepted") == [handle, 19]
+    client.notify("send", handle, 20, ["y"] * SEND_WINDOW)
+    assert await client.notification("accepted") == [handle, 19 + SEND_WINDOW]
+    stored = [seq for seq, _, _ in channel.stored.outbox]
+    assert stored[-SEND_WINDOW - 5 :] == list(range(15, 20 + SEND_WINDOW)), "nothing was beyond the window"
 
 
 async def test_a_dead_handle_is_ignored(client, channel):
