@@ -22,6 +22,7 @@ from tests.system.test_pair import QUICK, configurations, install
 
 pytestmark = [
     pytest.mark.system,
+    pytest.mark.soak,
     pytest.mark.timeout(600),
     pytest.mark.skipif(not HAS_WHEELS, reason="there is no libdatachannel for this Python or machine"),
 ]

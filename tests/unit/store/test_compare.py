@@ -25,10 +25,10 @@ from rondevud.store.base import Limits
 from rondevud.store.memory import MemoryTables
 from rondevud.store.sqlite import SqliteStore
 
-EXAMPLES = int(os.environ.get("RONDEVUD_STORE_EXAMPLES", "100"))
+EXAMPLES = int(os.environ.get("RONDEVUD_STORE_EXAMPLES", "60"))
 """How many scripts both stores get; the soak test asks for more."""
 
-SEEDS = max(4, EXAMPLES // 12)
+SEEDS = max(4, EXAMPLES // 8)
 STEPS = 300
 """How many long scripts there are, and of how many steps."""
 

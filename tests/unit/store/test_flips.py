@@ -29,7 +29,7 @@ pytestmark = pytest.mark.once
 
 FLIPS = int(os.environ.get("RONDEVUD_STORE_FLIPS", "2000"))
 TRUNCATIONS = 200
-STRUCTURE = 400
+STRUCTURE = 250
 """Flips beside those in what is neither a message nor unused."""
 
 WITHIN = 60.0

@@ -93,8 +93,8 @@ async def test_the_short_columns_are_set_right_too(filled, column, value):
 
 async def test_a_table_that_begins_elsewhere_is_led_back(filled):
     before = rows(filled)
-    for _, _, _, _, root, _ in before:
-        for bit in range(4):
+    for place, (_, _, _, _, root, _) in enumerate(before):
+        for bit in range(place % 4, 4, 3):
             change(filled, "UPDATE sqlite_schema SET rootpage = ? WHERE rootpage = ?", root ^ 1 << bit, root)
             if len({row[4] for row in rows(filled)}) == len(before):
                 await check(filled)
