@@ -46,7 +46,7 @@ EVERY_WAY = bool(os.environ.get("RONDEVUD_POWER_EVERY_WAY"))
 PROCESSES = int(os.environ.get("RONDEVUD_PROCESSES", os.cpu_count() or 1))
 """Among which the points of the long run are shared."""
 
-LONG_COUNTS = (20, 40, 60)
+LONG_COUNTS = (24, 48, 72)
 SHARE = 100
 """Neighbouring points that one process does before it says how far it has come."""
 
