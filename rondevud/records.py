@@ -198,8 +198,7 @@ class SessionRecord:
     """Service side: whether the peer is refused until somebody says otherwise."""
 
 
-@dataclass(frozen=True, slots=True)
-class ChannelRecord:
+class ChannelRecord(NamedTuple):
     """A channel as the store knows it. Queue counts are messages and payload bytes."""
 
     id: int
@@ -240,8 +239,7 @@ class ChannelRecord:
     failed_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ProducerRecord:
+class ProducerRecord(NamedTuple):
     """What is kept of one producer in one channel. Numbers are the producer's own."""
 
     id: int

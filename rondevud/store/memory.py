@@ -67,7 +67,7 @@ class _Channel:
     """By the row they had; their order is that in which they were set aside."""
 
     def change(self, **fields: Any) -> None:
-        self.record = replace(self.record, **fields)
+        self.record = self.record._replace(**fields)
 
     def copy(self) -> _Channel:
         queues = self.outbox.copy(), self.inbox.copy()
@@ -239,7 +239,7 @@ class MemoryTables:
         record = producer.record
         last_seq = max(record.last_seq, operation.first_seq + len(operation.payloads) - 1)
         rejected = merge_rejected(record.rejected, operation.rejected, last_seq)
-        record = replace(record, last_seq=last_seq, rejected=rejected)
+        record = record._replace(last_seq=last_seq, rejected=rejected)
         self._producers[record.id] = replace(producer, record=record, used=operation.stamp)
 
     def _tell_producers(self, ranges: tuple[ProducerRange, ...], *, acknowledged: bool) -> None:
@@ -249,10 +249,10 @@ class MemoryTables:
                 continue
             record = producer.record
             if acknowledged:
-                record = replace(record, acknowledged_seq=max(record.acknowledged_seq, told.last))
+                record = record._replace(acknowledged_seq=max(record.acknowledged_seq, told.last))
             else:
                 removed, unreported = record.removed + told.messages, record.unreported + told.messages
-                record = replace(record, removed=removed, unreported=unreported)
+                record = record._replace(removed=removed, unreported=unreported)
             self._producers[told.producer] = replace(producer, record=record)
 
     @staticmethod
@@ -532,7 +532,7 @@ class MemoryTables:
             record = ProducerRecord(number, operation.name)
         else:
             record = self._producers[number].record
-        self._producers[number] = _Producer(operation.channel, replace(record, unreported=0), operation.stamp)
+        self._producers[number] = _Producer(operation.channel, record._replace(unreported=0), operation.stamp)
         return record
 
     def _forget_producers(self, operation: records.ForgetProducers) -> int:

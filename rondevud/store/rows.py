@@ -13,7 +13,7 @@ import sqlite3
 import struct
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from typing import Any
 from zlib import crc32
@@ -155,7 +155,7 @@ class ChannelState:
         )
 
     def change(self, **fields: Any) -> None:
-        self.record = replace(self.record, **fields)
+        self.record = self.record._replace(**fields)
 
 
 TOTALS = tuple(total.name for total in fields(Totals))
@@ -183,37 +183,9 @@ def channel_intact(row: Sequence[Any]) -> bool:
 
 
 def _channel_row(state: ChannelState) -> tuple[Any, ...]:
-    record = state.record
-    return sealed(
-        (
-            record.id,
-            record.connection_id,
-            record.label,
-            str(record.durability),
-            record.options,
-            record.epoch,
-            record.next,
-            record.acked,
-            record.acked_count,
-            record.peer_epoch,
-            record.recv_next,
-            record.recv_count,
-            record.out_count,
-            record.out_bytes,
-            record.in_count,
-            record.in_bytes,
-            record.in_gaps,
-            record.out_closed,
-            record.in_closed,
-            int(record.attached),
-            state.base,
-            state.next_row,
-            state.in_holes,
-            *_totals(state.totals),
-            record.failed,
-            record.failed_bytes,
-        )
-    )
+    record, totals = state.record, _totals(state.totals)
+    known = (*record[:3], str(record.durability), *record[4:19], int(record.attached))
+    return sealed((*known, state.base, state.next_row, state.in_holes, *totals, *record[20:]))
 
 
 def channel_of_row(row: Sequence[Any]) -> ChannelState:
@@ -252,7 +224,7 @@ class ChannelRows:
     def insert(self, record: ChannelRecord) -> ChannelRecord:
         """A new row; answers the record with its id."""
         cursor = self._connection.execute(_INSERT, _channel_row(ChannelState(record))[1:])
-        record = replace(record, id=cursor.lastrowid or 0)
+        record = record._replace(id=cursor.lastrowid or 0)
         self._states[record.id] = ChannelState(record)
         self._changed.add(record.id)  # its checksum covers the id
         return record
@@ -361,7 +333,7 @@ class ProducerRows:
         state.used = stamp
         self._states[number] = state
         self._changed.add(number)
-        record, state.record = state.record, replace(state.record, unreported=0)
+        record, state.record = state.record, state.record._replace(unreported=0)
         return record
 
     def _insert(self, state: ProducerState) -> int:
@@ -370,7 +342,7 @@ class ProducerRows:
             "INSERT INTO producers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (state.record.id or None, *fields[1:])
         )
         number = cursor.lastrowid or 0
-        state.record = replace(state.record, id=number)
+        state.record = state.record._replace(id=number)
         self._states[number] = state
         return number
 
@@ -388,7 +360,7 @@ class ProducerRows:
     def raise_last(self, number: int, last_seq: int) -> None:
         """Say that a producer has decided everything up to `last_seq`, at least."""
         if (state := self.find(number)) is not None:
-            state.record = replace(state.record, last_seq=max(state.record.last_seq, last_seq))
+            state.record = state.record._replace(last_seq=max(state.record.last_seq, last_seq))
             self._changed.add(number)
 
     def advance(self, state: ProducerState, put: Put) -> None:
@@ -400,7 +372,7 @@ class ProducerRows:
             rejected = merge_rejected(rejected, put.rejected, last_seq)
             if rejected != record.rejected:
                 state.rejected_json = json.dumps(rejected)
-        state.record = replace(record, last_seq=last_seq, rejected=rejected)
+        state.record = record._replace(last_seq=last_seq, rejected=rejected)
         state.used = put.stamp
         self._changed.add(record.id)
 
@@ -411,10 +383,10 @@ class ProducerRows:
                 continue
             record = state.record
             if acknowledged:
-                state.record = replace(record, acknowledged_seq=max(record.acknowledged_seq, told.last))
+                state.record = record._replace(acknowledged_seq=max(record.acknowledged_seq, told.last))
             else:
                 removed, unreported = record.removed + told.messages, record.unreported + told.messages
-                state.record = replace(record, removed=removed, unreported=unreported)
+                state.record = record._replace(removed=removed, unreported=unreported)
             self._changed.add(record.id)
 
     def delete_of(self, channel: int) -> None:
