@@ -19,7 +19,7 @@ ignored, so that later versions can add some.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -195,23 +195,6 @@ def data_frame(label: str, seq: int, payloads: list[Payload]) -> bytes:
     """The bytes of a `Data` frame, without the detour."""
     packed: bytes = msgpack.packb([9, label, seq, payloads])
     return packed
-
-
-def payload_size(payload: Payload) -> int:
-    """Bytes of a payload: text counts as UTF-8, the closing message as nothing."""
-    if isinstance(payload, bytes):
-        return len(payload)
-    if payload is None:
-        return 0
-    return len(payload) if payload.isascii() else len(payload.encode())
-
-
-def payload_sizes(payloads: Sequence[Payload]) -> list[int]:
-    """`payload_size` of each, at a fraction of the price where all are binary, or all plain text."""
-    types = set(map(type, payloads))
-    if types == {bytes} or (types == {str} and all(map(str.isascii, payloads))):  # type: ignore[arg-type]
-        return list(map(len, payloads))  # type: ignore[arg-type]
-    return list(map(payload_size, payloads))
 
 
 def valid_label(label: object) -> bool:

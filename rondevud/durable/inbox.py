@@ -19,7 +19,6 @@ from operator import attrgetter
 from typing import Any
 
 from rondevud import failpoints
-from rondevud.durable import frames
 from rondevud.durable.attempts import Attempts
 from rondevud.durable.budget import Budget, Share
 from rondevud.durable.failures import Answer, Failures, message_ids
@@ -47,6 +46,8 @@ from rondevud.records import (
     ReceiveResult,
     TrimIn,
     in_messages,
+    payload_size,
+    payload_sizes,
 )
 
 logger = logging.getLogger(__name__)
@@ -617,13 +618,13 @@ def _follows(item: InItem, before: InItem) -> bool:
 
 def _size(item: InItem) -> int:
     """Payload bytes."""
-    return frames.payload_size(item.payload) if isinstance(item, InMessage) else 0
+    return payload_size(item.payload) if isinstance(item, InMessage) else 0
 
 
 def _sizes(items: Sequence[InItem]) -> list[int]:
     """`_size` of each."""
     if set(map(type, items)) == {InMessage}:
-        return frames.payload_sizes([item.payload for item in items])  # type: ignore[union-attr]
+        return payload_sizes([item.payload for item in items])  # type: ignore[union-attr]
     return list(map(_size, items))
 
 

@@ -27,6 +27,8 @@ from rondevud.records import (
     Removal,
     Stamp,
     out_messages,
+    payload_size,
+    payload_sizes,
 )
 
 ROOM = 4 * 1024 * 1024
@@ -173,7 +175,7 @@ class Incoming:
         self.duplicates += duplicates
         if duplicates:
             payloads = payloads[duplicates:]
-        first, size = frame.seq + duplicates, sum(frames.payload_sizes(payloads))
+        first, size = frame.seq + duplicates, sum(payload_sizes(payloads))
         if payloads and self._has_room(len(payloads), size):
             self._taken += size
             self._append(list(out_messages(first, payloads)), size, first + len(payloads))
@@ -247,7 +249,7 @@ class Incoming:
     def _take(self, seq: int, payload: Payload) -> None:
         if self._assembly is not None:
             raise PeerError(f"message {seq} in the middle of the pieces of {self._assembly.seq}")
-        self._check_room(frames.payload_size(payload))
+        self._check_room(payload_size(payload))
         self._add(OutMessage(seq, payload), seq + 1)
         self.received_closed = payload is None  # a peer whose store went back may have forgotten that it closed
 
@@ -358,7 +360,7 @@ class Incoming:
 
 
 def _size(item: OutItem) -> int:
-    return frames.payload_size(item.payload) if isinstance(item, OutMessage) else 0
+    return payload_size(item.payload) if isinstance(item, OutMessage) else 0
 
 
 def _payload(assembly: _Assembly) -> Payload:

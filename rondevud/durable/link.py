@@ -140,6 +140,7 @@ class _Link:
     """Since when no ping has been answered."""
     round_trip: float | None = None
     confirmed: deque[tuple[float, int]] = field(default_factory=deque)
+    confirmed_bytes: int = 0
 
     def __post_init__(self) -> None:
         self.heard = self.said = self.now
@@ -479,6 +480,7 @@ class Session:
                 confirmed = self.lanes.receive(frame, self.settings.max_message)
                 if confirmed:
                     link.confirmed.append((self._now, confirmed))
+                    link.confirmed_bytes += confirmed
             case _:
                 raise PeerError(f"{type(frame).__name__} on a link that is up")
 
@@ -636,9 +638,8 @@ class Session:
     def _buffer_limit(self, link: _Link) -> int:
         """Bytes: what the peer confirmed within the last second, within bounds."""
         while link.confirmed and link.confirmed[0][0] < self._now - 1.0:
-            link.confirmed.popleft()
-        recent = sum(size for _, size in link.confirmed)
-        return min(BUFFER_MOST, max(BUFFER_LEAST, recent))
+            link.confirmed_bytes -= link.confirmed.popleft()[1]
+        return min(BUFFER_MOST, max(BUFFER_LEAST, link.confirmed_bytes))
 
     def _transmit(self, link: _Link, data: bytes) -> None:
         link.said = self._now

@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
-from rondevud.durable import frames
 from rondevud.durable.budget import Budget, Share
 from rondevud.durable.outgoing import Direction
 from rondevud.durable.producer import Producer, Submission
@@ -35,6 +34,7 @@ from rondevud.records import (
     RemoveResult,
     Stamp,
     Trim,
+    payload_size,
 )
 
 PROGRESS = 5.0
@@ -154,7 +154,7 @@ class Outbox:
         limit = self.limits.max_bytes
         if limit is None or submission.size <= limit:
             return None
-        sizes = map(frames.payload_size, submission.payloads)
+        sizes = map(payload_size, submission.payloads)
         return next((place for place, size in enumerate(sizes) if size > limit), None)
 
     def _refuse_largest(self, submission: Submission, place: int) -> None:
@@ -426,7 +426,7 @@ class Outbox:
 def _count_within(payloads: Sequence[Payload], room: int) -> int:
     """How many of them, from the first on, are within `room` bytes."""
     for count, payload in enumerate(payloads):
-        room -= frames.payload_size(payload)
+        room -= payload_size(payload)
         if room < 0:
             return count
     return len(payloads)

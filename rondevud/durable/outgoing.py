@@ -36,6 +36,8 @@ from rondevud.records import (
     Remove,
     Removed,
     out_messages,
+    payload_size,
+    payload_sizes,
 )
 
 LOADED_MESSAGES = 16_384
@@ -242,7 +244,7 @@ class Outgoing:
         """The next message for a data channel without frames; None when there is none that may go now."""
         while self.flowing and self._sendable():
             head = self._loaded[0]
-            size = 0 if isinstance(head, Removal) else frames.payload_size(head.payload)
+            size = 0 if isinstance(head, Removal) else payload_size(head.payload)
             if size > self._peer_max and isinstance(head, OutMessage):
                 self._too_large = head.seq
                 return None
@@ -318,7 +320,7 @@ class Outgoing:
         for item in page.items:
             if item.next > self._loaded_next if isinstance(item, Removal) else True:
                 self._loaded.append(item)
-        self._loaded_bytes += sum(frames.payload_sizes([i.payload for i in page.items if isinstance(i, OutMessage)]))
+        self._loaded_bytes += sum(payload_sizes([i.payload for i in page.items if isinstance(i, OutMessage)]))
         self._loaded_next = page.next
 
     def acknowledged(self, result: Acknowledged | None) -> None:
@@ -359,7 +361,7 @@ class Outgoing:
         said = False
         for item in self._loaded:
             if isinstance(item, OutMessage) and gone.first <= item.seq < gone.next:
-                self._loaded_bytes -= frames.payload_size(item.payload)
+                self._loaded_bytes -= payload_size(item.payload)
                 if not said:
                     kept.append(Removal(item.seq, gone.next, gone.reason, gone.next - item.seq))
                     said = True
@@ -404,7 +406,7 @@ class Outgoing:
             return self._uncounted is None
         if self._too_large:
             return False
-        return self._fits(frames.payload_size(head.payload))
+        return self._fits(payload_size(head.payload))
 
     def _fits(self, size: int) -> bool:
         """Rule 7: within the room, or the one message that may always be under way while there is any."""
@@ -423,7 +425,7 @@ class Outgoing:
         head = self._loaded[0]
         if isinstance(head, Removal):
             return self._skip(head)
-        size = frames.payload_size(head.payload)
+        size = payload_size(head.payload)
         if size > self._peer_max:
             self._too_large = head.seq
             return None
@@ -452,7 +454,7 @@ class Outgoing:
             together = zip(heads, count(seq), strict=False)
             heads = [head for head, _ in takewhile(lambda pair: _is_message(*pair), together)]
         payloads: list[Payload] = [head.payload for head in heads]
-        sizes = frames.payload_sizes(payloads)
+        sizes = payload_sizes(payloads)
         total = sizes[0]
         for place, size in enumerate(sizes[1:], 1):
             if size > self._peer_max or total + size + 5 * place > frames.PACK or total + size > room:

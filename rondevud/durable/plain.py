@@ -21,6 +21,7 @@ from rondevud.durable import frames
 from rondevud.durable.lanes import Lane, Lanes
 from rondevud.durable.pool import SERVICE_LABEL
 from rondevud.errors import TransportError
+from rondevud.records import payload_size
 from rondevud.transport.base import ChannelState, ConnectionState, DataChannel, Message, PeerConnection
 
 logger = logging.getLogger(__name__)
@@ -277,7 +278,7 @@ class Carry:
                 channel.close()
                 return
             failpoints.hit("plain.after")
-            self._moved.append(frames.payload_size(message.payload))
+            self._moved.append(payload_size(message.payload))
             self._paused = channel.buffered_amount >= BUFFER_HIGH
 
     def _pass(self) -> None:

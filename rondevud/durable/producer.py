@@ -10,8 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from rondevud.durable import frames
-from rondevud.records import REJECTED_KEPT, Payload, ProducerRange, ProducerRecord
+from rondevud.records import REJECTED_KEPT, Payload, ProducerRange, ProducerRecord, payload_sizes
 
 
 class ProducerListener(Protocol):
@@ -48,7 +47,7 @@ class Submission:
         """Empty once they are decided."""
         self.count = len(payloads)
         self.max_age = max_age
-        self.size = sum(frames.payload_sizes(payloads))
+        self.size = sum(payload_sizes(payloads))
         self.decided = False
         self.submitted_at: float | None = None
         """When the outbox got it, monotonic; None before."""

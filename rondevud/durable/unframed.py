@@ -6,7 +6,6 @@ import asyncio
 import logging
 from typing import Protocol
 
-from rondevud.durable import frames
 from rondevud.durable.channels import Channels
 from rondevud.durable.lanes import Lanes
 from rondevud.durable.link import GOODBYE_TIMEOUT
@@ -14,7 +13,7 @@ from rondevud.durable.plain import Carry, PlainLink
 from rondevud.durable.pool import SERVICE_LABEL
 from rondevud.durable.tasks import Tasks
 from rondevud.errors import TransportError
-from rondevud.records import Reason
+from rondevud.records import Reason, payload_size
 from rondevud.transport.base import ConnectionState, DataChannel, Message, PeerConnection
 
 logger = logging.getLogger(__name__)
@@ -187,7 +186,7 @@ class Unframed:
 
     def refuses(self, label: str, message: Message) -> bool:
         incoming = self.lanes[label].incoming
-        size = incoming.unstored_bytes + frames.payload_size(message)
+        size = incoming.unstored_bytes + payload_size(message)
         return self._session.channels[label].inbox.refuses(incoming.unstored_items + 1, size)
 
     def stop(self) -> None:

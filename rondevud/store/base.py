@@ -14,7 +14,7 @@ Rules that `rondevud.records` leaves to the stores:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
@@ -30,6 +30,7 @@ from rondevud.records import (
     Reason,
     Removal,
     Removed,
+    payload_sizes,
 )
 
 Result = TypeVar("Result")
@@ -82,13 +83,16 @@ class Taken(NamedTuple):
     messages: int = 1
 
 
-def payload_size(payload: Payload) -> int:
-    """Bytes a payload counts: UTF-8 length of text, 0 for a closing message."""
-    if payload is None:
-        return 0
-    if isinstance(payload, str) and not payload.isascii():
-        return len(encode_text(payload))
-    return len(payload)
+def count_messages(taken: Iterable[Taken]) -> int:
+    return sum(item.messages for item in taken)
+
+
+def sizes_of(payloads: Sequence[Payload]) -> list[int]:
+    """Bytes of each payload. Raises `StoreConflict` for text that UTF-8 cannot carry."""
+    try:
+        return payload_sizes(payloads)
+    except UnicodeEncodeError as error:
+        raise not_unicode(error) from None
 
 
 def encode_text(text: str) -> bytes:
@@ -96,7 +100,11 @@ def encode_text(text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        raise StoreConflict(f"text that is not valid Unicode: {error.reason} at {error.start}") from None
+        raise not_unicode(error) from None
+
+
+def not_unicode(error: UnicodeEncodeError) -> StoreConflict:
+    return StoreConflict(f"text that is not valid Unicode: {error.reason} at {error.start}")
 
 
 def check_closing(payloads: tuple[Payload, ...]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from itertools import islice, takewhile
+from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from rondevud import accounts, failed, records
@@ -28,6 +28,9 @@ from rondevud.records import (
     Removal,
     SessionRecord,
     Stamp,
+    in_messages,
+    payload_size,
+    payload_sizes,
 )
 from rondevud.store.base import (
     Done,
@@ -35,13 +38,14 @@ from rondevud.store.base import (
     Taken,
     check_closing,
     check_numbers,
+    count_messages,
     group_removed,
     merge_rejected,
     oldest_over,
-    payload_size,
     producer_ranges,
+    sizes_of,
 )
-from rondevud.store.queues import Outbox, Rows, held
+from rondevud.store.queues import Outbox, Rows, hold
 
 if TYPE_CHECKING:
     import asyncio
@@ -83,6 +87,11 @@ class _Producer:
 
 def _age(then: Stamp, now: Stamp) -> float:
     return max(0.0, now.boottime - then.boottime if then.boot == now.boot else now.wall - then.wall)
+
+
+def _holds_payload(item: OutItem) -> bool:
+    """Whether it is a message, and not a closing one."""
+    return isinstance(item, OutMessage) and item.payload is not None
 
 
 class MemoryTables:
@@ -209,15 +218,13 @@ class MemoryTables:
         channel = self._channel(operation.channel)
         check_closing(operation.payloads)
         check_numbers(operation.floor, operation.first_seq)
-        sizes = [payload_size(payload) for payload in operation.payloads]
+        sizes = sizes_of(operation.payloads)
         self._check_producer(operation.channel, operation.producer)
         jumped = bool(sizes) and self._raise_next(channel, operation.floor)
         record = channel.record
         first = record.next
-        for index, payload in enumerate(operation.payloads):
-            number = operation.first_seq + index
-            message = held(payload, sizes[index], operation.producer, number, operation.stamp, operation.max_age)
-            channel.outbox.append(first + index, message)
+        sender = (operation.producer, operation.first_seq)
+        channel.outbox.extend(first, hold(operation.payloads, sizes, *sender, operation.stamp, operation.max_age))
         closing = bool(sizes) and operation.payloads[-1] is None
         channel.change(
             next=first + len(sizes),
@@ -258,8 +265,8 @@ class MemoryTables:
     @staticmethod
     def _left_outbox(channel: _Channel, taken: list[Taken]) -> None:
         record = channel.record
-        size = sum(row.size for row in taken)
-        channel.change(out_count=record.out_count - len(taken), out_bytes=record.out_bytes - size)
+        count, size = count_messages(taken), sum(row.size for row in taken)
+        channel.change(out_count=record.out_count - count, out_bytes=record.out_bytes - size)
 
     def _acknowledge(self, operation: records.Acknowledge) -> records.Acknowledged:
         channel = self._channel(operation.channel)
@@ -270,19 +277,19 @@ class MemoryTables:
             return records.Acknowledged(record.acked, 0, 0, (), more=False)
         limit = self._limits.slice_rows
         upto = outbox.removals.first_end_over(limit, operation.recv_next)
-        numbers = [seq for seq, _ in islice(outbox.messages.since(0), limit + 1) if seq < upto]
+        numbers = outbox.messages.keys(0, upto, limit + 1)
         if len(numbers) > limit:
             upto = numbers[limit - 1] + 1
-        taken = [outbox.take(seq) for seq in numbers[:limit]]
+        taken = outbox.take(numbers[:limit])
+        count, size = count_messages(taken), sum(row.size for row in taken)
         outbox.removals.drop_below(upto)
         ranges = producer_ranges(taken)
         self._left_outbox(channel, taken)
-        channel.totals.acknowledged += len(taken)
+        channel.totals.acknowledged += count
         self._tell_producers(ranges, acknowledged=True)
         channel.base = max(channel.base, upto)
-        channel.change(acked=upto, acked_count=record.acked_count + len(taken))
-        size = sum(row.size for row in taken)
-        return records.Acknowledged(upto, len(taken), size, ranges, more=upto < operation.recv_next)
+        channel.change(acked=upto, acked_count=record.acked_count + count)
+        return records.Acknowledged(upto, count, size, ranges, more=upto < operation.recv_next)
 
     def _removed(self, channel: _Channel, taken: list[Taken], reason: Reason) -> list[records.Removed]:
         """Write removals for messages that were taken, in the order of their numbers."""
@@ -291,7 +298,7 @@ class MemoryTables:
             channel.outbox.removals.add(Removal(item.first, item.next, reason, item.messages))
             self._tell_producers(item.producers, acknowledged=False)
         self._left_outbox(channel, taken)
-        channel.totals.remove(reason, len(taken))
+        channel.totals.remove(reason, count_messages(taken))
         return removed
 
     def _expire(self, operation: records.Expire) -> records.RemoveResult:
@@ -316,7 +323,7 @@ class MemoryTables:
                 break
             numbers.append(seq)
             count, size = count - 1, size - message.size
-        taken = [channel.outbox.take(seq) for seq in numbers]
+        taken = channel.outbox.take(numbers)
         return records.RemoveResult(self._removed(channel, taken, Reason.OVERFLOW), more)
 
     def _remove(self, operation: records.Remove) -> records.RemoveResult:
@@ -328,7 +335,7 @@ class MemoryTables:
                 break
             if message.payload is not None or not operation.keep_closing:
                 numbers.append(seq)
-        taken = [channel.outbox.take(seq) for seq in numbers[:limit]]
+        taken = channel.outbox.take(numbers[:limit])
         return records.RemoveResult(self._removed(channel, taken, operation.reason), more=len(numbers) > limit)
 
     def _read_out(self, operation: records.ReadOut) -> records.OutPage:
@@ -370,34 +377,39 @@ class MemoryTables:
         first_row, gaps = channel.next_row, 0
         same_epoch = operation.epoch == record.peer_epoch
         count, closed = (record.recv_count, record.in_closed) if same_epoch else (0, 0)
-        sizes = [payload_size(item.payload) for item in operation.items if isinstance(item, OutMessage)]
+        sizes = sizes_of([item.payload for item in operation.items if isinstance(item, OutMessage)])
         count, size = count + len(sizes), sum(sizes)
-        for item in operation.items:
-            if isinstance(item, OutMessage):
-                if item.payload is None:
+        for is_message, group in groupby(operation.items, _holds_payload):
+            if is_message:
+                run = cast("list[OutMessage]", list(group))
+                rows = list(in_messages(channel.next_row, operation.epoch, run, operation.stamp.wall))
+                channel.inbox.extend(channel.next_row, rows)
+                channel.next_row += len(run)
+                continue
+            for item in group:
+                if isinstance(item, OutMessage):
                     closed = 1
                     continue
-                row: InItem = InMessage(channel.next_row, operation.epoch, item.seq, item.payload, operation.stamp.wall)
-            else:
                 count += (item.messages or 0) if item.reason is Reason.LOST else 0
                 if item.messages == 0 or item.reason is Reason.RESTART:
                     continue
-                row = InGap(channel.next_row, operation.epoch, item, operation.stamp.wall)
+                channel.inbox.append(
+                    channel.next_row, InGap(channel.next_row, operation.epoch, item, operation.stamp.wall)
+                )
+                channel.next_row += 1
                 gaps += 1
-            channel.inbox.append(channel.next_row, row)
-            channel.next_row += 1
-        rows = channel.next_row - first_row
-        channel.totals.received += rows - gaps
+        added = channel.next_row - first_row
+        channel.totals.received += added - gaps
         channel.change(
             peer_epoch=operation.epoch,
             recv_next=operation.recv_next,
             recv_count=count,
             in_closed=closed,
-            in_count=record.in_count + rows,
+            in_count=record.in_count + added,
             in_bytes=record.in_bytes + size,
             in_gaps=record.in_gaps + gaps,
         )
-        return records.ReceiveResult(first_row, rows, size)
+        return records.ReceiveResult(first_row, added, size)
 
     def _read_in(self, operation: records.ReadIn) -> records.InPage:
         channel = self._channel(operation.channel)
@@ -426,11 +438,10 @@ class MemoryTables:
         if first >= end:
             return records.InRemoved(0, 0, 0, 0, more=False)
         upto = min(end, first + self._limits.slice_rows)
-        rows = [row for row, _ in takewhile(lambda item: item[0] < upto, channel.inbox.since(first))]
-        gone = [channel.inbox.delete(row) for row in rows]
-        size = sum(payload_size(item.payload) for item in gone if isinstance(item, InMessage))
+        gone = channel.inbox.delete(channel.inbox.keys(first, upto, self._limits.slice_rows))
+        messages = [item.payload for item in gone if isinstance(item, InMessage)]
+        gaps, size = len(gone) - len(messages), sum(payload_sizes(messages))
         record = channel.record
-        gaps = sum(isinstance(item, InGap) for item in gone)
         channel.change(
             in_count=record.in_count - len(gone), in_bytes=record.in_bytes - size, in_gaps=record.in_gaps - gaps
         )

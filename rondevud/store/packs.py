@@ -14,9 +14,8 @@ from itertools import accumulate
 from typing import Any, NamedTuple, TypeVar
 from zlib import crc32
 
-from rondevud.errors import StoreConflict
 from rondevud.records import Payload
-from rondevud.store.base import encode_text
+from rondevud.store.base import encode_text, not_unicode
 
 CLOSING, TEXT, BINARY = 0, 1, 2
 """Kinds of messages, in rows and packs."""
@@ -65,7 +64,7 @@ def encode(payloads: Sequence[Payload]) -> Encoded:
         try:
             return Encoded([TEXT] * len(payloads), list(map(str.encode, payloads)))  # type: ignore[arg-type]
         except UnicodeEncodeError as error:
-            raise StoreConflict(f"text that is not valid Unicode: {error.reason} at {error.start}") from None
+            raise not_unicode(error) from None
     pairs = [encode_payload(payload) for payload in payloads]
     return Encoded([kind for kind, _ in pairs], [data for _, data in pairs])
 

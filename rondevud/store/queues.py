@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from heapq import heapify, heappop, heappush
+from itertools import count, islice, repeat
+from operator import attrgetter
 from typing import Generic, NamedTuple, TypeVar
 
 from rondevud.records import Payload, Removal, Stamp
@@ -38,6 +40,12 @@ class Rows(Generic[Row]):
         self._rows[key] = row
         self._keys.append(key)
 
+    def extend(self, first: int, rows: Sequence[Row]) -> None:
+        """Rows with consecutive keys from `first` on, which is higher than any before."""
+        keys = range(first, first + len(rows))
+        self._rows.update(zip(keys, rows, strict=True))
+        self._keys.extend(keys)
+
     def replace(self, key: int, row: Row) -> None:
         """Another row in the place of the one that is there."""
         self._rows[key] = row
@@ -49,14 +57,22 @@ class Rows(Generic[Row]):
             if (row := rows.get(keys[index])) is not None:
                 yield keys[index], row
 
-    def delete(self, key: int) -> Row:
-        row = self._rows.pop(key)
+    def keys(self, first: int, behind: int, most: int) -> list[int]:
+        """The first `most` keys of ``first … behind - 1``."""
+        keys, rows = self._keys, self._rows
+        start = bisect_left(keys, first, lo=self._head)
+        within = keys[start : bisect_left(keys, behind, lo=start)]
+        return list(islice(filter(rows.__contains__, within), most))
+
+    def delete(self, keys: Iterable[int]) -> list[Row]:
+        """Delete rows that are there; answers them."""
+        deleted = list(map(self._rows.pop, keys))
         while self._head < len(self._keys) and self._keys[self._head] not in self._rows:
             self._head += 1
         if len(self._keys) > 2 * len(self._rows) + DEAD_ROWS:
             self._keys = [kept for kept in self._keys if kept in self._rows]
             self._head = 0
-        return row
+        return deleted
 
     def copy(self) -> Rows[Row]:
         """A copy that shares the rows themselves, which must not be changed."""
@@ -129,19 +145,25 @@ class Outbox:
         self._aged: dict[int, Held] = {}
         self._heaps: dict[str | None, list[tuple[float, int]]] = {}  # by boot: (expiry on its boot clock, number)
 
-    def append(self, seq: int, message: Held) -> None:
-        self.messages.append(seq, message)
-        if message.boot is not None:
-            self._aged[seq] = message
-            heappush(self._heaps.setdefault(message.boot, []), (message.boot_expiry, seq))
+    def extend(self, first: int, messages: Sequence[Held]) -> None:
+        """Messages with consecutive numbers from `first` on."""
+        self.messages.extend(first, messages)
+        for seq, message in enumerate(messages, first):
+            if message.boot is not None:
+                self._aged[seq] = message
+                heappush(self._heaps.setdefault(message.boot, []), (message.boot_expiry, seq))
 
-    def take(self, seq: int) -> Taken:
-        """Delete a message."""
-        message = self.messages.delete(seq)
-        if message.boot is not None:
-            del self._aged[seq]
+    def take(self, numbers: Sequence[int]) -> list[Taken]:
+        """Delete messages, given in the order of their numbers; those of one producer that follow each other together."""
+        taken: list[Taken] = []
+        messages = self.messages.delete(numbers)
+        for place, run in runs(numbers, messages):
+            taken.append(Taken(numbers[place], sum(map(_size, run)), run[0].producer, run[0].producer_seq, len(run)))
+        if self._aged:
+            for seq in numbers:
+                self._aged.pop(seq, None)
             self._tidy()
-        return Taken(seq, message.size, message.producer, message.producer_seq)
+        return taken
 
     def _tidy(self) -> None:
         if sum(map(len, self._heaps.values())) <= 2 * len(self._aged) + DEAD_ROWS:
@@ -168,10 +190,11 @@ class Outbox:
         """Delete expired messages, at most `limit`: those of this boot, then those of others, each the earliest first."""
         taken: list[Taken] = []
         while len(taken) < limit and (first := self._first_of(stamp.boot)) and first[0] <= stamp.boottime:
-            taken.append(self.take(first[1]))
+            taken += self.take([first[1]])
         if len(taken) < limit:
             old = sorted(item for item in self._of_other_boots(stamp.boot) if item[0] <= stamp.wall)
-            taken.extend([self.take(seq) for _, seq in old[: limit - len(taken)]])
+            for _, seq in old[: limit - len(taken)]:
+                taken += self.take([seq])
         return sorted(taken)
 
     def next_expiry(self, stamp: Stamp) -> float | None:
@@ -190,9 +213,49 @@ class Outbox:
         return other
 
 
-def held(payload: Payload, size: int, producer: int, producer_seq: int, stamp: Stamp, max_age: float | None) -> Held:
-    """A message as an outbox holds it; a closing message never expires."""
-    if max_age is None or payload is None:
-        return Held(payload, size, producer, producer_seq, stamp.wall)
-    boot_expiry, wall_expiry = expiry(stamp.boottime, max_age), expiry(stamp.wall, max_age)
-    return Held(payload, size, producer, producer_seq, stamp.wall, stamp.boot, boot_expiry, wall_expiry)
+_size, _producer, _producer_seq = map(attrgetter, ("size", "producer", "producer_seq"))
+
+
+def hold(
+    payloads: Sequence[Payload],
+    sizes: Iterable[int],
+    producer: int,
+    first_seq: int,
+    stamp: Stamp,
+    max_age: float | None,
+) -> list[Held]:
+    """Messages of one producer as an outbox holds them; a closing message never expires."""
+    age: tuple[str | None, float, float] = (None, 0.0, 0.0)
+    if max_age is not None:
+        age = (stamp.boot, expiry(stamp.boottime, max_age), expiry(stamp.wall, max_age))
+    fields = zip(
+        payloads, sizes, repeat(producer), count(first_seq), repeat(stamp.wall), *map(repeat, age), strict=False
+    )
+    messages = list(map(Held._make, fields))
+    if messages and messages[-1].payload is None:
+        messages[-1] = Held(*messages[-1][:5])
+    return messages
+
+
+def runs(numbers: Sequence[int], messages: Sequence[Held]) -> Iterator[tuple[int, Sequence[Held]]]:
+    """Messages in which neither their numbers nor those of their producer jump, and at which place each run begins."""
+    if _steady(numbers) and _steady(list(map(_producer_seq, messages))) and len(set(map(_producer, messages))) == 1:
+        yield 0, messages
+        return
+    start = 0
+    for place in range(1, len(messages) + 1):
+        if place < len(messages):
+            one, other = messages[place - 1], messages[place]
+            if (
+                numbers[place] == numbers[place - 1] + 1
+                and other.producer == one.producer
+                and other.producer_seq == one.producer_seq + 1
+            ):
+                continue
+        yield start, messages[start:place]
+        start = place
+
+
+def _steady(numbers: Sequence[int]) -> bool:
+    """Whether each is one more than the one before."""
+    return bool(numbers) and numbers == list(range(numbers[0], numbers[0] + len(numbers)))

@@ -7,14 +7,27 @@ import importlib.metadata
 import os
 import platform
 import re
+import statistics
 import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from tests.acceptance.nursery import ROOT
 from tests.bench import brokers
 
 PACKAGES = ("aiortc", "aioice", "libdatachannel-py", "uvloop", "msgpack", "cryptography", "paho-mqtt", "nats-py")
+
+REST = 0.02
+"""Seconds between two wake-ups or syncs: the cores sleep by then, as between messages at a low rate."""
+
+LOOKS = 50
+SYNCED = 16 * 1024
+"""Bytes that are written and synced at once, about what a commit of one message is."""
 
 
 def describe(directory: Path) -> dict[str, Any]:
@@ -31,7 +44,54 @@ def describe(directory: Path) -> dict[str, Any]:
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "brokers": brokers.describe(),
         "load_before": round(os.getloadavg()[0], 2),
+        "wake_up_ms": wake_up(),
+        "sync_ms": sync(directory),
     }
+
+
+def wake_up() -> float:
+    """Milliseconds from telling a thread that rests until it runs."""
+    told: SimpleQueue[float | None] = SimpleQueue()
+    heard: SimpleQueue[float] = SimpleQueue()
+
+    def listen() -> None:
+        while (since := told.get()) is not None:
+            heard.put(time.monotonic() - since)
+
+    def tell() -> float:
+        told.put(time.monotonic())
+        return heard.get()
+
+    thread = threading.Thread(target=listen, name="woken")
+    thread.start()
+    try:
+        return _median(tell)
+    finally:
+        told.put(None)
+        thread.join()
+
+
+def sync(directory: Path) -> float:
+    """Milliseconds to write into a file that has the room already, and to sync it."""
+    with tempfile.TemporaryFile(dir=directory) as file:
+        file.write(bytes(SYNCED))
+        os.fsync(file.fileno())
+
+        def write() -> float:
+            began = time.monotonic()
+            os.pwrite(file.fileno(), bytes(SYNCED), 0)
+            os.fdatasync(file.fileno())
+            return time.monotonic() - began
+
+        return _median(write)
+
+
+def _median(look: Callable[[], float]) -> float:
+    seconds = []
+    for _ in range(LOOKS):
+        time.sleep(REST)
+        seconds.append(look())
+    return round(1_000 * statistics.median(seconds), 3)
 
 
 def _version(name: str) -> str:

@@ -28,11 +28,10 @@ from rondevud.durable.frames import (
     Welcome,
     decode,
     encode,
-    payload_size,
     valid_label,
 )
 from rondevud.errors import PeerError
-from rondevud.records import Durability, Reason
+from rondevud.records import Durability, Reason, payload_size
 from rondevud.transport.base import ChannelOptions
 
 NUMBERS = st.integers(0, MAX_NUMBER)
