@@ -1,8 +1,8 @@
 """A program on a daemon's socket: python -m tests.bench.app JOB, a JSON map.
 
 `socket`, `target`, `send`, `receive` and `streams`: each `label`, `size` in bytes, `interval` in seconds or 0 for as fast as
-it goes. `watched` are processes whose time is looked at from the first arrival on. Sends and receives as fast as the
-library's documented calls allow: many sends under way, generous credit, one acknowledgement for many messages.
+it goes. Sends and receives as fast as the library's documented calls allow: many sends under way, generous credit, one
+acknowledgement for many messages.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import uvloop
 
 from rondevu_client import Channel, Daemon
 from tests.bench.talk import Arrivals, Orders, Window, at_most, percentiles, say
-from tests.bench.usage import cpu_seconds
 
 AHEAD_MESSAGES = 1_024
 AHEAD_BYTES = 4 * 1024 * 1024
@@ -37,9 +36,8 @@ HEAD = struct.Struct(">Qd")
 class Stream:
     """One label. A message begins with its number and the time at which it was sent."""
 
-    def __init__(self, channel: Channel, size: int, interval: float, share: int, watched: list[int]) -> None:
+    def __init__(self, channel: Channel, size: int, interval: float, share: int) -> None:
         self._channel = channel
-        self._watched = watched
         self._interval = interval
         self._pad = bytes(size - HEAD.size)
         self._ahead = max(2, min(AHEAD_MESSAGES, AHEAD_BYTES // size) // share)
@@ -49,7 +47,6 @@ class Stream:
         self.accepting: list[float] = []
         """Seconds from each send to its acceptance."""
         self.arrivals = Arrivals()
-        self._used_before: list[float] = []
 
     async def send_all(self, window: Window) -> None:
         await window.until_begin()
@@ -98,8 +95,6 @@ class Stream:
         most = 1 if self._interval else self._ack_every
         while True:
             received = await self._channel.receive_many(most)
-            if not arrivals.messages:
-                self._used_before = [cpu_seconds(pid) for pid in self._watched]
             for message in received:
                 data = message.data
                 number, sent_at = unpack(data)  # type: ignore[arg-type]
@@ -112,10 +107,6 @@ class Stream:
             if self._interval or unacknowledged >= self._ack_every:
                 await received[-1].ack()
                 unacknowledged = 0
-
-    def used(self) -> list[float]:
-        """Seconds that the watched processes have worked since the first arrival."""
-        return [cpu_seconds(pid) - before for pid, before in zip(self._watched, self._used_before, strict=True)]
 
     async def until_arrived(self, count: int) -> None:
         while self.arrivals.messages < count:
@@ -137,8 +128,7 @@ async def main(job: dict[str, Any]) -> None:
         async with at_most(PATIENCE, lambda: f"channels attached; {len(streams)} of {len(job['streams'])} are"):
             for each in job["streams"]:
                 channel = await attach(daemon, job, each)
-                sharing, watched = len(job["streams"]), job.get("watched", [])
-                streams.append(Stream(channel, each["size"], each["interval"], sharing, watched))
+                streams.append(Stream(channel, each["size"], each["interval"], len(job["streams"])))
         for each in streams if job["receive"] else []:
             group.create_task(each.receive_forever(), name="receive")
         say("ready")
@@ -164,8 +154,7 @@ async def obey(order: dict[str, Any], streams: list[Stream]) -> None:
         counts = order["counts"]
         async with at_most(within, lambda: f"{counts} arrived; {[each.arrivals.messages for each in streams]} have"):
             await asyncio.gather(*(each.until_arrived(count) for each, count in zip(streams, counts, strict=True)))
-        used = streams[0].used() if counts[0] else []
-        say("arrived", at=time.monotonic(), used=used, streams=[each.arrivals.result() for each in streams])
+        say("arrived", streams=[each.arrivals.result() for each in streams])
     else:
         raise ValueError(f"unknown order {what!r}")
 

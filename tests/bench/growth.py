@@ -40,7 +40,7 @@ def patience(count: int) -> float:
 async def queued(stage: Stage, report: Report, engine: str, depth: int) -> None:
     """Queue `depth` messages for a peer that is away, accept some more, let the peer come and take everything.
 
-    The signalling server is away until the receiving program is attached, which sees all of them cross the link.
+    The signalling server is away until the receiving program is attached. Draining begins when the link stands.
     """
     pair = Daemons(stage, engine, "disk", UNLIMITED)
     await pair.start()
@@ -61,19 +61,21 @@ async def queued(stage: Stage, report: Report, engine: str, depth: int) -> None:
     report.add(work, "µs", 1e6 * (cpu_seconds(sending) - used) / MORE, **conditions)
 
     await pair.home.start()
-    other = await pair.at_home(flow, watched=list(pair.pids.values()))
+    other = await pair.at_home(flow)
     await other.hear("ready")
     await stage.rendezvous.start()
     count = depth + MORE
     other.tell(do="arrived", counts=[count], within=within)
     async with pair.visitor.client() as client:
+        before = {process: cpu_seconds(pid) for process, pid in pair.pids.items()}
         await client.call("reconnect", {"target": CONNECTION})
-    arrived = await other.hear("arrived", within + PATIENCE)
-    seconds = arrived["at"] - arrived["streams"][0]["begun"]
+        await client.wait(CONNECTION, "connected", PATIENCE)
+        begun = time.monotonic()
+    seconds = (await other.hear("arrived", within + PATIENCE))["streams"][0]["ended"] - begun
     report.add("draining", "s", seconds, **conditions)
     report.add("draining a message", "µs", 1e6 * seconds / count, **conditions)
-    for process, spent in zip(pair.pids, arrived["used"], strict=True):
-        work = "processor time of a drained message"
+    for process, pid in pair.pids.items():
+        spent, work = cpu_seconds(pid) - before[process], "processor time of a drained message"
         report.add(work, "µs", 1e6 * spent / count, process=process, **conditions)
     await one.stop()
     await other.stop()

@@ -213,9 +213,9 @@ class Daemons:
         """A program beside the daemon that made the connection, which sends and makes the labels."""
         return await self._worker(self.visitor, CONNECTION, flows, send=True, receive=receive)
 
-    async def at_home(self, flows: list[Flow], *, send: bool = False, watched: list[int] | None = None) -> Worker:
+    async def at_home(self, flows: list[Flow], *, send: bool = False) -> Worker:
         """A program beside the daemon that has the service, which receives."""
-        return await self._worker(self.home, self.far, flows, send=send, receive=True, watched=watched or [])
+        return await self._worker(self.home, self.far, flows, send=send, receive=True)
 
     async def _worker(self, daemon: Daemon, target: str, flows: list[Flow], **ways: Any) -> Worker:
         job = {"socket": str(daemon.socket), "target": target, "streams": [asdict(each) for each in flows], **ways}

@@ -107,7 +107,7 @@ class Arrivals:
             "bytes_per_second": self._rate(),
             "total": self.total,
             "messages": self.messages,
-            "begun": self.begun,
+            "ended": self.ended,
             **percentiles(self.delays),
         }
 
