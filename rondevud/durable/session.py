@@ -164,6 +164,7 @@ class DurableSession:
         self._next_key = 1
         self._unframed = Unframed(self)
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = 0.0
         self._flush_due = False
         self._stopped = False
         self._unlinked: asyncio.Future[None] | None = None
@@ -474,13 +475,16 @@ class DurableSession:
             self._environment.budget.wait(self.schedule_flush)
 
     def _set_timer(self) -> None:
+        """See that `_tick` is called when it is due, or before: each message defers the next heartbeat."""
+        due = None if self._stopped else self.machine.next_wakeup()
         if self._timer is not None:
+            if due is not None and self._timer_due <= due:
+                return
             self._timer.cancel()
             self._timer = None
-        due = self.machine.next_wakeup()
-        if due is not None and not self._stopped:
-            delay = max(0.0, due - self.now())
-            self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
+        if due is not None:
+            self._timer_due = due
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, due - self.now()), self._tick)
 
     def _tick(self) -> None:
         self._timer = None
