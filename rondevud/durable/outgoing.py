@@ -41,8 +41,9 @@ from rondevud.records import (
 )
 
 LOADED_MESSAGES = 16_384
-LOADED_BYTES = 1024 * 1024
-"""Bounds of what is kept in memory for sending; the rest stays in the store."""
+LOADED_BYTES = 4 * 1024 * 1024
+"""Bounds of what a channel keeps in memory for sending, as many bytes as a peer offers room for; the rest stays in the
+store. To read it back takes a sixth of all that is done for a message of 1 KiB."""
 
 READ_AHEAD = 8_192
 """Messages loaded below which the next page is asked for: many, so that reading comes to the end of the outbox, from where
@@ -431,7 +432,7 @@ class Outgoing:
             return None
         if size > frames.PACK:
             return self._start_large(head, size)
-        return self._pack(head.seq)
+        return self._pack(head.seq, size)
 
     def _sent(self, next_seq: int, size: int, messages: int) -> None:
         self._in_flight.append((next_seq, size, messages))
@@ -446,10 +447,15 @@ class Outgoing:
         self._sent(head.next, 0, 0)
         return frames.encode(frames.Skip(self.label, head.next, head.reason, head.messages))
 
-    def _pack(self, seq: int) -> bytes:
-        """As many of the loaded messages as one frame and the peer's room take; at least one."""
+    def _most(self, first: int) -> int:
+        """How many messages to look at for a frame whose first has that size: as fit if all have it, or the usual one."""
+        usual = self._loaded_bytes // len(self._loaded)
+        return min(PACK_MESSAGES, frames.PACK // max(1, min(first, usual)) + 1)
+
+    def _pack(self, seq: int, first: int) -> bytes:
+        """As many of the loaded messages as one frame and the peer's room take: at least one, whose size is `first`."""
         loaded, room = self._loaded, self._room - self.in_flight_bytes
-        heads: list[Any] = list(islice(loaded, PACK_MESSAGES))
+        heads: list[Any] = list(islice(loaded, self._most(first)))
         if set(map(type, heads)) != {OutMessage} or heads[-1].seq != seq + len(heads) - 1:
             together = zip(heads, count(seq), strict=False)
             heads = [head for head, _ in takewhile(lambda pair: _is_message(*pair), together)]
