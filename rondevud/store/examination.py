@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 from rondevud.ranges import Ranges
 from rondevud.records import PAGE_BYTES, PAGE_MESSAGES, Operation
 from rondevud.store.database import is_damage
-from rondevud.store.inbox_table import GAP
+from rondevud.store.inbox_rows import GAP
 from rondevud.store.pack_table import TABLES, Found, scan
 from rondevud.store.packs import InPack, OutPack, Pack, columns, contents, sizes
 from rondevud.store.rows import (

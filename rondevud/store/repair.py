@@ -19,7 +19,7 @@ from rondevud.failed import ReadFailed
 from rondevud.records import ChannelRecord, LoadDeclarations, LoadSessions, ReadIn, ReadOut
 from rondevud.store.base import Limits
 from rondevud.store.database import check_integrity, connect, failure, open_database
-from rondevud.store.inbox_table import GAP
+from rondevud.store.inbox_rows import GAP
 from rondevud.store.marks import Marks
 from rondevud.store.rows import LAST_SENT, ChannelRows, ProducerRows, intact, set_aside
 from rondevud.store.salvage import rebuild

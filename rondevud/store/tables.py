@@ -149,13 +149,13 @@ class SqlTables:
             records.MarkAttached: self._mark_attached,
             records.Put: self._outbox.put,
             records.Acknowledge: self._outbox.acknowledge,
-            records.Expire: self._outbox.expire,
+            records.Expire: self._outbox.expiry.expire,
             records.Trim: self._outbox.trim,
             records.Remove: self._outbox.remove,
-            records.ReadOut: self._outbox.read_out,
-            records.FindExpiry: self._outbox.find_expiry,
+            records.ReadOut: self._outbox.reader.read_out,
+            records.FindExpiry: self._outbox.expiry.find_expiry,
             records.Receive: self._inbox.receive,
-            records.ReadIn: self._inbox.read_in,
+            records.ReadIn: self._inbox.reader.read_in,
             records.AckIn: self._inbox.ack_in,
             records.TrimIn: self._inbox.trim_in,
             failed.CountTry: self._failed.count_try,
@@ -170,7 +170,7 @@ class SqlTables:
 
     def trust(self) -> None:
         """The indexes are new: what they do not lead to lacks."""
-        self._outbox.trusted = self._inbox.trusted = True
+        self._outbox.reader.trusted = self._inbox.reader.trusted = True
 
     def execute(self, operation: Operation[Result]) -> Result:
         """Carry out one operation."""
@@ -181,18 +181,18 @@ class SqlTables:
     def cut_packs(self, number: int) -> None:
         """Afterwards no pack of a channel is partly outside of what its queue holds."""
         state = self._channels.get(number)
-        self._outbox.packs.cut(number, state.base, state.record.next)
-        self._inbox.packs.cut(number, state.front, state.next_row)
+        self._outbox.rows.packs.cut(number, state.base, state.record.next)
+        self._inbox.rows.packs.cut(number, state.front, state.next_row)
 
     def moved(self) -> int:
         """Payload bytes written and read since the last `flush` or `clear`."""
-        return self._outbox.moved + self._inbox.moved
+        return self._outbox.rows.moved + self._inbox.rows.moved
 
     def flush(self) -> None:
         """Write what is kept in memory; nothing else is executed before the commit."""
         self._channels.flush()
         self._producers.flush()
-        self._outbox.moved = self._inbox.moved = 0
+        self._outbox.rows.moved = self._inbox.rows.moved = 0
 
     def committed(self) -> None:
         """Leave marks of what has been committed."""
@@ -209,7 +209,7 @@ class SqlTables:
         self._producers.clear()
         self._outbox.clear()
         self._inbox.clear()
-        self._outbox.moved = self._inbox.moved = 0
+        self._outbox.rows.moved = self._inbox.rows.moved = 0
         self._has_garbage = True
 
     # --- sessions and declarations ---------------------------------------------------------------------------------
