@@ -126,8 +126,8 @@ class InboxTable:
         packs, _ = self.rows.packs.some_heads(channel.record.id, channel.front, channel.next_row, most)
         record = channel.record
         rows = self._connection.execute(
-            "SELECT row, length(payload) FROM inbox WHERE channel = ? AND row >= ? ORDER BY row LIMIT ?",
-            (record.id, channel.front, most),
+            "SELECT row, length(payload) FROM inbox WHERE channel = ? AND row >= ? AND row < ? ORDER BY row LIMIT ?",
+            (record.id, channel.front, channel.next_row, most),
         ).fetchall()
         packed = (pair for pack in packs for pair in zip(itertools.count(pack.row), sizes_of(pack), strict=False))
         oldest = islice((pair for pair in merge(rows, packed) if pair[0] >= channel.front), most)

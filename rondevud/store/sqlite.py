@@ -517,9 +517,15 @@ class SqliteStore:
                 break
         size = self._upkeep.log_size()
         if size > TRUNCATING_CHECKPOINT:
-            self._upkeep.checkpoint("TRUNCATE")
+            self._checkpoint("TRUNCATE")
         elif size > IDLE_CHECKPOINT:
             if self._upkeep.log_reaches(IDLE_CHECKPOINT if self._idle() else BUSY_CHECKPOINT):
-                self._upkeep.checkpoint("PASSIVE")
+                self._checkpoint("PASSIVE")
         elif self._commits % RESERVING_COMMITS == 0 and self._idle():
             self._upkeep.reserve_log()
+
+    def _checkpoint(self, mode: str) -> None:
+        """Bring the log into the file. Where it belongs to another one, which may show here alone, make one file of both."""
+        error = self._upkeep.checkpoint(mode)
+        if error is not None and is_damage(error) and not self._rebuilt:
+            self._rebuild()

@@ -136,13 +136,13 @@ class Upkeep:
         except OSError as error:
             logger.debug("the log gets no room beforehand: %s", error)
 
-    def checkpoint(self, mode: str) -> None:
-        """Bring the log into the file; a failure is logged, and tried again after `CHECKPOINT_RETRY`.
+    def checkpoint(self, mode: str) -> sqlite3.Error | None:
+        """Bring the log into the file; a failure is logged, answered, and tried again after `CHECKPOINT_RETRY`.
 
         A reader (a backup) that keeps the log from being cut is not waited for: commits go on meanwhile.
         """
         if time.monotonic() < self._next_checkpoint:
-            return
+            return None
         self._live()
         try:
             failpoints.hit("checkpoint.before")
@@ -151,9 +151,10 @@ class Upkeep:
         except sqlite3.Error as error:
             self._next_checkpoint = time.monotonic() + CHECKPOINT_RETRY
             logger.warning("the checkpoint failed, the log grows: %s", error)
-        else:
-            if busy:
-                self._next_checkpoint = time.monotonic() + CHECKPOINT_RETRY
+            return error
+        if busy:
+            self._next_checkpoint = time.monotonic() + CHECKPOINT_RETRY
+        return None
 
     def _checkpoint_now(self, mode: str) -> bool:
         """Whether a reader kept it from being finished."""

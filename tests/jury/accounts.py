@@ -11,6 +11,9 @@ from typing import Any
 from tests.jury.checker import Dump, Finding, Side, read
 
 REMOVED = ("expired", "overflow", "purged", "too_large", "damaged", "lost")
+OWN_BOOKS = "the rest is"
+"""What findings about one store alone say."""
+
 REMOVED_IN = ("purged_in", "overflow_in", "damaged_in")
 
 
@@ -39,11 +42,11 @@ def _judge_store(store: Mapping[str, Any] | None) -> Iterator[str]:
     removed = sum(books[word] for word in REMOVED)
     out = books["acknowledged"] + removed + len(store["outbox"])
     if books["accepted"] != out:
-        yield f"{books['accepted']} accepted, {books['acknowledged']} acknowledged + {removed} removed + the rest is {out}"
+        yield f"{books['accepted']} accepted, {books['acknowledged']} acknowledged + {removed} removed + {OWN_BOOKS} {out}"
     removed = sum(books[word] for word in REMOVED_IN)
     in_ = books["taken"] + removed + len(store["failed"]) + len(store["inbox"])
     if books["received"] != in_:
-        yield f"{books['received']} received, {books['taken']} taken + {removed} removed + the rest is {in_}"
+        yield f"{books['received']} received, {books['taken']} taken + {removed} removed + {OWN_BOOKS} {in_}"
 
 
 def _judge_sender(sender: Side, store: Mapping[str, Any] | None) -> Iterator[str]:

@@ -20,12 +20,13 @@ from rondevud.records import (
     ReadOut,
     Reason,
     Receive,
+    TrimIn,
 )
 from rondevud.store.database import check_integrity, connect
 from rondevud.store.examination import KINDS, Examination
 from rondevud.store.repair import repair
 from rondevud.store.sqlite import SqliteStore
-from tests.unit.store.kit import NOW, PEER, make_channel
+from tests.unit.store.kit import NOW, PEER, make_channel, receive_singly
 
 FLIPS = int(os.environ.get("RONDEVUD_STORE_FLIPS", "120"))
 """How many files with one flipped bit are tried; a long run asks for more."""
@@ -134,3 +135,17 @@ async def test_after_a_repair_every_queue_answers_and_at_most_one_table_has_lost
         finally:
             await store.close()
     assert kept > 0.9 * 4 * COUNT * FLIPS
+
+
+async def test_a_row_whose_number_is_none_any_more_does_not_keep_others_from_being_trimmed(tmp_path):
+    path = tmp_path / "store.sqlite3"
+    store = await SqliteStore.open(path)
+    channel = await make_channel(store)
+    await receive_singly(store, channel, *(OutMessage(number, text(number)) for number in range(1, 5)))
+    await store.close()
+    with contextlib.closing(connect(path)) as connection:
+        connection.execute("UPDATE inbox SET row = x'02' WHERE row = 2")
+    store = await SqliteStore.open(path)
+    trimmed = await store.execute(TrimIn(channel, 1, None))
+    assert (trimmed.next, trimmed.more) == (5, False)
+    await store.close()

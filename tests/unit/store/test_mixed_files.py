@@ -227,3 +227,35 @@ async def test_a_file_that_is_refused_with_its_log_goes_on_without_it(copies, tm
         assert "what was stored last is missing" in caplog.text
     finally:
         await store.close()
+
+
+async def test_a_log_that_cannot_be_brought_into_its_file_makes_a_new_file_of_both(tmp_path, monkeypatch, caplog):
+    """SQLite writes no page so far behind the end of a file that the log cannot have made it so long."""
+    for limit in ("IDLE_CHECKPOINT", "BUSY_CHECKPOINT"):
+        monkeypatch.setattr(sqlite, limit, 0)
+    path = tmp_path / "store.sqlite3"
+    log = path.with_name(f"{path.name}-wal")
+    store = await SqliteStore.open(path)
+    channel = await make_channel(store)
+    await store.close()
+    small = path.read_bytes()
+    store = await SqliteStore.open(path)
+    await store.execute(Put(channel, (bytes(1_000_000),), NOW))
+    await store.close()
+    store = await SqliteStore.open(path)
+    await store.execute(Put(channel, ("two",), NOW))
+    late = log.read_bytes()
+    await store.close()
+    assert len(late) + 70_000 < path.stat().st_size - len(small)
+
+    path.write_bytes(small)
+    log.write_bytes(late)
+    store = await SqliteStore.open(path)
+    await store.execute(Put(channel, ("three",), NOW))
+    await store.execute(Put(channel, ("four",), NOW))  # behind the checkpoint that fails
+    assert "the damaged one is" in caplog.text
+    page = await store.execute(ReadOut(channel, 2))
+    assert [item.payload for item in page.items] == ["two", "three", "four"]
+    await store.close()
+    assert len(list(tmp_path.glob("*.damaged-*-wal"))) == 1
+    assert not log.exists()
