@@ -236,11 +236,13 @@ def _bind_in_advance(host: str, port: int) -> socket.socket:
 
 
 class _ServerLogger(logging.LoggerAdapter[logging.Logger]):
-    """What aiohttp has to say. A request that is no HTTP is no error of ours, and any stranger can send one."""
+    """What aiohttp has to say. A request that is no HTTP is no error of ours, nor one whose sender has gone meanwhile."""
 
     def exception(self, msg: object, *args: object, exc_info: Any = True, **more: Any) -> None:
         if isinstance(exc_info, HttpProcessingError):
             self.debug("signalling server: a request that is no HTTP: %r", exc_info.message)
+        elif isinstance(exc_info, ConnectionResetError):
+            self.debug("signalling server: nobody waits for the answer any more: %s", exc_info)
         else:
             super().exception(msg, *args, exc_info=exc_info, **more)
 

@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from rondevud.rendezvous.app import RunningServer, Settings, start
+from rondevud.rendezvous.app import RunningServer, Settings, _ServerLogger, start
 from rondevud.rendezvous.records import Username
 from rondevud.rendezvous.storage import SqliteStorage
 
@@ -202,3 +202,14 @@ async def test_what_is_no_http_is_no_error_in_the_log(said: bytes, caplog: pytes
             await asyncio.wait_for(reader.read(), 30)
         writer.close()
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+@pytest.mark.parametrize(
+    ("error", "levels"),
+    [(aiohttp.ClientConnectionResetError("closing"), ["DEBUG"]), (RuntimeError("ours"), ["ERROR"])],
+)
+def test_that_a_client_has_gone_is_no_error_of_the_server(caplog, error, levels) -> None:
+    """aiohttp tells of it where it answers ``Expect: 100-continue``."""
+    caplog.set_level(logging.DEBUG)
+    _ServerLogger(logging.getLogger("test")).exception("Error handling request from %s", "127.0.0.1", exc_info=error)
+    assert [record.levelname for record in caplog.records] == levels
