@@ -186,9 +186,9 @@ class Daemons:
 
     def declare(self, service: str = "polling_interval = 0.2\n") -> None:
         """Make both daemons without starting them; `service` is more of the service's configuration."""
-        channels, limits = "max_channels = 10000\n", "max_connections = 10000\nmax_sessions = 10000\n"
-        self.home = self.daemon("h", f"[[service]]\n{self.target}{channels}{limits}{service}")
-        self.visitor = self.daemon("v", f'[[connection]]\nname = "{CONNECTION}"\n{self.target}{channels}')
+        limits = "max_channels = 10000\nmax_connections = 10000\nmax_sessions = 10000\n"
+        self.home = self.daemon("h", f"[[service]]\n{self.target}{limits}{service}")
+        self.visitor = self.daemon("v", f'[[connection]]\nname = "{CONNECTION}"\n{self.target}')
 
     async def start(self) -> None:
         self.declare()

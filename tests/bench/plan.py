@@ -8,6 +8,8 @@ import sys
 import time
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 from tests.acceptance.processes import Stage
@@ -92,9 +94,13 @@ async def carry_out(plan: Plan, report: Report, directory: Path) -> None:
         for name in brokers.usable():
             async with begin(f"throughput, {name}, round {number}", plan.patience(len(brokers.SIZES))) as stage:
                 await brokers.measure(stage, report, name, plan.timing)
-    for engine in plan.engines if "throughput" in plan.parts and plan.others else ():
-        async with begin(f"more labels and directions, {engine}", plan.patience(len(plan.others))) as stage:
-            await throughput.measure(stage, report, engine, plan.others, plan.durabilities, plan.timing)
+    for engine in plan.engines if "throughput" in plan.parts else ():
+        # Daemons of their own for each, since a connection has 64 channels at most.
+        for (labels, directions), group in groupby(plan.others, attrgetter("labels", "directions")):
+            shapes = list(group)
+            what = f"{labels} labels, {directions} directions, {engine}"
+            async with begin(what, plan.patience(len(shapes))) as stage:
+                await throughput.measure(stage, report, engine, shapes, plan.durabilities, plan.timing)
     for number in range(1, plan.repeat + 1) if "latency" in plan.parts else ():
         for engine in plan.engines:
             async with begin(f"delays, {engine}, round {number}", plan.patience(2)) as stage:
