@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from rondevud.durable import frames
 from rondevud.durable.outgoing import Outgoing
 from rondevud.records import ChannelRecord, Durability, PutResult
@@ -40,3 +42,24 @@ def test_half_a_message_is_not_handed_over_when_its_link_is_lost():
 def test_after_a_start_only_what_is_acknowledged_counts_as_handed_over():
     record = ChannelRecord(1, "conn-1", "main", Durability.DISK, epoch=EPOCH, next=9, acked=4, peer_epoch=PEER)
     assert Outgoing(record, 1).handed == 4
+
+
+@pytest.mark.parametrize(
+    ("sizes", "packed"),
+    [
+        ([64] * 600, [frames.PACK // (64 + 5)] * 2),
+        ([8_000] + [64] * 200, [1 + (frames.PACK - 8_000) // (64 + 5), 200 - (frames.PACK - 8_000) // (64 + 5)]),
+        ([64] * 100 + [8_000] * 3, [101, 2]),
+        ([0] * 1_000, [512, 488]),
+        ([frames.PACK] * 3, [1, 1, 1]),
+    ],
+)
+def test_a_frame_takes_as_many_messages_as_it_has_room_for(sizes, packed):
+    out = open_channel()
+    out._loaded_next = 1
+    put(out, *("x" * size for size in sizes))
+    taken = []
+    while (data := out.frame()) is not None:
+        taken.append(len(frames.decode(data).payloads))
+    assert taken[: len(packed)] == packed
+    assert sum(taken) == len(sizes)
