@@ -26,12 +26,6 @@ class Rows(Generic[Row]):
         self._keys: list[int] = []
         self._head = 0  # all keys before it are deleted
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __contains__(self, key: int) -> bool:
-        return key in self._rows
-
     def get(self, key: int) -> Row | None:
         return self._rows.get(key)
 

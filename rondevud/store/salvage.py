@@ -73,15 +73,18 @@ def rebuild(
     the disk the old one stays; it gets the second name `keep`. `live` is called now and then.
     """
     fresh = path.with_name(f"{path.name}.rebuilt")
-    for suffix in ("", "-wal", "-shm"):
-        fresh.with_name(fresh.name + suffix).unlink(missing_ok=True)
+    _remove(fresh)
     # A page with one bad cell must not hide the others.
     connection.execute("PRAGMA cell_size_check = OFF")
-    with contextlib.closing(connect(fresh)) as target:
-        target.execute("PRAGMA journal_mode = OFF")  # a copy that was cut short is thrown away
-        target.execute("PRAGMA synchronous = OFF")
-        lost = _Salvage(connection, target, live).copy()
-    sync(fresh)
+    try:
+        with contextlib.closing(connect(fresh)) as target:
+            target.execute("PRAGMA journal_mode = OFF")  # a copy that was cut short is thrown away
+            target.execute("PRAGMA synchronous = OFF")
+            lost = _Salvage(connection, target, live).copy()
+        sync(fresh)
+    except BaseException:
+        _remove(fresh)  # it may be what has filled the disk
+        raise
     logged = _end_log(connection)  # a log of the old file must not be there for the new one
     if keep is not None:
         os.link(path, keep)
@@ -91,6 +94,11 @@ def rebuild(
     connection.close()
     sync(path.parent)
     return lost
+
+
+def _remove(path: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def _end_log(connection: sqlite3.Connection) -> bool:

@@ -6,12 +6,14 @@ reading, and the store must go on: what it has lost is for the links to tell.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import random
 import sqlite3
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -31,7 +33,7 @@ from rondevud.records import (
     Reason,
     Receive,
 )
-from rondevud.store import sqlite
+from rondevud.store import salvage, sqlite
 from rondevud.store.database import damage
 from rondevud.store.sqlite import SqliteStore
 from tests.unit.store.kit import NOW, PEER, make_channel
@@ -229,12 +231,16 @@ async def test_a_file_that_is_refused_with_its_log_goes_on_without_it(copies, tm
         await store.close()
 
 
-async def test_a_log_that_cannot_be_brought_into_its_file_makes_a_new_file_of_both(tmp_path, monkeypatch, caplog):
-    """SQLite writes no page so far behind the end of a file that the log cannot have made it so long."""
+@pytest.fixture
+async def too_short(tmp_path, monkeypatch) -> Path:
+    """A file and a later log that cannot have made it as long as it says: SQLite refuses every checkpoint.
+
+    The first message is in neither, the second one in the log.
+    """
     for limit in ("IDLE_CHECKPOINT", "BUSY_CHECKPOINT"):
         monkeypatch.setattr(sqlite, limit, 0)
-    path = tmp_path / "store.sqlite3"
-    log = path.with_name(f"{path.name}-wal")
+    path = tmp_path / "short" / "store.sqlite3"
+    path.parent.mkdir()
     store = await SqliteStore.open(path)
     channel = await make_channel(store)
     await store.close()
@@ -244,18 +250,48 @@ async def test_a_log_that_cannot_be_brought_into_its_file_makes_a_new_file_of_bo
     await store.close()
     store = await SqliteStore.open(path)
     await store.execute(Put(channel, ("two",), NOW))
-    late = log.read_bytes()
+    late = log_of(path).read_bytes()
     await store.close()
     assert len(late) + 70_000 < path.stat().st_size - len(small)
-
     path.write_bytes(small)
-    log.write_bytes(late)
+    log_of(path).write_bytes(late)
+    return path
+
+
+def log_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}-wal")
+
+
+async def put_three_and_four(path: Path) -> SqliteStore:
     store = await SqliteStore.open(path)
-    await store.execute(Put(channel, ("three",), NOW))
-    await store.execute(Put(channel, ("four",), NOW))  # behind the checkpoint that fails
+    await store.execute(Put(1, ("three",), NOW))
+    await store.execute(Put(1, ("four",), NOW))  # behind the checkpoint that fails
+    return store
+
+
+async def test_a_log_that_cannot_be_brought_into_its_file_makes_a_new_file_of_both(too_short, caplog):
+    store = await put_three_and_four(too_short)
     assert "the damaged one is" in caplog.text
-    page = await store.execute(ReadOut(channel, 2))
+    page = await store.execute(ReadOut(1, 2))
     assert [item.payload for item in page.items] == ["two", "three", "four"]
     await store.close()
-    assert len(list(tmp_path.glob("*.damaged-*-wal"))) == 1
-    assert not log.exists()
+    assert len(list(too_short.parent.glob("*.damaged-*-wal"))) == 1
+    assert not log_of(too_short).exists()
+
+
+async def test_without_room_for_a_new_file_nothing_of_it_stays_and_the_old_one_is_used_on(
+    too_short, monkeypatch, caplog
+):
+    def fail(_salvage):
+        assert list(too_short.parent.glob("*.rebuilt"))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(salvage._Salvage, "_keep_numbers_apart", fail)
+    store = await put_three_and_four(too_short)
+    assert "cannot be copied into a new file" in caplog.text
+    assert not list(too_short.parent.glob("*.rebuilt*"))
+    assert (await store.execute(Put(1, ("five",), NOW))).first == 5
+    await store.close()
+    store = await SqliteStore.open(too_short)
+    assert [item.payload for item in (await store.execute(ReadOut(1, 2))).items] == ["two", "three", "four", "five"]
+    await store.close()
