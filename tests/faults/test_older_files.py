@@ -1,7 +1,7 @@
 """Somebody removes a database's log, or puts an older one or an older database beside the other.
 
 Then messages can be lost or come twice, for what was accepted or received is not in the store any more; but nothing wrong
-comes, both programs are told of a gap, and everything goes on.
+comes, both programs are told of a gap (but where producers alone went back), and everything goes on.
 """
 
 from __future__ import annotations
